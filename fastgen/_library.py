@@ -1,0 +1,98 @@
+"""Loading: defines the raw ops, gives each its reference and fake, and loads the compiled libraries over them.
+
+A library that fails to load is a line in :data:`FAILURES` (and so in ``fastgen doctor``), never an import error: the
+reference answers in its place.
+"""
+
+import importlib
+import os
+import warnings
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+from . import _schema
+
+LIBRARY_DIR = Path(__file__).parent / "lib"
+CUDA_NAMESPACE = f"{_schema.NAMESPACE}_cuda"  # the CUDA C++ kernels stand beside the Triton ones, not over them
+
+FAILURES: dict[str, str] = {}  # library or variant -> why it is not in use
+ISA: str | None = None  # the CPU variant in use, None where only the reference is there
+ISA_REASON = "nothing loaded yet"
+CUDA_LOADED = False
+
+_libraries: list[torch.library.Library] = []  # an op lives as long as the Library that defined it
+
+
+def family(op: str) -> str:
+    """The op family of a raw op: ``group_norm`` for ``group_norm_fwd``. It names the file in every room."""
+    return op.removesuffix("_fwd").removesuffix("_bwd")
+
+
+def families() -> list[str]:
+    """All op families, in the order of the schema."""
+    return list(dict.fromkeys(family(op) for op in _schema.SCHEMAS))
+
+
+def reference(op: str) -> ModuleType:
+    """The module of :mod:`fastgen.reference` that defines ``op``."""
+    return importlib.import_module(f"fastgen.reference.{family(op)}")
+
+
+def define() -> None:
+    """Define every raw op with its reference (used where no kernel is loaded) and its fake."""
+    ops = torch.library.Library(_schema.NAMESPACE, "DEF")
+    cuda = torch.library.Library(CUDA_NAMESPACE, "DEF")
+    _libraries.extend((ops, cuda))
+    for op, schema in _schema.SCHEMAS.items():
+        ops.define(op + schema, tags=(torch.Tag.pt2_compliant_tag,))
+        cuda.define(op + schema)
+        module = reference(op)
+        ops.impl(op, getattr(module, op), "CompositeExplicitAutograd")
+        torch.library.register_fake(f"{_schema.NAMESPACE}::{op}", getattr(module, f"{op}_fake"), lib=ops)
+
+
+def load() -> None:
+    """Load the best CPU variant of this machine, or the one that ``FASTGEN_ISA`` names, and the CUDA library if built."""
+    global ISA, ISA_REASON, CUDA_LOADED
+    try:
+        from . import _cpu
+    except ImportError as error:
+        FAILURES["cpu"] = f"the compiled extension is not installed: {error}"
+        ISA_REASON = FAILURES["cpu"]
+        return
+    ISA, ISA_REASON = _load_cpu(_cpu)
+    cuda = LIBRARY_DIR / "libfastgen_cuda.so"
+    if not cuda.exists():
+        FAILURES["cuda"] = "the CUDA library was not built (FASTGEN_CUDA=1 at build time, with nvcc on PATH, builds it)"
+        return
+    CUDA_LOADED = _try_load("cuda", cuda)
+
+
+def _load_cpu(cpu: ModuleType) -> tuple[str | None, str]:
+    if os.environ.get("FASTGEN_ISA") == "reference":
+        return None, "FASTGEN_ISA=reference"
+    supported: list[str] = cpu.supported_isas()  # best first
+    wanted = os.environ.get("FASTGEN_ISA")
+    if wanted is not None and wanted not in supported:
+        known = ", ".join(cpu.known_isas())
+        FAILURES[wanted] = f"FASTGEN_ISA={wanted}: this CPU cannot run it, or it is none of {known}"
+        warnings.warn(f"fastgen: {FAILURES[wanted]}; taking the best of {', '.join(supported)}", stacklevel=2)
+        wanted = None
+    for isa in [wanted] if wanted else supported:
+        path = LIBRARY_DIR / f"libfastgen_{isa}.so"
+        if not path.exists():
+            FAILURES[isa] = f"not built: {path.name} is not there"
+        elif _try_load(isa, path):
+            return isa, f"FASTGEN_ISA={wanted}" if wanted else "the best this CPU runs among those built"
+    return None, "no CPU variant could be loaded"
+
+
+def _try_load(name: str, path: Path) -> bool:
+    try:
+        torch.ops.load_library(path)
+    except OSError as error:
+        FAILURES[name] = str(error)
+        return False
+    return True

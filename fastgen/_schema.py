@@ -1,0 +1,23 @@
+"""Every raw op of fastgen, one line each: the library's table of contents.
+
+Raw ops have fixed arity and no autograd; ``fastgen.ops`` is the differentiable surface over them. Schemas live in Python, so
+that the ops exist (for export, Triton and the reference) on a machine without the compiled libraries too.
+"""
+
+NAMESPACE = "fastgen"
+
+# `activation` is an index into this tuple: an int crosses the dispatcher for nothing, a string does not.
+ACTIVATIONS: tuple[str | None, ...] = (None, "silu")
+
+# fmt: off
+SCHEMAS: dict[str, str] = {
+    # y = act(norm(input + channel_bias) * (1 + scale) + shift); returns (output, mean [N, G], rstd [N, G])
+    "group_norm_fwd": "(Tensor input, int num_groups, Tensor? weight, Tensor? bias, Tensor? channel_bias, Tensor? scale, Tensor? shift, float eps, int activation) -> (Tensor, Tensor, Tensor)",
+    # returns the gradients of (input, weight [C], bias [C], channel_bias [N, C], scale [N, C], shift [N, C])
+    "group_norm_bwd": "(Tensor grad_output, Tensor input, Tensor mean, Tensor rstd, int num_groups, Tensor? weight, Tensor? bias, Tensor? channel_bias, Tensor? scale, Tensor? shift, int activation) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    # row `step` of a coefficient table applied to a sample; returns (x_next, second output or an empty tensor)
+    "sampler_step_fwd": "(Tensor sample, Tensor model_output, Tensor table, int step, Tensor? uncond, Tensor[] history, Tensor? noise, Tensor? seeds, Tensor? variance, Tensor? mask, Tensor? known, Tensor? known_noise, bool return_prediction) -> (Tensor, Tensor)",
+    # standard normals of Philox4x32-10, key = seeds[n], counter = (element, step); returns [N, *] in float32
+    "philox_normal": "(Tensor seeds, int[] shape, int step) -> Tensor",
+}
+# fmt: on

@@ -1,0 +1,150 @@
+"""`group_norm`: group normalization with everything a U-Net puts around it, in one pass over memory."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _dispatch
+from .._schema import ACTIVATIONS
+from ._check import fail, shape_of
+
+_ACTIVATION_CODE = {name: code for code, name in enumerate(ACTIVATIONS)}
+
+
+def group_norm(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    channel_bias: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    activation: str | None = None,
+) -> Tensor:
+    r"""Group normalization, fused with the bias before it and the modulation and activation after it.
+
+    .. math:: y = act\big(\mathrm{GN}(input + channel\_bias) \cdot (1 + scale) + shift\big)
+
+    where GN subtracts the mean of each of ``num_groups`` groups of channels, divides by the square root of its (biased)
+    variance plus ``eps``, multiplies by ``weight`` and adds ``bias``.
+
+    Args:
+        input: [N, C, *spatial] with 0 to 3 spatial dimensions, any strides; float64, float32, bfloat16 or float16.
+        num_groups: divides C.
+        weight, bias: [C].
+        eps: added to the variance.
+        channel_bias: [N, C], added to the input before the statistics (the time embedding of a ResBlock).
+        scale, shift: [N, C], applied after the norm (adaptive group normalization).
+        activation: None or ``"silu"``.
+
+    The small tensors may have any of the four dtypes; statistics and arithmetic are in float32 (float64 for float64 input).
+    Under CUDA autocast the input is taken to float32, as ``torch.nn.functional.group_norm`` does; under CPU autocast it stays.
+
+    Returns:
+        A tensor of the shape and dtype of ``input``, channels-last if ``input`` is, else contiguous. Differentiable once in
+        every tensor argument.
+
+    Raises:
+        TypeError: an argument is no tensor, or not of a floating-point dtype.
+        ValueError: a shape does not fit, ``num_groups`` does not divide C, or ``activation`` is not known.
+
+    Sources: Wu and He 2018 (group normalization); Dhariwal and Nichol 2021, section 4 (scale and shift).
+    """
+    activation_code = _ACTIVATION_CODE.get(activation)
+    if activation_code is None:
+        raise ValueError(f"group_norm: activation must be one of {ACTIVATIONS}, got {activation!r}")
+    _check_input(input, num_groups)
+    n, c = input.shape[:2]
+    if weight is not None:
+        _check_param("weight", weight, (c,), input)
+    if bias is not None:
+        _check_param("bias", bias, (c,), input)
+    if channel_bias is not None:
+        _check_param("channel_bias", channel_bias, (n, c), input)
+    if scale is not None:
+        _check_param("scale", scale, (n, c), input)
+    if shift is not None:
+        _check_param("shift", shift, (n, c), input)
+
+    if input.is_cuda and torch.is_autocast_enabled("cuda"):
+        input = input.float()
+    if input.dtype not in _dispatch.KERNEL_DTYPES:
+        _dispatch.warn_fallback("group_norm", (f"no kernel takes {input.dtype}",))
+        wide = group_norm(
+            input.float(), num_groups, weight, bias, eps,
+            channel_bias=channel_bias, scale=scale, shift=shift, activation=activation,
+        )  # fmt: skip
+        return wide.to(input.dtype)
+
+    tensors = (weight, bias, channel_bias, scale, shift)
+    if _dispatch.needs_grad(input, *tensors):
+        return _GroupNorm.apply(input, num_groups, *tensors, eps, activation_code)[0]
+    return torch.ops.fastgen.group_norm_fwd.default(input, num_groups, *tensors, eps, activation_code)[0]
+
+
+def _check_input(input: Tensor, num_groups: int) -> None:
+    if not isinstance(input, Tensor):
+        raise TypeError(f"group_norm: input must be a tensor, got {type(input).__name__}")
+    if not input.dtype.is_floating_point:
+        raise TypeError(f"group_norm: input must have a floating-point dtype, got {input.dtype}")
+    dim = input.dim()
+    if dim < 2 or dim > 5:
+        fail("group_norm", f"input must be [N, C, *spatial] with 0 to 3 spatial dimensions, got {shape_of(input)}")
+    if num_groups < 1 or input.shape[1] % num_groups != 0:
+        fail(
+            "group_norm",
+            f"num_groups must divide channels, got num_groups={num_groups} and input of {shape_of(input)}",
+        )
+
+
+def _check_param(name: str, param: Tensor, shape: tuple[int, ...], input: Tensor) -> None:
+    if not isinstance(param, Tensor):
+        raise TypeError(f"group_norm: {name} must be a tensor or None, got {type(param).__name__}")
+    if not param.dtype.is_floating_point:
+        raise TypeError(f"group_norm: {name} must have a floating-point dtype, got {param.dtype}")
+    if param.shape != shape:
+        fail(
+            "group_norm", f"{name} must have shape {shape}, got {shape_of(param)} with input of {shape_of(input)}"
+        )
+    if param.device != input.device:
+        fail("group_norm", f"{name} must be on the device of input ({input.device}), got {param.device}")
+
+
+class _GroupNorm(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        input: Tensor,
+        num_groups: int,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        channel_bias: Tensor | None,
+        scale: Tensor | None,
+        shift: Tensor | None,
+        eps: float,
+        activation: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return torch.ops.fastgen.group_norm_fwd.default(
+            input, num_groups, weight, bias, channel_bias, scale, shift, eps, activation
+        )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        input, ctx.num_groups, weight, bias, channel_bias, scale, shift, _, ctx.activation = inputs
+        _, mean, rstd = output
+        ctx.mark_non_differentiable(mean, rstd)
+        ctx.save_for_backward(input, mean, rstd, weight, bias, channel_bias, scale, shift)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_output: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        input, mean, rstd, *params = ctx.saved_tensors
+        grads = torch.ops.fastgen.group_norm_bwd.default(
+            grad_output, input, mean, rstd, ctx.num_groups, *params, ctx.activation
+        )
+        params_grads = [None if p is None else g.to(p.dtype) for p, g in zip(params, grads[1:], strict=True)]
+        return grads[0], None, *params_grads, None, None

@@ -1,0 +1,29 @@
+"""The one rule for the memory layout of an output, used by references and fakes; `csrc/common/tensor.h` says the same in C++."""
+
+import torch
+from torch import Tensor
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """True if ``x`` [N, C, *spatial] stores its channels innermost, and is not plainly contiguous too."""
+    return x.dim() >= 3 and x.shape[1] > 1 and x.stride(1) == 1 and not x.is_contiguous()
+
+
+def output_strides(x: Tensor) -> list[int]:
+    """Dense strides for an output of the shape of ``x`` that keeps its layout: channels-last, or else contiguous."""
+    order = [0, *range(2, x.dim()), 1] if is_channels_last(x) else list(range(x.dim()))  # slowest to fastest
+    strides, step = [0] * x.dim(), 1
+    for dim in reversed(order):
+        strides[dim] = step
+        step = step * max(x.shape[dim], 1)
+    return strides
+
+
+def empty_like_layout(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """An uninitialised tensor of the shape of ``x`` in the layout of :func:`output_strides`."""
+    return torch.empty_strided(x.shape, output_strides(x), dtype=dtype or x.dtype, device=x.device)
+
+
+def opmath_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which sums and element arithmetic are carried out for tensors of ``dtype``."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
