@@ -1,0 +1,95 @@
+"""Checkpoints: safetensors files with string metadata, written so that a crash never leaves half a file."""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be used; the message begins with the file and says why."""
+
+
+def save_state(path: str | os.PathLike[str], state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors and metadata to a safetensors file, atomically.
+
+    Args:
+        path: the file; its folder is made where it is missing.
+        state: tensors by name, on any device; each is stored contiguous.
+        metadata: strings by name, kept in the header.
+
+    The bytes go to a temporary file beside ``path``, which is then renamed over it.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().contiguous() for name, tensor in state.items()}
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
+    try:
+        save_file(tensors, temporary, metadata={"format": "pt", **(metadata or {})})
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only their owner reads
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def load_state(
+    path: str | os.PathLike[str], device: torch.device | str = "cpu"
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a safetensors file.
+
+    Returns:
+        The tensors by name, on ``device``, and the metadata.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: the file is not safetensors, or is cut off.
+    """
+    _check_exists(path)
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: not a readable safetensors file: {error}") from error
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """The metadata of a safetensors file, without its tensors. Raises as :func:`load_state`."""
+    _check_exists(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: not a readable safetensors file: {error}") from error
+
+
+def json_metadata(path: str | os.PathLike[str], metadata: Mapping[str, str], key: str) -> dict[str, object]:
+    """The JSON object under ``key``. Raises CheckpointError where it is missing or is not a JSON object."""
+    if key not in metadata:
+        found = ", ".join(sorted(metadata)) or "none"
+        raise CheckpointError(f"{path}: no {key!r} in the metadata (found: {found}); was it saved by fastgen?")
+    try:
+        value = json.loads(metadata[key])
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path}: {key!r} in the metadata is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: {key!r} in the metadata must be a JSON object, got {type(value).__name__}")
+    return value
+
+
+def _check_exists(path: str | os.PathLike[str]) -> None:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such checkpoint file")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

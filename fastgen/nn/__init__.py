@@ -1,0 +1,18 @@
+"""Drop-in `torch.nn` modules over the ops, and the pieces of the models that are built from them."""
+
+from .attention import SpatialAttention
+from .embedding import TimestepEmbedding, timestep_embedding
+from .group_norm import GroupNorm, PlainGroupNorm
+from .resample import Downsample, Upsample
+from .resblock import ResBlock
+
+__all__ = [
+    "Downsample",
+    "GroupNorm",
+    "PlainGroupNorm",
+    "ResBlock",
+    "SpatialAttention",
+    "TimestepEmbedding",
+    "Upsample",
+    "timestep_embedding",
+]

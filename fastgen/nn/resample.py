@@ -1,0 +1,64 @@
+"""Halving and doubling the resolution of an image, with or without a convolution, as the U-Nets of diffusion models do."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Upsample(nn.Module):
+    """[N, C, H, W] -> [N, out_channels, 2H, 2W]: nearest neighbour, then a 3x3 convolution if ``use_conv``.
+
+    Args:
+        channels: C.
+        out_channels: C if None; another number needs ``use_conv``.
+        use_conv: whether the convolution follows.
+
+    Raises:
+        ValueError: ``out_channels`` differs from ``channels`` without ``use_conv``.
+    """
+
+    def __init__(self, channels: int, out_channels: int | None = None, *, use_conv: bool = True) -> None:
+        super().__init__()
+        self.channels = channels
+        self.out_channels = _out_channels("Upsample", channels, out_channels, use_conv)
+        self.conv = nn.Conv2d(channels, self.out_channels, 3, padding=1) if use_conv else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+        return x if self.conv is None else self.conv(x)
+
+    def extra_repr(self) -> str:
+        return f"{self.channels}, {self.out_channels}, use_conv={self.conv is not None}"
+
+
+class Downsample(nn.Module):
+    """[N, C, H, W] -> [N, out_channels, H/2, W/2]: a 3x3 convolution of stride 2 if ``use_conv``, else the mean of 2x2.
+
+    Args:
+        channels: C.
+        out_channels: C if None; another number needs ``use_conv``.
+        use_conv: convolution or mean.
+
+    Raises:
+        ValueError: ``out_channels`` differs from ``channels`` without ``use_conv``.
+    """
+
+    def __init__(self, channels: int, out_channels: int | None = None, *, use_conv: bool = True) -> None:
+        super().__init__()
+        self.channels = channels
+        self.out_channels = _out_channels("Downsample", channels, out_channels, use_conv)
+        self.conv = nn.Conv2d(channels, self.out_channels, 3, stride=2, padding=1) if use_conv else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, 2) if self.conv is None else self.conv(x)
+
+    def extra_repr(self) -> str:
+        return f"{self.channels}, {self.out_channels}, use_conv={self.conv is not None}"
+
+
+def _out_channels(name: str, channels: int, out_channels: int | None, use_conv: bool) -> int:
+    if out_channels is not None and out_channels != channels and not use_conv:
+        raise ValueError(
+            f"{name}: without use_conv out_channels must equal channels, got channels={channels} and "
+            f"out_channels={out_channels}"
+        )
+    return channels if out_channels is None else out_channels

@@ -1,0 +1,120 @@
+"""`ResBlock`: the residual block of the DDPM family, its two norms fused with the activation and the time embedding.
+
+Ho et al. 2020 (channel bias); Nichol and Dhariwal 2021 (scale and shift); Dhariwal and Nichol 2021 (resampling inside the block).
+"""
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .group_norm import GroupNorm
+from .resample import Downsample, Upsample
+
+
+class ResBlock(nn.Module):
+    r"""[N, C, H, W] and an embedding [N, E] -> [N, out_channels, H', W'].
+
+    .. math::
+        h &= conv_1(resample(\mathrm{silu}(norm_1(x)))) \\
+        h &= \mathrm{silu}(norm_2(h + e)) \quad\text{or}\quad \mathrm{silu}(norm_2(h)(1 + e_{scale}) + e_{shift}) \\
+        y &= skip(resample(x)) + conv_2(dropout(h))
+
+    with e a linear function of silu(embedding). Either way e goes into the call of the second norm.
+
+    Args:
+        channels: C.
+        out_channels: C if None.
+        embedding_channels: E; None makes a block that takes no embedding.
+        use_scale_shift_norm: scale and shift instead of a channel bias; needs ``embedding_channels``.
+        resample: None, ``"up"`` or ``"down"``: by two, without parameters, before the first convolution and on the skip.
+        dropout: rate, before the second convolution.
+        skip_kernel_size: 1 or 3, of the convolution on the skip, which is there when the channels change.
+        num_groups, eps: of both norms.
+        zero_init: the second convolution starts at zero, so that the block starts as its skip.
+        norm: class or factory of the norms, called as :class:`fastgen.nn.GroupNorm`.
+
+    Raises:
+        ValueError: an argument is out of its range; the message names it.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        out_channels: int | None = None,
+        *,
+        embedding_channels: int | None = None,
+        use_scale_shift_norm: bool = False,
+        resample: str | None = None,
+        dropout: float = 0.0,
+        skip_kernel_size: int = 1,
+        num_groups: int = 32,
+        eps: float = 1e-5,
+        zero_init: bool = True,
+        norm: Callable[..., nn.Module] = GroupNorm,
+    ) -> None:
+        super().__init__()
+        if resample not in (None, "up", "down"):
+            raise ValueError(f"ResBlock: resample must be None, 'up' or 'down', got {resample!r}")
+        if skip_kernel_size not in (1, 3):
+            raise ValueError(f"ResBlock: skip_kernel_size must be 1 or 3, got {skip_kernel_size}")
+        if use_scale_shift_norm and embedding_channels is None:
+            raise ValueError("ResBlock: use_scale_shift_norm needs embedding_channels, got None")
+        out_channels = channels if out_channels is None else out_channels
+        self.channels = channels
+        self.out_channels = out_channels
+        self.use_scale_shift_norm = use_scale_shift_norm
+
+        self.norm1 = norm(num_groups, channels, eps=eps, activation="silu")
+        self.resample: nn.Module | None = None
+        if resample is not None:
+            self.resample = (Upsample if resample == "up" else Downsample)(channels, use_conv=False)
+        self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.embedding_projection: nn.Linear | None = None
+        if embedding_channels is not None:
+            self.embedding_projection = nn.Linear(embedding_channels, out_channels * (2 if use_scale_shift_norm else 1))
+        self.norm2 = norm(num_groups, out_channels, eps=eps, activation="silu")
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        if zero_init:
+            zero_parameters(self.conv2)
+        self.skip: nn.Module = nn.Identity()
+        if out_channels != channels:
+            self.skip = nn.Conv2d(channels, out_channels, skip_kernel_size, padding=skip_kernel_size // 2)
+
+    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
+        """``x`` [N, C, H, W]; ``embedding`` [N, E] exactly where the block was built with ``embedding_channels``.
+
+        Raises:
+            ValueError: an embedding is missing, or given to a block that takes none.
+        """
+        if (embedding is None) != (self.embedding_projection is None):
+            expected = "none" if self.embedding_projection is None else "one of shape [N, embedding_channels]"
+            raise ValueError(f"ResBlock: the block takes {expected} as embedding, got {_describe(embedding)}")
+        h = self.norm1(x)
+        if self.resample is not None:
+            h, x = self.resample(h), self.resample(x)
+        h = self.conv1(h)
+        if embedding is None or self.embedding_projection is None:
+            h = self.norm2(h)
+        else:
+            e = self.embedding_projection(F.silu(embedding))  # [N, out_channels] or [N, 2 * out_channels]
+            if self.use_scale_shift_norm:
+                scale, shift = e.chunk(2, dim=1)
+                h = self.norm2(h, scale=scale, shift=shift)
+            else:
+                h = self.norm2(h, channel_bias=e)
+        return self.skip(x) + self.conv2(self.dropout(h))
+
+    def extra_repr(self) -> str:
+        return f"{self.channels}, {self.out_channels}, use_scale_shift_norm={self.use_scale_shift_norm}"
+
+
+def zero_parameters(module: nn.Module) -> None:
+    """Set every parameter of ``module`` to zero: what it adds to a residual stream starts as nothing."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+
+
+def _describe(embedding: Tensor | None) -> str:
+    return "None" if embedding is None else f"a tensor of shape {tuple(embedding.shape)}"
