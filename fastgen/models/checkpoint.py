@@ -16,7 +16,9 @@ class CheckpointError(ValueError):
     """A checkpoint cannot be used; the message begins with the file and says why."""
 
 
-def save_state(path: str | os.PathLike[str], state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+def save_state(
+    path: str | os.PathLike[str], state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
     """Write tensors and metadata to a safetensors file, atomically.
 
     Args:

@@ -1,6 +1,6 @@
 """`UNet`: the U-Net of DDPM, improved-DDPM and guided-diffusion, with every norm on the fused op.
 
-Ho et al. 2020; Nichol and Dhariwal 2021; Dhariwal and Nichol 2021. Not here: noise schedules and sampling (`fastgen.samplers`).
+Ho et al. 2020; Nichol and Dhariwal 2021; Dhariwal and Nichol 2021. Noise schedules and sampling are in `fastgen.samplers`.
 """
 
 import inspect
@@ -25,9 +25,9 @@ class UNet(nn.Module):
     Args:
         in_channels: of the image; also of the output.
         model_channels: width of the first level.
-        channel_mult: width of each level, in units of ``model_channels``; each level but the first halves the resolution.
+        channel_mult: width of each level, in units of ``model_channels``; each but the first halves the resolution.
         num_res_blocks: residual blocks a level (one more on the way up).
-        attention_resolutions: downsampling factors (1, 2, 4, ...) whose levels have attention; the middle always has it.
+        attention_resolutions: downsampling factors (1, 2, 4, ...) whose levels have attention; the middle always has.
         num_heads: attention heads; not used where ``num_head_channels`` is given.
         num_head_channels: channels of one head.
         num_classes: None, or the number of classes that ``y`` may take.
@@ -146,8 +146,8 @@ class UNet(nn.Module):
             x: [N, in_channels, H, W] in the dtype of the weights, NCHW or channels-last; H and W divisible by
                 2^(levels - 1).
             timesteps: [N] or a scalar tensor; integers or fractions.
-            y: [N] integers below ``num_classes`` (the null class is ``null_label``); for a model with a null class None means
-                that class for every sample.
+            y: [N] integers below ``num_classes``, or ``null_label`` for no class; None means no class for every sample, where
+                the model has a null class.
 
         Returns:
             [N, out_channels, H, W] in the dtype of ``x``.
@@ -274,7 +274,8 @@ def _check_config(config: Mapping[str, Any]) -> None:
     factors = [2**level for level in range(len(mult))]
     if not set(config["attention_resolutions"]) <= set(factors):
         raise ValueError(
-            f"UNet: attention_resolutions are downsampling factors among {factors}, got {config['attention_resolutions']}"
+            f"UNet: attention_resolutions must be downsampling factors among {factors}, "
+            f"got {config['attention_resolutions']}"
         )
     widths = [config["model_channels"] * m for m in mult]
     if any(width % config["num_groups"] for width in widths):

@@ -1,6 +1,6 @@
 """Multi-head self-attention over the positions of an image, as U-Nets have it between their residual blocks.
 
-Ho et al. 2020 (one head); Dhariwal and Nichol 2021 (several). The product itself is `scaled_dot_product_attention` of torch.
+Ho et al. 2020 (one head); Dhariwal and Nichol 2021 (several). The product is `scaled_dot_product_attention` of torch.
 """
 
 from collections.abc import Callable
@@ -44,8 +44,8 @@ class SpatialAttention(nn.Module):
         if num_head_channels is not None:
             if num_head_channels < 1 or channels % num_head_channels:
                 raise ValueError(
-                    f"SpatialAttention: num_head_channels must divide channels, got num_head_channels={num_head_channels} "
-                    f"and channels={channels}"
+                    f"SpatialAttention: num_head_channels must divide channels, got "
+                    f"num_head_channels={num_head_channels} and channels={channels}"
                 )
             num_heads = channels // num_head_channels
         if num_heads < 1 or channels % num_heads:

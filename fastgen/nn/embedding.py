@@ -1,6 +1,6 @@
 """Sinusoidal embedding of diffusion timesteps, and the small network after it.
 
-Ho et al., "Denoising Diffusion Probabilistic Models", 2020, appendix B; the frequencies are those of Vaswani et al., 2017.
+Ho et al., "Denoising Diffusion Probabilistic Models", 2020, appendix B; frequencies as in Vaswani et al., 2017.
 """
 
 import math
@@ -41,7 +41,8 @@ def timestep_embedding(
     half = dim // 2
     if half - frequency_shift <= 0:
         raise ValueError(
-            f"timestep_embedding: dim / 2 must exceed frequency_shift, got dim={dim} and frequency_shift={frequency_shift}"
+            f"timestep_embedding: dim / 2 must exceed frequency_shift, got dim={dim} and "
+            f"frequency_shift={frequency_shift}"
         )
     dtype = torch.float64 if timesteps.dtype == torch.float64 else torch.float32
     index = torch.arange(half, dtype=dtype, device=timesteps.device)

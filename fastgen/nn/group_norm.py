@@ -1,4 +1,4 @@
-"""`GroupNorm`: `torch.nn.GroupNorm` with the bias before it and the modulation and activation after it in the same pass.
+"""`GroupNorm`: `torch.nn.GroupNorm` with the bias before it and the modulation and activation after it in one pass.
 
 `PlainGroupNorm` says the same with `torch.nn.functional` alone: it is what tests and benchmarks compare with.
 """

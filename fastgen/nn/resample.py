@@ -1,4 +1,4 @@
-"""Halving and doubling the resolution of an image, with or without a convolution, as the U-Nets of diffusion models do."""
+"""Halving and doubling the resolution of an image, with or without a convolution, as diffusion U-Nets do."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn

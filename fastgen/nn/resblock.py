@@ -1,6 +1,6 @@
 """`ResBlock`: the residual block of the DDPM family, its two norms fused with the activation and the time embedding.
 
-Ho et al. 2020 (channel bias); Nichol and Dhariwal 2021 (scale and shift); Dhariwal and Nichol 2021 (resampling inside the block).
+Ho et al. 2020 (channel bias); Nichol and Dhariwal 2021 (scale and shift); Dhariwal and Nichol 2021 (resampling inside).
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ class ResBlock(nn.Module):
         out_channels: C if None.
         embedding_channels: E; None makes a block that takes no embedding.
         use_scale_shift_norm: scale and shift instead of a channel bias; needs ``embedding_channels``.
-        resample: None, ``"up"`` or ``"down"``: by two, without parameters, before the first convolution and on the skip.
+        resample: None, ``"up"`` or ``"down"``: by two, without parameters, before ``conv1`` and on the skip.
         dropout: rate, before the second convolution.
         skip_kernel_size: 1 or 3, of the convolution on the skip, which is there when the channels change.
         num_groups, eps: of both norms.
