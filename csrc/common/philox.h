@@ -1,0 +1,129 @@
+// Philox4x32-10 (Salmon et al., SC 2011) and fastgen's one conversion to normals, kWidth blocks of four at a time.
+// The same arithmetic stands in fastgen/reference/philox_normal.py (what it means) and kernels/_philox.py (Triton).
+#pragma once
+
+#include <algorithm>
+
+#include "common/simd.h"
+
+namespace fastgen {
+
+inline constexpr std::uint32_t kPhiloxMultiplier0 = 0xD2511F53u, kPhiloxMultiplier1 = 0xCD9E8D57u;
+inline constexpr std::uint32_t kPhiloxWeyl0 = 0x9E3779B9u, kPhiloxWeyl1 = 0xBB67AE85u;
+inline constexpr int kPhiloxRounds = 10;
+
+// One 64-bit lane per block, the 32-bit word in its low half. The high halves hold rubbish between rounds: the widening
+// multiply does not read them, and leaving them spares a mask or a shuffle a word.
+struct PhiloxBlocks {
+  VecU64 c0, c1, c2, c3;
+
+  void run(std::uint64_t seed) {
+    auto k0 = static_cast<std::uint32_t>(seed), k1 = static_cast<std::uint32_t>(seed >> 32);
+    for (int round = 0; round < kPhiloxRounds; ++round, k0 += kPhiloxWeyl0, k1 += kPhiloxWeyl1) {
+      const VecU64 p0 = multiply_low_words(c0, VecU64(kPhiloxMultiplier0));
+      const VecU64 p1 = multiply_low_words(c2, VecU64(kPhiloxMultiplier1));
+      c0 = (p1 >> 32) ^ c1 ^ VecU64(k0);
+      c1 = p1;
+      c2 = (p0 >> 32) ^ c3 ^ VecU64(k1);
+      c3 = p0;
+    }
+  }
+};
+
+// -2 ln(u) for u = (r + 1/2) / 2^32, r rounded to fp32 first. Cephes logf on the mantissa.
+inline VecF minus_two_log_uniform(VecU r) {
+  const VecF f = stdx::static_simd_cast<VecF>(r) + 0.5f;
+  const VecU bits = bits_as<VecU>(f);
+  // Mantissa to [sqrt(1/2), sqrt(2)): take the exponent relative to the bit pattern of sqrt(1/2).
+  const VecI exponent = bits_as<VecI>(VecU(bits - 0x3f3504f3u)) >> 23;
+  const VecF m = bits_as<VecF>(VecU(bits - bits_as<VecU>(VecI(exponent << 23)))) - 1.0f;
+  const VecF e = stdx::static_simd_cast<VecF>(VecI(exponent - 32));
+  VecF p(7.0376836292e-2f);
+  p = madd<float>(p, m, VecF(-1.1514610310e-1f));
+  p = madd<float>(p, m, VecF(1.1676998740e-1f));
+  p = madd<float>(p, m, VecF(-1.2420140846e-1f));
+  p = madd<float>(p, m, VecF(1.4249322787e-1f));
+  p = madd<float>(p, m, VecF(-1.6668057665e-1f));
+  p = madd<float>(p, m, VecF(2.0000714765e-1f));
+  p = madd<float>(p, m, VecF(-2.4999993993e-1f));
+  p = madd<float>(p, m, VecF(3.3333331174e-1f));
+  const VecF square = m * m;
+  VecF log_m = madd<float>(p * m, square, e * -2.12194440e-4f);
+  log_m = madd<float>(square, VecF(-0.5f), log_m) + m;
+  return madd<float>(e, VecF(0.693359375f), log_m) * -2.0f;
+}
+
+// sqrt(x) for x >= 0.
+inline VecF root(VecF x) {
+#if defined(__AVX512F__)
+  // Newton on the 14-bit estimate; the floor keeps 0 * Inf out and is far below any radius that is not zero.
+  const VecF safe(_mm512_max_ps(static_cast<__m512>(x), _mm512_set1_ps(1e-30f)));
+  const VecF estimate(_mm512_rsqrt14_ps(static_cast<__m512>(safe)));
+  const VecF y = safe * estimate;
+  return madd<float>(madd<float>(-y, y, safe), estimate * 0.5f, y);
+#else
+  return stdx::sqrt(x);
+#endif
+}
+
+// radius * (cos, sin)(2 pi r1 / 2^32): the top two bits choose the quadrant, the rest is an angle in [-pi/4, pi/4].
+inline void box_muller(VecU r0, VecU r1, VecF& z0, VecF& z1) {
+  const VecF radius = root(minus_two_log_uniform(r0));
+  const VecU quadrant = (r1 + 0x20000000u) >> 30;
+  const VecF angle = stdx::static_simd_cast<VecF>(bits_as<VecI>(VecU(r1 - (quadrant << 30)))) * 1.46291807927e-9f;
+  const VecF square = angle * angle;
+  VecF s(-1.9515295891e-4f);  // Cephes sinf, cosf
+  s = madd<float>(s, square, VecF(8.3321608736e-3f));
+  s = madd<float>(s, square, VecF(-1.6666654611e-1f));
+  s = madd<float>(s * square, angle, angle);
+  VecF c(2.443315711809948e-5f);
+  c = madd<float>(c, square, VecF(-1.388731625493765e-3f));
+  c = madd<float>(c, square, VecF(4.166664568298827e-2f));
+  c = madd<float>(c, square * square, madd<float>(square, VecF(-0.5f), VecF(1.0f)));
+  // Quadrants 1 and 3 exchange sine and cosine; the cosine is negative in 1 and 2, the sine in 2 and 3.
+  const auto odd = bits_as<VecF::mask_type>((quadrant & 1u) != 0u);
+  VecF cosine = c, sine = s;
+  stdx::where(odd, cosine) = s;
+  stdx::where(odd, sine) = c;
+  const VecU cosine_sign = ((quadrant + 1u) & 2u) << 30, sine_sign = (quadrant & 2u) << 30;
+  z0 = radius * bits_as<VecF>(VecU(bits_as<VecU>(cosine) ^ cosine_sign));
+  z1 = radius * bits_as<VecF>(VecU(bits_as<VecU>(sine) ^ sine_sign));
+}
+
+inline constexpr int kNormalsPerBatch = 4 * kWidth<float>;
+
+// kNormalsPerBatch normals of a sample's stream, from block `block` on.
+inline void normal_batch(float* out, std::uint64_t seed, std::uint32_t step, std::uint64_t block) {
+  const auto lanes = [](int first) {
+    return VecU64([first](auto i) { return static_cast<std::uint64_t>(interleaved_block(first + static_cast<int>(i))); });
+  };
+  static const VecU64 low_lanes = lanes(0), high_lanes = lanes(kWidth<float> / 2);
+  PhiloxBlocks a{low_lanes + block, (low_lanes + block) >> 32, VecU64(step), VecU64(0)};
+  PhiloxBlocks b{high_lanes + block, (high_lanes + block) >> 32, VecU64(step), VecU64(0)};
+  a.run(seed);
+  b.run(seed);
+  VecF z0, z1, z2, z3;
+  box_muller(low_words(a.c0, b.c0), low_words(a.c1, b.c1), z0, z1);
+  box_muller(low_words(a.c2, b.c2), low_words(a.c3, b.c3), z2, z3);
+  store_interleaved(out, z0, z1, z2, z3);
+}
+
+// Normals `first` to `first + count` of a sample's stream.
+inline void fill_normals(float* out, std::uint64_t seed, std::uint32_t step, std::int64_t first, std::int64_t count) {
+  std::int64_t block = first / 4, skip = first % 4;
+  alignas(64) float buffer[kNormalsPerBatch];
+  while (count > 0) {
+    if (skip == 0 && count >= kNormalsPerBatch) {
+      normal_batch(out, seed, step, static_cast<std::uint64_t>(block));
+      out += kNormalsPerBatch, count -= kNormalsPerBatch;
+    } else {
+      normal_batch(buffer, seed, step, static_cast<std::uint64_t>(block));
+      const std::int64_t take = std::min<std::int64_t>(count, kNormalsPerBatch - skip);
+      std::memcpy(out, buffer + skip, take * sizeof(float));
+      out += take, count -= take, skip = 0;
+    }
+    block += kWidth<float>;
+  }
+}
+
+}  // namespace fastgen

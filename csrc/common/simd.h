@@ -1,0 +1,352 @@
+// SIMD for every kernel: std::experimental::simd (libstdc++; C++26 std::simd) at the native width of the variant being
+// compiled, and in this header alone the intrinsics for what it cannot say: scaling by 2^k, the approximate reciprocal, the
+// widening 32-bit multiply, half precision and the 4-way interleaved store.
+#pragma once
+
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <experimental/simd>
+#include <limits>
+#include <type_traits>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace fastgen {
+
+namespace stdx = std::experimental;
+
+template <class A>
+using Vec = stdx::native_simd<A>;
+using VecF = Vec<float>;
+template <class A>
+inline constexpr int kWidth = static_cast<int>(Vec<A>::size());
+using VecU = stdx::rebind_simd_t<std::uint32_t, VecF>;
+using VecI = stdx::rebind_simd_t<std::int32_t, VecF>;
+
+// Storage types of the low-precision dtypes: bits only, arithmetic happens after the load.
+struct BFloat16 {
+  std::uint16_t bits;
+};
+struct Float16 {
+  std::uint16_t bits;
+};
+
+// The type in which elements of a dtype are computed: fp32, and fp64 for fp64.
+template <class T>
+using opmath_t = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+template <class To, class From>
+inline To bits_as(const From& from) {
+  static_assert(sizeof(To) == sizeof(From));
+  return __builtin_bit_cast(To, from);
+}
+
+// ---- scalars ---------------------------------------------------------------------------------------------------------
+
+inline float widen(float x) { return x; }
+inline double widen(double x) { return x; }
+inline float widen(BFloat16 x) { return bits_as<float>(static_cast<std::uint32_t>(x.bits) << 16); }
+inline float widen(Float16 x) {
+#if defined(__F16C__)
+  return _cvtsh_ss(x.bits);
+#else
+  const std::uint32_t sign = (x.bits & 0x8000u) << 16, magnitude = x.bits & 0x7fffu;
+  if (magnitude >= 0x7c00u) return bits_as<float>(sign | 0x7f800000u | (magnitude & 0x3ffu) << 13);  // Inf, NaN
+  // Shifted into place the exponent is 112 too small; a multiplication by 2^112 mends that, denormals included.
+  return bits_as<float>(sign | bits_as<std::uint32_t>(bits_as<float>(magnitude << 13) * 0x1p112f));
+#endif
+}
+
+template <class T>
+inline T narrow(opmath_t<T> x) {
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    const auto bits = bits_as<std::uint32_t>(x);
+    if (x != x) return {static_cast<std::uint16_t>((bits >> 16) | 0x40u)};
+    return {static_cast<std::uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};  // to nearest, ties to even
+  } else if constexpr (std::is_same_v<T, Float16>) {
+#if defined(__F16C__)
+    return {static_cast<std::uint16_t>(_cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT))};
+#else
+    const auto bits = bits_as<std::uint32_t>(x);
+    const auto sign = static_cast<std::uint16_t>((bits >> 16) & 0x8000u);
+    const std::uint32_t magnitude = bits & 0x7fffffffu;
+    if (magnitude > 0x7f800000u) return {static_cast<std::uint16_t>(sign | 0x7e00u)};
+    if (magnitude >= 0x477ff000u) return {static_cast<std::uint16_t>(sign | 0x7c00u)};  // rounds past 65504
+    if (magnitude < 0x38800000u)  // denormal: adding 1/2 lets the FPU round at the right bit
+      return {static_cast<std::uint16_t>(sign | (bits_as<std::uint32_t>(bits_as<float>(magnitude) + 0.5f) - 0x3f000000u))};
+    const std::uint32_t rounded = magnitude + 0xfffu + ((magnitude >> 13) & 1u) - 0x38000000u;
+    return {static_cast<std::uint16_t>(sign | (rounded >> 13))};
+#endif
+  } else {
+    return x;
+  }
+}
+
+// ---- loads and stores --------------------------------------------------------------------------------------------------
+
+// kWidth elements of any dtype as a vector of its opmath type.
+template <class T>
+inline Vec<opmath_t<T>> load(const T* p) {
+  using V = Vec<opmath_t<T>>;
+  if constexpr (std::is_same_v<T, opmath_t<T>>) {
+    return V(p, stdx::element_aligned);
+  } else if constexpr (std::is_same_v<T, BFloat16>) {
+    const stdx::rebind_simd_t<std::uint16_t, VecF> raw(reinterpret_cast<const std::uint16_t*>(p), stdx::element_aligned);
+    return bits_as<V>(VecU(stdx::static_simd_cast<VecU>(raw) << 16));
+  } else {
+#if defined(__AVX512F__)
+    return V(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+#elif defined(__F16C__) && defined(__AVX2__)
+    return V(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#else
+    return V([p](auto i) { return widen(p[i]); });
+#endif
+  }
+}
+
+template <class T>
+inline void store(T* p, Vec<opmath_t<T>> v) {
+  if constexpr (std::is_same_v<T, opmath_t<T>>) {
+    v.copy_to(p, stdx::element_aligned);
+  } else if constexpr (std::is_same_v<T, BFloat16>) {
+#if defined(__AVX512BF16__)
+    const __m256bh packed = _mm512_cvtneps_pbh(static_cast<__m512>(v));  // denormals become zero
+    std::memcpy(p, &packed, sizeof packed);
+#else
+    const VecU bits = bits_as<VecU>(v);
+    VecU rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    const auto nan = v != v;
+    stdx::where(bits_as<VecU::mask_type>(nan), rounded) = (bits >> 16) | 0x40u;
+    stdx::static_simd_cast<stdx::rebind_simd_t<std::uint16_t, VecF>>(rounded).copy_to(
+        reinterpret_cast<std::uint16_t*>(p), stdx::element_aligned);
+#endif
+  } else {
+#if defined(__AVX512F__)
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(static_cast<__m512>(v), _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__F16C__) && defined(__AVX2__)
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(static_cast<__m256>(v), _MM_FROUND_TO_NEAREST_INT));
+#else
+    for (int i = 0; i < kWidth<float>; ++i) p[i] = narrow<T>(v[i]);
+#endif
+  }
+}
+
+// The first `count` < kWidth elements, the other lanes zero; nothing past them is touched.
+template <class T>
+inline Vec<opmath_t<T>> load_part(const T* p, int count) {
+  alignas(64) T buffer[kWidth<opmath_t<T>>] = {};
+  std::memcpy(buffer, p, count * sizeof(T));
+  return load(buffer);
+}
+
+template <class T>
+inline void store_part(T* p, Vec<opmath_t<T>> v, int count) {
+  alignas(64) T buffer[kWidth<opmath_t<T>>];
+  store(buffer, v);
+  std::memcpy(p, buffer, count * sizeof(T));
+}
+
+// `v` with the lanes from `count` on set to zero.
+template <class A>
+inline Vec<A> keep_part(Vec<A> v, int count) {
+  const Vec<A> lane([](auto i) { return static_cast<A>(static_cast<int>(i)); });
+  stdx::where(lane >= static_cast<A>(count), v) = A(0);
+  return v;
+}
+
+// ---- arithmetic ----------------------------------------------------------------------------------------------------------
+
+template <class A>
+inline Vec<A> madd(Vec<A> a, Vec<A> b, Vec<A> c) {
+#if defined(__FMA__) || defined(__AVX512F__)
+  return stdx::fma(a, b, c);
+#else
+  return a * b + c;  // without the instruction, fma is a library call a lane
+#endif
+}
+
+template <class A>
+inline A sum_lanes(Vec<A> v) {
+  return stdx::reduce(v);
+}
+
+// p * 2^k for integral k with |k| <= 126 (larger where the hardware can); a NaN in either stays.
+inline VecF scale_by_power(VecF p, VecF k) {
+#if defined(__AVX512F__)
+  return VecF(_mm512_scalef_ps(static_cast<__m512>(p), static_cast<__m512>(k)));
+#else
+  const VecF magic = k + 12582912.0f;  // 1.5 * 2^23: the integer now stands in the low mantissa bits
+  return p * bits_as<VecF>(VecU((bits_as<VecU>(magic) + 127u) << 23));
+#endif
+}
+
+// Round to the nearest integer for |x| < 2^22.
+inline VecF round_near(VecF x) {
+#if defined(__AVX512F__)
+  return VecF(_mm512_roundscale_ps(static_cast<__m512>(x), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#else
+  const VecF magic(12582912.0f);
+  return (x + magic) - magic;
+#endif
+}
+
+// 1 / d for normal d with a normal reciprocal, to 1 ulp; `kLow` stops at 14 bits, enough for a bf16 result.
+template <bool kLow = false>
+inline VecF reciprocal(VecF d) {
+#if defined(__AVX512F__)
+  const VecF r(_mm512_rcp14_ps(static_cast<__m512>(d)));
+  if constexpr (kLow) return r;
+  return madd<float>(r, madd<float>(-d, r, VecF(1.0f)), r);
+#else
+  return 1.0f / d;
+#endif
+}
+
+// exp(x) to 1 ulp in [-87, 88]; saturates to 0-like and Inf-like values outside, NaN stays.
+inline VecF exp(VecF x) {
+  stdx::where(x > 88.0f, x) = 88.0f;
+  stdx::where(x < -87.0f, x) = -87.0f;
+  const VecF k = round_near(x * 1.44269504f);
+  VecF r = madd<float>(k, VecF(-0.693359375f), x);
+  r = madd<float>(k, VecF(2.12194440e-4f), r);
+  VecF p(1.9875691500e-4f);  // Cephes expf
+  p = madd<float>(p, r, VecF(1.3981999507e-3f));
+  p = madd<float>(p, r, VecF(8.3334519073e-3f));
+  p = madd<float>(p, r, VecF(4.1665795894e-2f));
+  p = madd<float>(p, r, VecF(1.6666665459e-1f));
+  p = madd<float>(p, r, VecF(5.0000001201e-1f));
+  p = madd<float>(p, r * r, r) + 1.0f;
+  return scale_by_power(p, k);
+}
+inline Vec<double> exp(Vec<double> x) {
+  return Vec<double>([&](auto i) { return std::exp(static_cast<double>(x[i])); });
+}
+
+// 1 / (1 + exp(-x)), for x >= -80 in fp32 (callers clamp); relative error 2e-7, or 2e-4 with `kLow`.
+template <bool kLow = false>
+inline VecF sigmoid(VecF x) {
+  const VecF t = x * -1.44269504f;
+  const VecF k = round_near(t), r = t - k;
+  VecF p;  // 2^r on [-1/2, 1/2], minimax with p(0) = 1: relative error 9e-8, or 1e-4
+  if constexpr (kLow) {
+    p = madd<float>(VecF(5.50089305e-2f), r, VecF(2.42210961e-1f));
+    p = madd<float>(p, r, VecF(6.93282927e-1f));
+  } else {
+    p = madd<float>(VecF(1.32647271e-3f), r, VecF(9.67151264e-3f));
+    p = madd<float>(p, r, VecF(5.55073374e-2f));
+    p = madd<float>(p, r, VecF(2.40222421e-1f));
+    p = madd<float>(p, r, VecF(6.93146978e-1f));
+  }
+  p = madd<float>(p, r, VecF(1.0f));
+  return reciprocal<kLow>(scale_by_power(p, k) + 1.0f);
+}
+template <bool kLow = false>
+inline Vec<double> sigmoid(Vec<double> x) {
+  return 1.0 / (1.0 + exp(-x));
+}
+
+// Below this, x * sigmoid(x) is zero to any precision in use, and exp(-x) would leave the range of fp32.
+template <class A>
+inline Vec<A> clamp_for_sigmoid(Vec<A> x) {
+  if constexpr (std::is_same_v<A, float>) {
+#if defined(__AVX512F__)
+    return VecF(_mm512_max_ps(_mm512_set1_ps(-80.0f), static_cast<__m512>(x)));  // a NaN in the second operand stays
+#else
+    stdx::where(x < -80.0f, x) = -80.0f;
+    // exp(-x) underflows from here on: without a hardware scaling the exponent must stay in range.
+    VecF capped = x;
+    stdx::where(x > 80.0f, capped) = 80.0f;
+    return capped;
+#endif
+  } else {
+    return x;
+  }
+}
+
+template <class A, bool kLow = false>
+inline Vec<A> silu(Vec<A> x) {
+  const Vec<A> clamped = clamp_for_sigmoid<A>(x);
+#if defined(__AVX512F__)
+  return clamped * sigmoid<kLow>(clamped);
+#else
+  Vec<A> factor = x;
+  if constexpr (std::is_same_v<A, float>) stdx::where(x < A(-80), factor) = A(-80);
+  return factor * sigmoid<kLow>(clamped);
+#endif
+}
+
+// d silu(x) / dx = s * (1 + x * (1 - s)), s = sigmoid(x).
+template <class A, bool kLow = false>
+inline Vec<A> silu_grad(Vec<A> x) {
+  const Vec<A> clamped = clamp_for_sigmoid<A>(x);
+  const Vec<A> s = sigmoid<kLow>(clamped);
+  return madd<A>(s * clamped, Vec<A>(A(1)) - s, s);
+}
+
+// ---- integers ----------------------------------------------------------------------------------------------------------
+
+using VecU64 = stdx::native_simd<std::uint64_t>;  // half as many lanes as VecU
+
+// The 64-bit product of the low 32 bits of every lane; what stands in the high 32 bits is ignored.
+inline VecU64 multiply_low_words(VecU64 a, VecU64 b) {
+#if defined(__AVX512F__)
+  return VecU64(_mm512_mul_epu32(static_cast<__m512i>(a), static_cast<__m512i>(b)));
+#elif defined(__AVX2__)
+  return VecU64(_mm256_mul_epu32(static_cast<__m256i>(a), static_cast<__m256i>(b)));
+#elif defined(__SSE2__)
+  return VecU64(_mm_mul_epu32(static_cast<__m128i>(a), static_cast<__m128i>(b)));
+#else
+  return (a & 0xffffffffu) * (b & 0xffffffffu);
+#endif
+}
+
+// The low words of the lanes of a, then of b.
+inline VecU low_words(VecU64 a, VecU64 b) {
+#if defined(__AVX512F__)
+  const __m512i index = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+  return VecU(_mm512_permutex2var_epi32(static_cast<__m512i>(a), index, static_cast<__m512i>(b)));
+#else
+  return VecU([&](auto i) {
+    constexpr int half = kWidth<float> / 2;
+    return static_cast<std::uint32_t>(i < half ? a[i] : b[i - half]);
+  });
+#endif
+}
+
+// Where lane `lane` goes among the blocks of four that store_interleaved writes: chosen so that whole 128-bit lanes move.
+inline constexpr int interleaved_block(int lane) {
+  constexpr int quads = kWidth<float> / 4;
+  return (lane % 4) * quads + lane / 4;
+}
+
+// Writes 4 * kWidth floats: block interleaved_block(i) of four is (z0[i], z1[i], z2[i], z3[i]).
+inline void store_interleaved(float* p, VecF z0, VecF z1, VecF z2, VecF z3) {
+#if defined(__AVX512F__)
+  const auto a = static_cast<__m512>(z0), b = static_cast<__m512>(z1), c = static_cast<__m512>(z2), d = static_cast<__m512>(z3);
+  const auto ab_low = _mm512_castps_pd(_mm512_unpacklo_ps(a, b)), ab_high = _mm512_castps_pd(_mm512_unpackhi_ps(a, b));
+  const auto cd_low = _mm512_castps_pd(_mm512_unpacklo_ps(c, d)), cd_high = _mm512_castps_pd(_mm512_unpackhi_ps(c, d));
+  _mm512_storeu_ps(p, _mm512_castpd_ps(_mm512_unpacklo_pd(ab_low, cd_low)));
+  _mm512_storeu_ps(p + 16, _mm512_castpd_ps(_mm512_unpackhi_pd(ab_low, cd_low)));
+  _mm512_storeu_ps(p + 32, _mm512_castpd_ps(_mm512_unpacklo_pd(ab_high, cd_high)));
+  _mm512_storeu_ps(p + 48, _mm512_castpd_ps(_mm512_unpackhi_pd(ab_high, cd_high)));
+#elif defined(__AVX2__)
+  const auto a = static_cast<__m256>(z0), b = static_cast<__m256>(z1), c = static_cast<__m256>(z2), d = static_cast<__m256>(z3);
+  const auto ab_low = _mm256_castps_pd(_mm256_unpacklo_ps(a, b)), ab_high = _mm256_castps_pd(_mm256_unpackhi_ps(a, b));
+  const auto cd_low = _mm256_castps_pd(_mm256_unpacklo_ps(c, d)), cd_high = _mm256_castps_pd(_mm256_unpackhi_ps(c, d));
+  _mm256_storeu_ps(p, _mm256_castpd_ps(_mm256_unpacklo_pd(ab_low, cd_low)));
+  _mm256_storeu_ps(p + 8, _mm256_castpd_ps(_mm256_unpackhi_pd(ab_low, cd_low)));
+  _mm256_storeu_ps(p + 16, _mm256_castpd_ps(_mm256_unpacklo_pd(ab_high, cd_high)));
+  _mm256_storeu_ps(p + 24, _mm256_castpd_ps(_mm256_unpackhi_pd(ab_high, cd_high)));
+#else
+  for (int i = 0; i < kWidth<float>; ++i) {
+    float* block = p + 4 * interleaved_block(i);
+    block[0] = z0[i], block[1] = z1[i], block[2] = z2[i], block[3] = z3[i];
+  }
+#endif
+}
+
+}  // namespace fastgen
