@@ -1,6 +1,6 @@
 """`UNet`: the U-Net of DDPM, improved-DDPM and guided-diffusion, with every norm on the fused op.
 
-Ho et al. 2020; Nichol and Dhariwal 2021; Dhariwal and Nichol 2021. Noise schedules and sampling are in `fastgen.samplers`.
+Ho et al. 2020; Nichol and Dhariwal 2021; Dhariwal and Nichol 2021. Sampling is in `fastgen.samplers`.
 """
 
 import inspect
@@ -146,8 +146,8 @@ class UNet(nn.Module):
             x: [N, in_channels, H, W] in the dtype of the weights, NCHW or channels-last; H and W divisible by
                 2^(levels - 1).
             timesteps: [N] or a scalar tensor; integers or fractions.
-            y: [N] integers below ``num_classes``, or ``null_label`` for no class; None means no class for every sample, where
-                the model has a null class.
+            y: [N] integers below ``num_classes``, or ``null_label`` for no class; None means no class for all samples,
+                where the model has a null class.
 
         Returns:
             [N, out_channels, H, W] in the dtype of ``x``.

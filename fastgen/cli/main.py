@@ -1,0 +1,81 @@
+"""`fastgen`: finds the sub-command, imports its module and no other, and turns foreseeable failures into one line.
+
+A sub-command is a module of this package with ``add_parser(subparsers)`` and ``run(args) -> int | None``, the exit status.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+from .. import __version__
+from ..models import CheckpointError
+
+COMMANDS: dict[str, str] = {
+    "doctor": "versions, CPU and GPU backends, what failed to load and why",
+    "demo": "draw real digits with and without fastgen, compare and time both",
+    "sample": "draw images from a checkpoint",
+    "train": "train a small diffusion model on real data",
+    "bench": "time the ops and models side by side with their peers",
+}
+
+# Distribution to install for each module that comes with an extra, and the extra.
+EXTRAS: dict[str, tuple[str, str]] = {
+    "sklearn": ("scikit-learn", "demo"),
+    "matplotlib": ("matplotlib", "demo"),
+    "rich": ("rich", "demo"),
+    "pytest": ("pytest", "bench"),
+    "pytest_benchmark": ("pytest-benchmark", "bench"),
+    "diffusers": ("diffusers", "bench"),
+}
+
+EXIT_FAILURE = 1
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `fastgen` with ``argv`` (the process's arguments where None) and return its exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    command = next((argument for argument in arguments if not argument.startswith("-")), None)
+    try:
+        module = _import(command) if command in COMMANDS else None
+        parser = build_parser(command, module)
+        args = parser.parse_args(arguments)
+        if module is None:
+            parser.print_help()
+            return EXIT_FAILURE
+        return module.run(args) or 0
+    except ModuleNotFoundError as error:
+        root = (error.name or "").split(".")[0]
+        if root not in EXTRAS:
+            raise
+        package, extra = EXTRAS[root]
+        return _fail(f"`fastgen {command}` needs {package}: pip install 'fastgen[{extra}]'")
+    except (CheckpointError, OSError) as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def build_parser(command: str | None = None, module: ModuleType | None = None) -> argparse.ArgumentParser:
+    """The parser that knows ``command`` fully, by its ``module``, and the other sub-commands by name."""
+    parser = argparse.ArgumentParser(prog="fastgen", description="Fast generative models in PyTorch.")
+    parser.add_argument("--version", action="version", version=f"fastgen {__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name, text in COMMANDS.items():
+        if name == command and module is not None:
+            module.add_parser(subparsers)
+        else:
+            subparsers.add_parser(name, help=text, add_help=False)
+    return parser
+
+
+def _import(command: str) -> ModuleType:
+    return importlib.import_module(f".{command}", __package__)
+
+
+def _fail(message: str) -> int:
+    print(f"fastgen: error: {message}", file=sys.stderr)
+    return EXIT_FAILURE
