@@ -51,6 +51,9 @@ class Trainer:
         images: [M, C, H, W] in [-1, 1].
         labels: [M] int64.
 
+    Raises:
+        ValueError: the model of ``config`` has no null class.
+
     Everything random comes from two generators whose states are part of the checkpoint: the trainer's own (batches,
     timesteps, noise, dropped labels) and torch's global one (initial weights, dropout), which the trainer seeds.
     """
@@ -62,6 +65,9 @@ class Trainer:
         self.generator = torch.Generator().manual_seed(options.seed)
         torch.manual_seed(options.seed)
         self.model = UNet.from_config(config).train()
+        if self.model.null_label is None:
+            raise ValueError(f"Trainer: config must have num_classes and null_class, got {dict(config)}")
+        self._null_label = self.model.null_label
         self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=options.lr)
         self.step = 0
@@ -125,7 +131,7 @@ class Trainer:
         timesteps = torch.randint(options.timesteps, (n,), generator=generator)
         noise = torch.randn(images.shape, generator=generator)
         dropped = torch.rand(n, generator=generator) < options.label_dropout
-        labels = torch.where(dropped, self.model.null_label, labels)
+        labels = torch.where(dropped, self._null_label, labels)
         signal, sigma = self._signal[timesteps], self._noise[timesteps]
         noisy = signal[:, None, None, None] * images + sigma[:, None, None, None] * noise
         return self.model(noisy, timesteps, labels), noise

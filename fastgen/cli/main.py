@@ -1,6 +1,6 @@
 """`fastgen`: finds the sub-command, imports its module and no other, and turns foreseeable failures into one line.
 
-A sub-command is a module of this package with ``add_parser(subparsers)`` and ``run(args) -> int | None``, the exit status.
+A sub-command is a module here with ``add_parser(subparsers)`` and ``run(args) -> int | None``, the exit status.
 """
 
 import argparse

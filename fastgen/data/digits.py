@@ -1,6 +1,7 @@
 """The 1,797 handwritten digits of 8 x 8 pixels that come inside scikit-learn, split once for all.
 
-The data are those of Alpaydin and Kaynak, 1998. 30 images of each class are held out, the same ones on every machine: nothing in fastgen trains on them.
+The data are those of Alpaydin and Kaynak, 1998. 30 images of each class are held out, the same ones on every machine:
+nothing in fastgen trains on them.
 """
 
 from typing import NamedTuple

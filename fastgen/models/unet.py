@@ -108,32 +108,34 @@ class UNet(nn.Module):
 
         widths = [model_channels * mult for mult in channel_mult]
         channels = widths[0]
-        self.input_blocks = nn.ModuleList([Stage(nn.Conv2d(in_channels, channels, 3, padding=1))])
+        self.input_blocks = nn.ModuleList([Stage([nn.Conv2d(in_channels, channels, 3, padding=1)])])
         skip_channels = [channels]
         for level, width in enumerate(widths):
             has_attention = 2**level in attention_resolutions
             for _ in range(num_res_blocks):
-                block = [res_block(channels, width)]
-                self.input_blocks.append(Stage(*block, *([attention(width)] if has_attention else [])))
+                layers: list[nn.Module] = [res_block(channels, width)]
                 channels = width
+                if has_attention:
+                    layers.append(attention(channels))
+                self.input_blocks.append(Stage(layers))
                 skip_channels.append(channels)
             if level < len(widths) - 1:
-                self.input_blocks.append(Stage(resample("down", channels)))
+                self.input_blocks.append(Stage([resample("down", channels)]))
                 skip_channels.append(channels)
 
-        self.middle_block = Stage(res_block(channels, channels), attention(channels), res_block(channels, channels))
+        self.middle_block = Stage([res_block(channels, channels), attention(channels), res_block(channels, channels)])
 
         self.output_blocks = nn.ModuleList()
         for level, width in reversed(list(enumerate(widths))):
             has_attention = 2**level in attention_resolutions
             for i in range(num_res_blocks + 1):
-                layers: list[nn.Module] = [res_block(channels + skip_channels.pop(), width)]
+                layers = [res_block(channels + skip_channels.pop(), width)]
                 channels = width
                 if has_attention:
                     layers.append(attention(channels))
                 if level > 0 and i == num_res_blocks:
                     layers.append(resample("up", channels))
-                self.output_blocks.append(Stage(*layers))
+                self.output_blocks.append(Stage(layers))
 
         self.out_norm = norm(num_groups, channels, activation="silu")
         self.out_conv = nn.Conv2d(channels, self.out_channels, 3, padding=1)
@@ -254,7 +256,7 @@ class UNet(nn.Module):
         return embedding + self.class_embedding(y)
 
 
-class Stage(nn.Sequential):
+class Stage(nn.ModuleList):
     """Layers in a row; those that take the embedding get it."""
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
