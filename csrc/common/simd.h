@@ -150,12 +150,39 @@ inline void store_part(T* p, Vec<opmath_t<T>> v, int count) {
   std::memcpy(p, buffer, count * sizeof(T));
 }
 
+// How one step of a vector loop touches memory: a whole vector, or the first `count` lanes at the end of a row.
+struct Whole {
+  template <class T>
+  Vec<opmath_t<T>> load(const T* p) const { return fastgen::load(p); }
+  template <class T>
+  void store(T* p, Vec<opmath_t<T>> v) const { fastgen::store(p, v); }
+  template <class A>
+  Vec<A> keep(Vec<A> v) const { return v; }
+};
 // `v` with the lanes from `count` on set to zero.
 template <class A>
 inline Vec<A> keep_part(Vec<A> v, int count) {
   const Vec<A> lane([](auto i) { return static_cast<A>(static_cast<int>(i)); });
   stdx::where(lane >= static_cast<A>(count), v) = A(0);
   return v;
+}
+
+struct Part {
+  int count;
+  template <class T>
+  Vec<opmath_t<T>> load(const T* p) const { return load_part(p, count); }
+  template <class T>
+  void store(T* p, Vec<opmath_t<T>> v) const { store_part(p, v, count); }
+  template <class A>
+  Vec<A> keep(Vec<A> v) const { return keep_part<A>(v, count); }
+};
+
+// f(i, Whole{}) for every whole vector of [0, count), then f(i, Part{rest}).
+template <class A, class F>
+inline void for_vectors(std::int64_t count, const F& f) {
+  std::int64_t i = 0;
+  for (; i + kWidth<A> <= count; i += kWidth<A>) f(i, Whole{});
+  if (i < count) f(i, Part{static_cast<int>(count - i)});
 }
 
 // ---- arithmetic ----------------------------------------------------------------------------------------------------------
@@ -309,6 +336,10 @@ inline VecU low_words(VecU64 a, VecU64 b) {
 #if defined(__AVX512F__)
   const __m512i index = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
   return VecU(_mm512_permutex2var_epi32(static_cast<__m512i>(a), index, static_cast<__m512i>(b)));
+#elif defined(__AVX2__)
+  const __m256 low = _mm256_castsi256_ps(static_cast<__m256i>(a)), high = _mm256_castsi256_ps(static_cast<__m256i>(b));
+  const __m256i pairs = _mm256_castps_si256(_mm256_shuffle_ps(low, high, 0x88));  // a0 a1 b0 b1 a2 a3 b2 b3
+  return VecU(_mm256_permute4x64_epi64(pairs, 0xd8));
 #else
   return VecU([&](auto i) {
     constexpr int half = kWidth<float> / 2;

@@ -1,0 +1,133 @@
+// What forward and backward of group_norm share: how the input lies in memory, its parameters, and the affine form
+//
+//   y = act(a (x - m) + b),  m = mean - channel_bias,  a = rstd w (1 + scale),  b = bias (1 + scale) + shift
+//
+// to which a group's statistics and a channel's parameters reduce. (Folding m into b would save a subtraction and lose the
+// digits that x and the mean share: all of them where a group is constant, since rstd is then 1 / sqrt(eps).)
+#pragma once
+
+#include <algorithm>
+
+#include "common/tensor.h"
+
+namespace fastgen::group_norm {
+
+// Rows: [N, C, S] in memory as N blocks of C rows of S elements (contiguous), or of S rows of C (channels-last).
+struct Rows {
+  std::int64_t batch_stride = 0, row_stride = 0;
+};
+
+// The rows of `t` in the given layout; a tensor that does not lie so is replaced by a dense copy. Channel slices of a
+// larger tensor (chunk, cat's inputs) lie so and are not copied.
+inline Rows as_rows(Tensor& t, bool channels_last) {
+  const std::int64_t dim = t.dim();
+  const auto lies_in_rows = [&](Rows& rows) {
+    const std::int64_t channels = t.size(1);
+    // From the innermost outwards: each dimension of more than one element must continue where the last one ended.
+    std::int64_t next = 1;
+    if (channels_last && channels > 1 && t.stride(1) != 1) return false;
+    if (channels_last) next = -1;  // the pixel stride is free
+    std::int64_t pixel_stride = channels;
+    for (std::int64_t d = dim - 1; d >= 2; --d) {
+      if (t.size(d) == 1) continue;
+      if (next == -1) next = pixel_stride = t.stride(d);
+      if (t.stride(d) != next) return false;
+      next *= t.size(d);
+    }
+    if (channels_last) {
+      if (pixel_stride < channels) return false;
+      rows.row_stride = pixel_stride;
+    } else {
+      if (channels > 1 && t.stride(1) != next) return false;
+      rows.row_stride = next;
+    }
+    rows.batch_stride = t.size(0) > 1 ? t.stride(0) : 0;
+    return true;
+  };
+  Rows rows;
+  if (t.numel() == 0 || lies_in_rows(rows)) return rows;
+  t = copy_dense(t, channels_last);
+  lies_in_rows(rows);
+  return rows;
+}
+
+struct Problem {
+  std::int64_t n, channels, pixels, groups, per_group;  // per_group: channels of a group
+  bool channels_last, silu;
+  double eps;
+  Parameter weight, bias, channel_bias, scale, shift;
+
+  std::int64_t group_size() const { return per_group * pixels; }
+  std::int64_t elements() const { return n * channels * pixels; }
+};
+
+inline Problem make_problem(const char* op, const Tensor& input, std::int64_t groups, const OptionalTensor& weight,
+                            const OptionalTensor& bias, const OptionalTensor& channel_bias, const OptionalTensor& scale,
+                            const OptionalTensor& shift, double eps, std::int64_t activation) {
+  STD_TORCH_CHECK(input.dim() >= 2, op, ": input must be [N, C, *spatial]");
+  const std::int64_t n = input.size(0), c = input.size(1);
+  STD_TORCH_CHECK(groups >= 1 && c % groups == 0, op, ": num_groups must divide channels, got num_groups=", groups,
+                  " and ", c, " channels");
+  STD_TORCH_CHECK(activation == 0 || activation == 1, op, ": activation must be 0 (none) or 1 (silu), got ", activation);
+  std::int64_t pixels = 1;
+  for (std::int64_t d = 2; d < input.dim(); ++d) pixels *= input.size(d);
+  // One element a row is a matrix [N, C]: it runs along the channels.
+  const bool along_channels = is_channels_last(input) || pixels == 1;
+  return {n, c, pixels, groups, c / groups, along_channels, activation == 1, eps,
+          Parameter(op, "weight", weight, n, c), Parameter(op, "bias", bias, n, c),
+          Parameter(op, "channel_bias", channel_bias, n, c), Parameter(op, "scale", scale, n, c),
+          Parameter(op, "shift", shift, n, c)};
+}
+
+template <class A>
+struct Affine {
+  A m, a, b;
+};
+
+// The parameters of channels [first, first + count) of sample n, in opmath.
+template <class A>
+struct Channels {
+  std::vector<A> memory;
+  std::int64_t count = 0;
+  A *weight, *bias, *channel_bias, *scale, *shift;
+
+  explicit Channels(std::int64_t capacity) : memory(5 * capacity) {
+    A* p = memory.data();
+    weight = p, bias = p + capacity, channel_bias = p + 2 * capacity, scale = p + 3 * capacity, shift = p + 4 * capacity;
+  }
+
+  void read(const Problem& p, std::int64_t n, std::int64_t first, std::int64_t channels) {
+    count = channels;
+    p.weight.read(n, first, channels, A(1), weight);
+    p.bias.read(n, first, channels, A(0), bias);
+    p.channel_bias.read(n, first, channels, A(0), channel_bias);
+    p.scale.read(n, first, channels, A(0), scale);
+    p.shift.read(n, first, channels, A(0), shift);
+  }
+
+  Affine<A> affine(std::int64_t i, double mean, double rstd) const {
+    const double modulation = 1.0 + scale[i];
+    return {static_cast<A>(mean - channel_bias[i]), static_cast<A>(rstd * weight[i] * modulation),
+            static_cast<A>(bias[i] * modulation + shift[i])};
+  }
+};
+
+// Count, mean and sum of squared deviations of some elements; merged as in Chan, Golub and LeVeque 1979.
+struct Moments {
+  double count = 0, mean = 0, m2 = 0;
+
+  void merge(const Moments& other) {
+    if (other.count == 0) return;
+    const double total = count + other.count, delta = other.mean - mean, share = other.count / total;
+    mean += delta * share;
+    m2 += other.m2 + delta * delta * count * share;
+    count = total;
+  }
+  double rstd(double eps) const { return 1.0 / std::sqrt(m2 / count + eps); }
+};
+
+// bf16 has 8 bits: a 14-bit reciprocal and a cubic exponential are exact enough for it.
+template <class T>
+inline constexpr bool kLowPrecision = std::is_same_v<T, BFloat16>;
+
+}  // namespace fastgen::group_norm

@@ -1,0 +1,224 @@
+// sampler_step: one row of a coefficient table applied to a sample, whatever the solver.
+//
+// A tile of kTile elements of one sample is owned by one thread and stays in the first-level cache: each operand is read
+// once (and widened, if it has another dtype), the noise is drawn into the tile, the result is written once. Elements are
+// independent, so tiles may be cut anywhere; the normals are indexed by logical (contiguous) element in either layout.
+#include "common/philox.h"
+#include "common/tensor.h"
+
+namespace fastgen {
+namespace {
+
+constexpr std::int64_t kTile = 1024;  // five operands of 4 KB fit 32 KB
+
+// The columns of a table, as in fastgen/reference/sampler_step.py.
+enum Column {
+  kSample, kPrediction, kModel, kNoise, kPredictionSample, kPredictionModel, kClipMin, kClipMax, kGuidanceScale,
+  kOutputSample, kOutputPrediction, kOutputModel, kLogNoise, kLogNoiseSlope, kKnown, kKnownNoise, kNumColumns
+};  // clang-format off
+
+// One input in the memory order of the sample, of any dtype.
+struct Operand {
+  const void* data = nullptr;
+  ScalarType dtype = ScalarType::Float;
+
+  // `count` elements from `offset` on in opmath: in place if they are stored so, else widened into `buffer`.
+  template <class A>
+  const A* tile(std::int64_t offset, std::int64_t count, A* buffer) const {
+    return dispatch_dtype("sampler_step", dtype, [&]<class T>() -> const A* {
+      const T* p = static_cast<const T*>(data) + offset;
+      if constexpr (std::is_same_v<T, A>) {
+        return p;
+      } else if constexpr (std::is_same_v<opmath_t<T>, A>) {
+        for_vectors<A>(count, [&](std::int64_t i, auto at) { at.store(buffer + i, at.load(p + i)); });
+      } else {
+        for (std::int64_t i = 0; i < count; ++i) buffer[i] = static_cast<A>(widen(p[i]));
+      }
+      return buffer;
+    });
+  }
+};
+
+struct Step {
+  Operand sample, model, uncond, noise, variance, mask, known, known_noise;
+  std::vector<Operand> history;
+  const std::int64_t* seeds = nullptr;
+  std::int64_t seed_stride = 0, step = 0;
+  bool channels_last = false;
+  std::int64_t samples = 1, channels = 1, pixels = 0;  // [samples, channels, pixels]; flat without seeds
+  void* out = nullptr;
+  void* second = nullptr;
+};
+
+template <class A>
+struct Scratch {  // one thread's tiles
+  explicit Scratch(std::int64_t n) : memory(10 * n), size(n) {}
+  A* operator[](int i) { return memory.data() + i * size; }
+  std::vector<A> memory;
+  std::int64_t size;
+};
+
+// The normals of elements [offset, offset + count) of sample n, in memory order.
+template <class A>
+const A* draw_noise(const Step& s, std::int64_t n, std::int64_t offset, std::int64_t count, float* normals, A* out) {
+  const auto seed = static_cast<std::uint64_t>(s.seeds[n * s.seed_stride]);
+  const auto step = static_cast<std::uint32_t>(s.step);
+  if (!s.channels_last) {
+    fill_normals(normals, seed, step, offset, count);
+    if constexpr (std::is_same_v<A, float>) return normals;
+    for (std::int64_t i = 0; i < count; ++i) out[i] = normals[i];
+    return out;
+  }
+  const std::int64_t first = offset / s.channels, pixels = count / s.channels;  // tiles are whole pixels here
+  for (std::int64_t c = 0; c < s.channels; ++c) {
+    fill_normals(normals, seed, step, c * s.pixels + first, pixels);
+    for (std::int64_t i = 0; i < pixels; ++i) out[i * s.channels + c] = normals[i];
+  }
+  return out;
+}
+
+template <class T>
+void run_tile(const Step& s, const std::vector<double>& row, std::int64_t n, std::int64_t offset, std::int64_t count,
+              Scratch<opmath_t<T>>& scratch, float* normals) {
+  using A = opmath_t<T>;
+  using V = Vec<A>;
+  const auto coefficient = [&](int column) { return static_cast<A>(row[column]); };
+  const std::int64_t at_all = n * s.channels * s.pixels + offset;
+  T* out = static_cast<T*>(s.out) + at_all;
+  A* acc = scratch[0];
+  if constexpr (std::is_same_v<T, A>) acc = out;
+  const bool last_pass_writes = !std::is_same_v<T, A>;
+
+  const A* x = s.sample.tile<A>(at_all, count, scratch[1]);
+  const A* model = s.model.tile<A>(at_all, count, scratch[2]);
+  const A* uncond = s.uncond.data ? s.uncond.tile<A>(at_all, count, scratch[3]) : nullptr;
+  {
+    const V a(coefficient(kSample)), b(coefficient(kPrediction)), d(coefficient(kModel)), w(coefficient(kGuidanceScale));
+    const V px(coefficient(kPredictionSample)), pm(coefficient(kPredictionModel));
+    const V low(coefficient(kClipMin)), high(coefficient(kClipMax));
+    const V qx(coefficient(kOutputSample)), qp(coefficient(kOutputPrediction)), qm(coefficient(kOutputModel));
+    T* second = s.second ? static_cast<T*>(s.second) + at_all : nullptr;
+    for_vectors<A>(count, [&](std::int64_t i, auto at) {
+      const V xi = at.load(x + i);
+      V g = at.load(model + i);
+      if (uncond) {
+        const V u = at.load(uncond + i);
+        g = madd<A>(w, g - u, u);
+      }
+      V p = madd<A>(px, xi, pm * g);
+      stdx::where(p < low, p) = low;  // a NaN passes both
+      stdx::where(p > high, p) = high;
+      at.store(acc + i, madd<A>(a, xi, madd<A>(b, p, d * g)));
+      if (second) at.store(second + i, madd<A>(qx, xi, madd<A>(qp, p, qm * g)));
+    });
+  }
+  for (std::size_t k = 0; k < s.history.size(); ++k) {
+    const V c(coefficient(kNumColumns + static_cast<int>(k)));
+    const A* h = s.history[k].tile<A>(at_all, count, scratch[4]);
+    for_vectors<A>(count, [&](std::int64_t i, auto at) { at.store(acc + i, madd<A>(c, at.load(h + i), at.load(acc + i))); });
+  }
+  if (s.noise.data || s.seeds) {
+    const A* noise = s.seeds ? draw_noise<A>(s, n, offset, count, normals, scratch[5])
+                             : s.noise.tile<A>(at_all, count, scratch[5]);
+    const A* v = s.variance.data ? s.variance.tile<A>(at_all, count, scratch[6]) : nullptr;
+    const V std(coefficient(kNoise)), log_std(coefficient(kLogNoise)), slope(coefficient(kLogNoiseSlope));
+    for_vectors<A>(count, [&](std::int64_t i, auto at) {
+      V factor = std;
+      if (v) factor *= exp(madd<A>(slope, at.load(v + i), log_std));
+      at.store(acc + i, madd<A>(factor, at.load(noise + i), at.load(acc + i)));
+    });
+  }
+  if (s.mask.data) {
+    const A* mask = s.mask.tile<A>(at_all, count, scratch[7]);
+    const A* known = s.known.tile<A>(at_all, count, scratch[8]);
+    const A* known_noise = s.known_noise.data ? s.known_noise.tile<A>(at_all, count, scratch[9]) : nullptr;
+    const V k(coefficient(kKnown)), k_noise(coefficient(kKnownNoise));
+    for_vectors<A>(count, [&](std::int64_t i, auto at) {
+      V keep = k * at.load(known + i);
+      if (known_noise) keep = madd<A>(k_noise, at.load(known_noise + i), keep);
+      at.store(acc + i, madd<A>(at.load(mask + i), at.load(acc + i) - keep, keep));
+    });
+  }
+  if (last_pass_writes) for_vectors<A>(count, [&](std::int64_t i, auto at) { at.store(out + i, at.load(acc + i)); });
+}
+
+template <class T>
+void run(const Step& s, const std::vector<double>& row) {
+  const std::int64_t size = s.channels * s.pixels;
+  const bool whole_pixels = s.channels_last && s.seeds;
+  const std::int64_t tile = whole_pixels ? std::max<std::int64_t>(kTile / s.channels, 1) * s.channels : kTile;
+  const std::int64_t tiles = (size + tile - 1) / tile;
+  parallel(s.samples * tiles, s.samples * size, [&](std::int64_t begin, std::int64_t end) {
+    Scratch<opmath_t<T>> scratch(tile);
+    std::vector<float> normals(s.seeds ? tile : 0);
+    for (std::int64_t item = begin; item < end; ++item) {
+      const std::int64_t offset = item % tiles * tile;
+      run_tile<T>(s, row, item / tiles, offset, std::min(tile, size - offset), scratch, normals.data());
+    }
+  });
+}
+
+std::vector<double> read_row(const Tensor& table, std::int64_t step, std::size_t history) {
+  STD_TORCH_CHECK(table.dim() == 2 && step >= 0 && step < table.size(0), "sampler_step: step ", step, " is not a row of the table");
+  const std::int64_t columns = kNumColumns + static_cast<std::int64_t>(history);
+  STD_TORCH_CHECK(table.size(1) >= columns, "sampler_step: the table needs ", columns, " columns, it has ", table.size(1));
+  std::vector<double> row(columns);
+  dispatch_dtype("sampler_step", table.scalar_type(), [&]<class T>() {
+    const T* p = static_cast<const T*>(table.data_ptr()) + step * table.stride(0);
+    for (std::int64_t i = 0; i < columns; ++i) row[i] = widen(p[i * table.stride(1)]);
+  });
+  return row;
+}
+
+std::tuple<Tensor, Tensor> sampler_step_fwd(
+    const Tensor& sample, const Tensor& model_output, const Tensor& table, std::int64_t step, OptionalTensor uncond,
+    std::vector<Tensor> history, OptionalTensor noise, OptionalTensor seeds, OptionalTensor variance, OptionalTensor mask,
+    OptionalTensor known, OptionalTensor known_noise, bool return_prediction) {
+  const auto sizes = sizes_of(sample);
+  Step s;
+  s.channels_last = is_channels_last(sample);
+  std::vector<Tensor> kept;  // dense copies, alive until the kernel has run
+  kept.reserve(9 + history.size());
+  const auto operand = [&](const char* name, const Tensor& t) -> Operand {
+    STD_TORCH_CHECK(sizes_of(t) == sizes, "sampler_step: ", name, " must have the shape of sample");
+    kept.push_back(as_dense(t, s.channels_last));
+    return {kept.back().data_ptr(), t.scalar_type()};
+  };
+  const auto optional = [&](const char* name, const OptionalTensor& t) { return t ? operand(name, *t) : Operand{}; };
+  s.sample = operand("sample", sample);
+  s.model = operand("model_output", model_output);
+  s.uncond = optional("uncond", uncond);
+  s.noise = optional("noise", noise);
+  s.variance = optional("variance", variance);
+  STD_TORCH_CHECK(mask.has_value() == known.has_value(), "sampler_step: mask and known come together");
+  s.mask = optional("mask", mask);
+  s.known = optional("known", known);
+  s.known_noise = optional("known_noise", known_noise);
+  for (const Tensor& h : history) s.history.push_back(operand("history", h));
+
+  s.pixels = sample.numel();
+  if (seeds) {
+    STD_TORCH_CHECK(seeds->dim() == 1 && seeds->scalar_type() == ScalarType::Long && sample.dim() >= 1 &&
+                        seeds->size(0) == sizes[0],
+                    "sampler_step: seeds must be int64, one per sample");
+    s.seeds = static_cast<const std::int64_t*>(seeds->data_ptr());
+    s.seed_stride = seeds->stride(0);
+    s.step = step;
+    s.samples = sizes[0];
+    s.channels = s.channels_last ? sizes[1] : 1;
+    s.pixels = s.samples == 0 ? 0 : sample.numel() / (s.samples * s.channels);
+  }
+  const auto row = read_row(table, step, history.size());
+  const ScalarType dtype = sample.scalar_type();
+  Tensor out = empty_dense(sample, s.channels_last, dtype);
+  Tensor second = return_prediction ? empty_dense(sample, s.channels_last, dtype) : empty_contiguous(sample, {0}, dtype);
+  s.out = out.mutable_data_ptr();
+  s.second = return_prediction ? second.mutable_data_ptr() : nullptr;
+  dispatch_dtype("sampler_step", dtype, [&]<class T>() { run<T>(s, row); });
+  return {out, second};
+}
+
+}  // namespace
+}  // namespace fastgen
+
+STABLE_TORCH_LIBRARY_IMPL(fastgen, CPU, m) { m.impl("sampler_step_fwd", TORCH_BOX(&fastgen::sampler_step_fwd)); }
