@@ -28,7 +28,7 @@ _ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
 class TrainingOptions:
     """What decides the course of a training run; a checkpoint is resumed only under equal options."""
 
-    batch_size: int = 128
+    batch_size: int = 64
     lr: float = 1e-3
     warmup: int = 200
     seed: int = 0

@@ -38,7 +38,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("recipe", choices=RECIPES, help="what to train")
     parser.add_argument("--out", type=Path, default=Path("digits-ddpm.safetensors"), help="where the weights go")
     parser.add_argument("--steps", type=_positive, default=4000, help="optimiser steps in all")
-    parser.add_argument("--batch-size", type=_positive, default=128)
+    parser.add_argument("--batch-size", type=_positive, default=64)
     parser.add_argument("--lr", type=float, default=1e-3, help="learning rate of Adam after the warm-up")
     parser.add_argument("--warmup", type=int, default=200, help="steps of linear warm-up of the learning rate")
     parser.add_argument("--seed", type=int, default=0)

@@ -1,0 +1,75 @@
+"""`SpatialAttention` against diffusers' `Attention` and against its formula."""
+
+import copy
+import math
+import pickle
+
+import pytest
+import torch
+
+from fastgen.nn import PlainGroupNorm, SpatialAttention
+
+from ..modules import max_difference, randomize
+from .diffusers_weights import copy_attention
+
+
+def _input(dtype=torch.float32):
+    return torch.randn(2, 24, 4, 5, generator=torch.Generator().manual_seed(1), dtype=dtype)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_heads": 3}, {"num_head_channels": 6}], ids=["one", "heads", "channels"])
+def test_is_attention_of_diffusers(options):
+    processor = pytest.importorskip("diffusers.models.attention_processor")
+    block = randomize(SpatialAttention(24, num_groups=4, **options))
+    peer = processor.Attention(
+        24, heads=block.num_heads, dim_head=24 // block.num_heads, norm_num_groups=4, eps=1e-5, bias=True,
+        residual_connection=True, upcast_softmax=True, rescale_output_factor=1.0, _from_deprecated_attn_block=True,
+    )  # fmt: skip
+    copy_attention(block, peer)
+    x = _input()
+    for given in (x, x.to(memory_format=torch.channels_last)):
+        assert max_difference(block(given), peer(x)) <= 1e-5
+
+
+def test_is_its_formula():
+    block = randomize(SpatialAttention(24, num_heads=2, num_groups=4)).double()
+    x = _input(torch.float64)
+    tokens = block.norm(x).flatten(2).mT  # [N, S, C]
+    q, k, v = (tokens @ w.mT + b for w, b in zip(block.qkv.weight.chunk(3), block.qkv.bias.chunk(3), strict=True))
+    heads = []
+    for head in (slice(0, 12), slice(12, 24)):
+        weights = torch.softmax(q[..., head] @ k[..., head].mT / math.sqrt(12), dim=-1)
+        heads.append(weights @ v[..., head])
+    expected = x + block.proj(torch.cat(heads, -1)).mT.reshape(x.shape)
+    assert max_difference(block(x), expected) <= 1e-12
+
+
+def test_gradients_and_layout():
+    fused = randomize(SpatialAttention(24, num_heads=2, num_groups=4)).double()
+    plain = SpatialAttention(24, num_heads=2, num_groups=4, norm=PlainGroupNorm).double()
+    plain.load_state_dict(fused.state_dict())
+    grads = []
+    for block, layout in ((fused, torch.channels_last), (plain, torch.contiguous_format)):
+        x = _input(torch.float64).to(memory_format=layout).requires_grad_()
+        y = block(x)
+        assert y.is_contiguous(memory_format=layout)
+        grads.append(torch.autograd.grad(y.square().sum(), [x, *block.parameters()]))
+    for ours, theirs in zip(*grads, strict=True):
+        assert max_difference(ours, theirs) <= 1e-9
+
+
+def test_starts_as_identity_pickles_copies_prints():
+    x = _input()
+    block = SpatialAttention(24, num_heads=2, num_groups=4)
+    assert torch.equal(block(x), x)
+    randomize(block)
+    for twin in (pickle.loads(pickle.dumps(block)), copy.deepcopy(block)):
+        assert torch.equal(twin(x), block(x))
+    assert "24, num_heads=2" in repr(block)
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match=r"num_heads must divide channels, got num_heads=5 and channels=24"):
+        SpatialAttention(24, num_heads=5, num_groups=4)
+    with pytest.raises(ValueError, match=r"num_head_channels must divide channels, got num_head_channels=7"):
+        SpatialAttention(24, num_head_channels=7, num_groups=4)

@@ -1,0 +1,31 @@
+"""`Upsample` and `Downsample` against diffusers."""
+
+import pytest
+import torch
+
+from fastgen.nn import Downsample, Upsample
+
+from ..modules import copy_parameters, max_difference, randomize
+
+
+@pytest.mark.parametrize("out_channels", [None, 12])
+@pytest.mark.parametrize("use_conv", [False, True])
+@pytest.mark.parametrize(("cls", "shape"), [(Upsample, (12, 16)), (Downsample, (3, 4))])
+def test_is_diffusers(cls, shape, use_conv, out_channels):
+    resnet = pytest.importorskip("diffusers.models.resnet")
+    if out_channels is not None and not use_conv:
+        pytest.skip("without a convolution the channels stay")
+    ours = randomize(cls(8, out_channels, use_conv=use_conv))
+    theirs = getattr(resnet, f"{cls.__name__}2D")(8, use_conv=use_conv, out_channels=out_channels)
+    if use_conv:
+        copy_parameters(ours.conv, theirs.conv)
+    x = torch.randn(2, 8, 6, 8, generator=torch.Generator().manual_seed(1))
+    assert ours(x).shape == (2, out_channels or 8, *shape)
+    assert max_difference(ours(x), theirs(x)) <= 1e-6
+    assert f"use_conv={use_conv}" in repr(ours)
+
+
+@pytest.mark.parametrize("cls", [Upsample, Downsample])
+def test_other_channels_need_a_convolution(cls):
+    with pytest.raises(ValueError, match=rf"{cls.__name__}: without use_conv out_channels must equal channels, got"):
+        cls(8, 12, use_conv=False)
