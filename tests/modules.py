@@ -1,11 +1,11 @@
-"""Helpers for tests of modules: weights that are not their initial values, and copies between differently named modules."""
+"""Helpers for tests of modules: weights that are not their initial values, and copies between modules."""
 
 import torch
 from torch import Tensor, nn
 
 
 def randomize(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Give every parameter a value that shows in the output: no zero-initialised layer, no identity norm. Returns it."""
+    """Give every parameter a value that shows in the output: no zero-initialised layer, no identity norm."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
