@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         package, extra = EXTRAS[root]
         return _fail(f"`fastgen {command}` needs {package}: pip install 'fastgen[{extra}]'")
-    except (CheckpointError, OSError) as error:
+    except (CheckpointError, FloatingPointError, OSError) as error:
         return _fail(str(error))
     except KeyboardInterrupt:
         print(file=sys.stderr)
