@@ -256,8 +256,8 @@ inline Vec<double> exp(Vec<double> x) {
 // 1 / (1 + exp(-x)), for x >= -80 in fp32 (callers clamp); relative error 2e-7, or 2e-4 with `kLow`.
 template <bool kLow = false>
 inline VecF sigmoid(VecF x) {
-  const VecF t = x * -1.44269504f;
-  const VecF k = round_near(t), r = t - k;
+  const VecF k = round_near(x * -1.44269504f);
+  const VecF r = madd<float>(x, VecF(-1.44269504f), -k);  // the product unrounded
   VecF p;  // 2^r on [-1/2, 1/2], minimax with p(0) = 1: relative error 9e-8, or 1e-4
   if constexpr (kLow) {
     p = madd<float>(VecF(5.50089305e-2f), r, VecF(2.42210961e-1f));

@@ -106,9 +106,9 @@ struct Channels {
   }
 
   Affine<A> affine(std::int64_t i, double mean, double rstd) const {
-    const double modulation = 1.0 + scale[i];
-    return {static_cast<A>(mean - channel_bias[i]), static_cast<A>(rstd * weight[i] * modulation),
-            static_cast<A>(bias[i] * modulation + shift[i])};
+    const double modulation = 1.0 + scale[i], slope = rstd * weight[i] * modulation, centre = mean - channel_bias[i];
+    const A m = static_cast<A>(centre);  // what it rounds off is left to b
+    return {m, static_cast<A>(slope), static_cast<A>(bias[i] * modulation + shift[i] - (centre - m) * slope)};
   }
 };
 
