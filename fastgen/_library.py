@@ -6,6 +6,7 @@ reference answers in its place.
 
 import importlib
 import os
+import sys
 import warnings
 from pathlib import Path
 from types import ModuleType
@@ -38,6 +39,16 @@ def families() -> list[str]:
 def reference(op: str) -> ModuleType:
     """The module of :mod:`fastgen.reference` that defines ``op``."""
     return importlib.import_module(f"fastgen.reference.{family(op)}")
+
+
+def find_kernels() -> None:
+    """Make ``fastgen.kernels`` importable from a source checkout, where the Triton kernels stand beside the package."""
+    checkout = Path(__file__).parent.parent / "kernels"
+    installed = Path(__file__).parent / "kernels"
+    if not installed.exists() and (checkout / "group_norm.py").exists():
+        module = ModuleType("fastgen.kernels", "Triton kernels, one file an op family.")
+        module.__path__ = [str(checkout)]
+        sys.modules["fastgen.kernels"] = module
 
 
 def define() -> None:
