@@ -101,7 +101,9 @@ class Ninja:
             self.lines += ["  depfile = $out.d", "  deps = gcc"]
         self.lines.append("")
 
-    def build(self, out: Path | str, rule: str, inputs: list[Path | str], implicit: list[Path] | None = None, **variables: str) -> str:
+    def build(
+        self, out: Path | str, rule: str, inputs: list[Path | str], implicit: list[Path] | None = None, **variables: str
+    ) -> str:
         escaped = [str(path).replace(" ", "$ ") for path in inputs]
         after = f" | {' '.join(map(str, implicit))}" if implicit else ""
         self.lines.append(f"build {str(out).replace(' ', '$ ')}: {rule} {' '.join(escaped)}{after}")
@@ -160,7 +162,9 @@ def describe_build(package: Path, objects: Path) -> Ninja:
 
     nvcc = find_nvcc()
     if nvcc is not None:
-        archs = [arch for arch in os.environ.get("FASTGEN_CUDA_ARCHS", "80;90;100").replace(",", ";").split(";") if arch]
+        archs = [
+            arch for arch in os.environ.get("FASTGEN_CUDA_ARCHS", "80;90;100").replace(",", ";").split(";") if arch
+        ]
         generate = " ".join(f"-gencode arch=compute_{arch},code=sm_{arch}" for arch in archs)
         generate += f" -gencode arch=compute_{archs[-1]},code=compute_{archs[-1]}"
         flags = f"-std=c++20 -O3 --expt-relaxed-constexpr -Xcompiler -fPIC,-fvisibility=hidden {TORCH_TARGET} {generate} {includes}"

@@ -11,7 +11,9 @@ ACTIVATIONS: tuple[str | None, ...] = (None, "silu")
 
 # fmt: off
 SCHEMAS: dict[str, str] = {
-    # y = act(norm(input + channel_bias) * (1 + scale) + shift); returns (output, mean [N, G], rstd [N, G])
+    # y = act(norm(input + channel_bias) * (1 + scale) + shift), for calls without gradients
+    "group_norm": "(Tensor input, int num_groups, Tensor? weight, Tensor? bias, Tensor? channel_bias, Tensor? scale, Tensor? shift, float eps, int activation) -> Tensor",
+    # the same, with what the backward needs; returns (output, mean [N, G], rstd [N, G])
     "group_norm_fwd": "(Tensor input, int num_groups, Tensor? weight, Tensor? bias, Tensor? channel_bias, Tensor? scale, Tensor? shift, float eps, int activation) -> (Tensor, Tensor, Tensor)",
     # returns the gradients of (input, weight [C], bias [C], channel_bias [N, C], scale [N, C], shift [N, C])
     "group_norm_bwd": "(Tensor grad_output, Tensor input, Tensor mean, Tensor rstd, int num_groups, Tensor? weight, Tensor? bias, Tensor? channel_bias, Tensor? scale, Tensor? shift, int activation) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",

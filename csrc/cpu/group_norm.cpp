@@ -170,7 +170,7 @@ void forward_contiguous(const Problem& p, const T* x, Rows rows, T* y, opmath_t<
         for (std::int64_t chunk = 0; chunk < group.chunks(); ++chunk) moments.merge(group.moments(chunk, channels.channel_bias));
       }
       const double r = moments.rstd(p.eps);
-      if (i % pieces == 0) mean[item] = static_cast<A>(moments.mean), rstd[item] = static_cast<A>(r);
+      if (mean && i % pieces == 0) mean[item] = static_cast<A>(moments.mean), rstd[item] = static_cast<A>(r);
       if (short_rows) {
         for (std::int64_t c = 0; c < p.per_group; ++c) elements.set(c * p.pixels, p.pixels, channels.affine(c, moments.mean, r));
         apply_elements<T, kSilu>(in, out, size, elements, 0);
@@ -291,7 +291,7 @@ void forward_channels_last(const Problem& p, const T* x, Rows rows, T* y, opmath
       Moments moments;
       for (std::int64_t slab = 0; slab < slabs.count; ++slab) moments.merge(parts[(n * slabs.count + slab) * p.groups + g]);
       const double r = moments.rstd(p.eps);
-      mean[n * p.groups + g] = static_cast<A>(moments.mean), rstd[n * p.groups + g] = static_cast<A>(r);
+      if (mean) mean[n * p.groups + g] = static_cast<A>(moments.mean), rstd[n * p.groups + g] = static_cast<A>(r);
       for (std::int64_t c = g * p.per_group; c < (g + 1) * p.per_group; ++c)
         affine.set(at_map + c, 1, channels.affine(c, moments.mean, r));
     }
@@ -337,23 +337,17 @@ void forward_channels_last(const Problem& p, const T* x, Rows rows, T* y, opmath
   each_slab([&](std::int64_t n, std::int64_t slab) { apply(n, slab, affine, n * p.channels); });
 }
 
-std::tuple<Tensor, Tensor, Tensor> group_norm_fwd(const Tensor& input, std::int64_t num_groups, OptionalTensor weight,
-                                                  OptionalTensor bias, OptionalTensor channel_bias, OptionalTensor scale,
-                                                  OptionalTensor shift, double eps, std::int64_t activation) {
-  const Problem p =
-      make_problem("group_norm", input, num_groups, weight, bias, channel_bias, scale, shift, eps, activation);
-  const ScalarType dtype = input.scalar_type();
-  Tensor output = empty_dense(input, is_channels_last(input), dtype);
-  Tensor mean = empty_contiguous(input, {p.n, p.groups}, opmath_type(dtype)), rstd = empty_contiguous(input, {p.n, p.groups}, opmath_type(dtype));
+// Fills `output`, and `mean` and `rstd` where they are wanted.
+void forward(const Problem& p, const Tensor& input, Tensor& output, Tensor* mean, Tensor* rstd) {
   Tensor x = input;
   const Rows rows = as_rows(x, p.channels_last);
-  dispatch_dtype("group_norm", dtype, [&]<class T>() {
+  dispatch_dtype("group_norm", input.scalar_type(), [&]<class T>() {
     using A = opmath_t<T>;
-    auto* m = static_cast<A*>(mean.mutable_data_ptr());
-    auto* r = static_cast<A*>(rstd.mutable_data_ptr());
+    A* m = mean ? static_cast<A*>(mean->mutable_data_ptr()) : nullptr;
+    A* r = rstd ? static_cast<A*>(rstd->mutable_data_ptr()) : nullptr;
     if (p.elements() == 0) {  // no element has no mean
-      std::fill_n(m, p.n * p.groups, std::numeric_limits<A>::quiet_NaN());
-      std::fill_n(r, p.n * p.groups, std::numeric_limits<A>::quiet_NaN());
+      if (m) std::fill_n(m, p.n * p.groups, std::numeric_limits<A>::quiet_NaN());
+      if (r) std::fill_n(r, p.n * p.groups, std::numeric_limits<A>::quiet_NaN());
       return;
     }
     const T* in = static_cast<const T*>(x.data_ptr());
@@ -363,10 +357,31 @@ std::tuple<Tensor, Tensor, Tensor> group_norm_fwd(const Tensor& input, std::int6
     if (!p.channels_last && p.silu) forward_contiguous<T, true>(p, in, rows, out, m, r);
     if (!p.channels_last && !p.silu) forward_contiguous<T, false>(p, in, rows, out, m, r);
   });
+}
+
+Tensor group_norm(const Tensor& input, std::int64_t num_groups, OptionalTensor weight, OptionalTensor bias,
+                  OptionalTensor channel_bias, OptionalTensor scale, OptionalTensor shift, double eps, std::int64_t activation) {
+  const Problem p = make_problem("group_norm", input, num_groups, weight, bias, channel_bias, scale, shift, eps, activation);
+  Tensor output = empty_dense(input, is_channels_last(input), input.scalar_type());
+  forward(p, input, output, nullptr, nullptr);
+  return output;
+}
+
+std::tuple<Tensor, Tensor, Tensor> group_norm_fwd(const Tensor& input, std::int64_t num_groups, OptionalTensor weight,
+                                                  OptionalTensor bias, OptionalTensor channel_bias, OptionalTensor scale,
+                                                  OptionalTensor shift, double eps, std::int64_t activation) {
+  const Problem p = make_problem("group_norm", input, num_groups, weight, bias, channel_bias, scale, shift, eps, activation);
+  const ScalarType opmath = opmath_type(input.scalar_type());
+  Tensor output = empty_dense(input, is_channels_last(input), input.scalar_type());
+  Tensor mean = empty_contiguous(input, {p.n, p.groups}, opmath), rstd = empty_contiguous(input, {p.n, p.groups}, opmath);
+  forward(p, input, output, &mean, &rstd);
   return {output, mean, rstd};
 }
 
 }  // namespace
 }  // namespace fastgen::group_norm
 
-STABLE_TORCH_LIBRARY_IMPL(fastgen, CPU, m) { m.impl("group_norm_fwd", TORCH_BOX(&fastgen::group_norm::group_norm_fwd)); }
+STABLE_TORCH_LIBRARY_IMPL(fastgen, CPU, m) {
+  m.impl("group_norm", TORCH_BOX(&fastgen::group_norm::group_norm));
+  m.impl("group_norm_fwd", TORCH_BOX(&fastgen::group_norm::group_norm_fwd));
+}

@@ -49,6 +49,21 @@ def group_norm_fwd(
     return empty_like_layout(input).copy_(y), mean, rstd
 
 
+def group_norm(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    channel_bias: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    eps: float,
+    activation: int,
+) -> Tensor:
+    """The output alone."""
+    return group_norm_fwd(input, num_groups, weight, bias, channel_bias, scale, shift, eps, activation)[0]
+
+
 def group_norm_bwd(
     grad_output: Tensor,
     input: Tensor,
@@ -66,7 +81,7 @@ def group_norm_bwd(
     dz = dy * act'(z), du = dz * (1 + scale), dx^ = du * w and dx = rstd * (dx^ - mean(dx^) - x^ * mean(dx^ * x^)).
     The parameters' gradients come back in fp32 (fp64 for fp64 input) whether or not the parameter was given."""
     x = input.to(opmath_dtype(input.dtype))
-    n, c = x.shape[:2]
+    n = x.shape[0]
     spatial = list(range(2, x.dim()))
     group_size = _group_size(x, num_groups)
     if channel_bias is not None:
@@ -106,6 +121,20 @@ def group_norm_bwd(
 
 def _group_size(x: Tensor, num_groups: int) -> int:
     return x.shape[1] // num_groups * math.prod(x.shape[2:])
+
+
+def group_norm_fake(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    channel_bias: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    eps: float,
+    activation: int,
+) -> Tensor:
+    return empty_like_layout(input)
 
 
 def group_norm_fwd_fake(

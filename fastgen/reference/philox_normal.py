@@ -53,7 +53,9 @@ def philox_normal(seeds: Tensor, shape: Sequence[int], step: int) -> Tensor:
     block = torch.arange((size + 3) // 4, device=seeds.device)[None]  # [1, B]
     key = seeds.to(torch.int64)[:, None]  # [N, 1]
     words = philox_4x32(
-        torch.broadcast_tensors(block & _MASK, block >> 32, torch.full_like(block, step & _MASK), torch.zeros_like(block)),
+        torch.broadcast_tensors(
+            block & _MASK, block >> 32, torch.full_like(block, step & _MASK), torch.zeros_like(block)
+        ),
         (key & _MASK, (key >> 32) & _MASK),
     )
     z0, z1 = box_muller(words[0], words[1])
