@@ -187,12 +187,21 @@ inline void for_vectors(std::int64_t count, const F& f) {
 
 // ---- arithmetic ----------------------------------------------------------------------------------------------------------
 
+// a * b + c, rounded once where the variant has the instruction (libstdc++'s own fma goes lane by lane).
 template <class A>
 inline Vec<A> madd(Vec<A> a, Vec<A> b, Vec<A> c) {
-#if defined(__FMA__) || defined(__AVX512F__)
-  return stdx::fma(a, b, c);
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<A, float>)
+    return VecF(_mm512_fmadd_ps(static_cast<__m512>(a), static_cast<__m512>(b), static_cast<__m512>(c)));
+  else
+    return Vec<double>(_mm512_fmadd_pd(static_cast<__m512d>(a), static_cast<__m512d>(b), static_cast<__m512d>(c)));
+#elif defined(__AVX2__) && defined(__FMA__)
+  if constexpr (std::is_same_v<A, float>)
+    return VecF(_mm256_fmadd_ps(static_cast<__m256>(a), static_cast<__m256>(b), static_cast<__m256>(c)));
+  else
+    return Vec<double>(_mm256_fmadd_pd(static_cast<__m256d>(a), static_cast<__m256d>(b), static_cast<__m256d>(c)));
 #else
-  return a * b + c;  // without the instruction, fma is a library call a lane
+  return a * b + c;
 #endif
 }
 
