@@ -17,7 +17,7 @@ inline constexpr int kPhiloxRounds = 10;
 struct PhiloxBlocks {
   VecU64 c0, c1, c2, c3;
 
-  void run(std::uint64_t seed) {
+  FASTGEN_INLINE void run(std::uint64_t seed) {
     auto k0 = static_cast<std::uint32_t>(seed), k1 = static_cast<std::uint32_t>(seed >> 32);
     for (int round = 0; round < kPhiloxRounds; ++round, k0 += kPhiloxWeyl0, k1 += kPhiloxWeyl1) {
       const VecU64 p0 = multiply_low_words(c0, VecU64(kPhiloxMultiplier0));
@@ -31,7 +31,7 @@ struct PhiloxBlocks {
 };
 
 // -2 ln(u) for u = (r + 1/2) / 2^32, r rounded to fp32 first. Cephes logf on the mantissa.
-inline VecF minus_two_log_uniform(VecU r) {
+FASTGEN_INLINE VecF minus_two_log_uniform(VecU r) {
   const VecF f = stdx::static_simd_cast<VecF>(r) + 0.5f;
   const VecU bits = bits_as<VecU>(f);
   // Mantissa to [sqrt(1/2), sqrt(2)): take the exponent relative to the bit pattern of sqrt(1/2).
@@ -54,7 +54,7 @@ inline VecF minus_two_log_uniform(VecU r) {
 }
 
 // sqrt(x) for x >= 0.
-inline VecF root(VecF x) {
+FASTGEN_INLINE VecF root(VecF x) {
 #if defined(__AVX512F__)
   // Newton on the 14-bit estimate; the floor keeps 0 * Inf out and is far below any radius that is not zero.
   const VecF safe(_mm512_max_ps(static_cast<__m512>(x), _mm512_set1_ps(1e-30f)));
@@ -67,7 +67,7 @@ inline VecF root(VecF x) {
 }
 
 // radius * (cos, sin)(2 pi r1 / 2^32): the top two bits choose the quadrant, the rest is an angle in [-pi/4, pi/4].
-inline void box_muller(VecU r0, VecU r1, VecF& z0, VecF& z1) {
+FASTGEN_INLINE void box_muller(VecU r0, VecU r1, VecF& z0, VecF& z1) {
   const VecF radius = root(minus_two_log_uniform(r0));
   const VecU quadrant = (r1 + 0x20000000u) >> 30;
   const VecF angle = stdx::static_simd_cast<VecF>(bits_as<VecI>(VecU(r1 - (quadrant << 30)))) * 1.46291807927e-9f;
@@ -93,7 +93,7 @@ inline void box_muller(VecU r0, VecU r1, VecF& z0, VecF& z1) {
 inline constexpr int kNormalsPerBatch = 4 * kWidth<float>;
 
 // kNormalsPerBatch normals of a sample's stream, from block `block` on.
-inline void normal_batch(float* out, std::uint64_t seed, std::uint32_t step, std::uint64_t block) {
+FASTGEN_INLINE void normal_batch(float* out, std::uint64_t seed, std::uint32_t step, std::uint64_t block) {
   const auto lanes = [](int first) {
     return VecU64([first](auto i) { return static_cast<std::uint64_t>(interleaved_block(first + static_cast<int>(i))); });
   };

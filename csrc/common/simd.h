@@ -15,6 +15,9 @@
 #include <immintrin.h>
 #endif
 
+// A vector that crosses a call goes through memory, so everything below is inlined whatever the compiler's heuristics say.
+#define FASTGEN_INLINE [[gnu::always_inline]] inline
+
 namespace fastgen {
 
 namespace stdx = std::experimental;
@@ -40,17 +43,17 @@ template <class T>
 using opmath_t = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 template <class To, class From>
-inline To bits_as(const From& from) {
+FASTGEN_INLINE To bits_as(const From& from) {
   static_assert(sizeof(To) == sizeof(From));
   return __builtin_bit_cast(To, from);
 }
 
 // ---- scalars ---------------------------------------------------------------------------------------------------------
 
-inline float widen(float x) { return x; }
-inline double widen(double x) { return x; }
-inline float widen(BFloat16 x) { return bits_as<float>(static_cast<std::uint32_t>(x.bits) << 16); }
-inline float widen(Float16 x) {
+FASTGEN_INLINE float widen(float x) { return x; }
+FASTGEN_INLINE double widen(double x) { return x; }
+FASTGEN_INLINE float widen(BFloat16 x) { return bits_as<float>(static_cast<std::uint32_t>(x.bits) << 16); }
+FASTGEN_INLINE float widen(Float16 x) {
 #if defined(__F16C__)
   return _cvtsh_ss(x.bits);
 #else
@@ -62,7 +65,7 @@ inline float widen(Float16 x) {
 }
 
 template <class T>
-inline T narrow(opmath_t<T> x) {
+FASTGEN_INLINE T narrow(opmath_t<T> x) {
   if constexpr (std::is_same_v<T, BFloat16>) {
     const auto bits = bits_as<std::uint32_t>(x);
     if (x != x) return {static_cast<std::uint16_t>((bits >> 16) | 0x40u)};
@@ -90,7 +93,7 @@ inline T narrow(opmath_t<T> x) {
 
 // kWidth elements of any dtype as a vector of its opmath type.
 template <class T>
-inline Vec<opmath_t<T>> load(const T* p) {
+FASTGEN_INLINE Vec<opmath_t<T>> load(const T* p) {
   using V = Vec<opmath_t<T>>;
   if constexpr (std::is_same_v<T, opmath_t<T>>) {
     return V(p, stdx::element_aligned);
@@ -109,7 +112,7 @@ inline Vec<opmath_t<T>> load(const T* p) {
 }
 
 template <class T>
-inline void store(T* p, Vec<opmath_t<T>> v) {
+FASTGEN_INLINE void store(T* p, Vec<opmath_t<T>> v) {
   if constexpr (std::is_same_v<T, opmath_t<T>>) {
     v.copy_to(p, stdx::element_aligned);
   } else if constexpr (std::is_same_v<T, BFloat16>) {
@@ -135,16 +138,22 @@ inline void store(T* p, Vec<opmath_t<T>> v) {
   }
 }
 
+// Ask for the cache line of p early; never faults, whatever p is.
+template <class T>
+FASTGEN_INLINE void prefetch(const T* p) { __builtin_prefetch(p, 0, 3); }
+template <class T>
+FASTGEN_INLINE void prefetch_to_write(T* p) { __builtin_prefetch(p, 1, 3); }
+
 // The first `count` < kWidth elements, the other lanes zero; nothing past them is touched.
 template <class T>
-inline Vec<opmath_t<T>> load_part(const T* p, int count) {
+FASTGEN_INLINE Vec<opmath_t<T>> load_part(const T* p, int count) {
   alignas(64) T buffer[kWidth<opmath_t<T>>] = {};
   std::memcpy(buffer, p, count * sizeof(T));
   return load(buffer);
 }
 
 template <class T>
-inline void store_part(T* p, Vec<opmath_t<T>> v, int count) {
+FASTGEN_INLINE void store_part(T* p, Vec<opmath_t<T>> v, int count) {
   alignas(64) T buffer[kWidth<opmath_t<T>>];
   store(buffer, v);
   std::memcpy(p, buffer, count * sizeof(T));
@@ -153,15 +162,15 @@ inline void store_part(T* p, Vec<opmath_t<T>> v, int count) {
 // How one step of a vector loop touches memory: a whole vector, or the first `count` lanes at the end of a row.
 struct Whole {
   template <class T>
-  Vec<opmath_t<T>> load(const T* p) const { return fastgen::load(p); }
+  FASTGEN_INLINE Vec<opmath_t<T>> load(const T* p) const { return fastgen::load(p); }
   template <class T>
-  void store(T* p, Vec<opmath_t<T>> v) const { fastgen::store(p, v); }
+  FASTGEN_INLINE void store(T* p, Vec<opmath_t<T>> v) const { fastgen::store(p, v); }
   template <class A>
-  Vec<A> keep(Vec<A> v) const { return v; }
+  FASTGEN_INLINE Vec<A> keep(Vec<A> v) const { return v; }
 };
 // `v` with the lanes from `count` on set to zero.
 template <class A>
-inline Vec<A> keep_part(Vec<A> v, int count) {
+FASTGEN_INLINE Vec<A> keep_part(Vec<A> v, int count) {
   const Vec<A> lane([](auto i) { return static_cast<A>(static_cast<int>(i)); });
   stdx::where(lane >= static_cast<A>(count), v) = A(0);
   return v;
@@ -170,16 +179,16 @@ inline Vec<A> keep_part(Vec<A> v, int count) {
 struct Part {
   int count;
   template <class T>
-  Vec<opmath_t<T>> load(const T* p) const { return load_part(p, count); }
+  FASTGEN_INLINE Vec<opmath_t<T>> load(const T* p) const { return load_part(p, count); }
   template <class T>
-  void store(T* p, Vec<opmath_t<T>> v) const { store_part(p, v, count); }
+  FASTGEN_INLINE void store(T* p, Vec<opmath_t<T>> v) const { store_part(p, v, count); }
   template <class A>
-  Vec<A> keep(Vec<A> v) const { return keep_part<A>(v, count); }
+  FASTGEN_INLINE Vec<A> keep(Vec<A> v) const { return keep_part<A>(v, count); }
 };
 
 // f(i, Whole{}) for every whole vector of [0, count), then f(i, Part{rest}).
 template <class A, class F>
-inline void for_vectors(std::int64_t count, const F& f) {
+FASTGEN_INLINE void for_vectors(std::int64_t count, const F& f) {
   std::int64_t i = 0;
   for (; i + kWidth<A> <= count; i += kWidth<A>) f(i, Whole{});
   if (i < count) f(i, Part{static_cast<int>(count - i)});
@@ -189,7 +198,7 @@ inline void for_vectors(std::int64_t count, const F& f) {
 
 // a * b + c, rounded once where the variant has the instruction (libstdc++'s own fma goes lane by lane).
 template <class A>
-inline Vec<A> madd(Vec<A> a, Vec<A> b, Vec<A> c) {
+FASTGEN_INLINE Vec<A> madd(Vec<A> a, Vec<A> b, Vec<A> c) {
 #if defined(__AVX512F__)
   if constexpr (std::is_same_v<A, float>)
     return VecF(_mm512_fmadd_ps(static_cast<__m512>(a), static_cast<__m512>(b), static_cast<__m512>(c)));
@@ -206,12 +215,12 @@ inline Vec<A> madd(Vec<A> a, Vec<A> b, Vec<A> c) {
 }
 
 template <class A>
-inline A sum_lanes(Vec<A> v) {
+FASTGEN_INLINE A sum_lanes(Vec<A> v) {
   return stdx::reduce(v);
 }
 
 // p * 2^k for integral k with |k| <= 126 (larger where the hardware can); a NaN in either stays.
-inline VecF scale_by_power(VecF p, VecF k) {
+FASTGEN_INLINE VecF scale_by_power(VecF p, VecF k) {
 #if defined(__AVX512F__)
   return VecF(_mm512_scalef_ps(static_cast<__m512>(p), static_cast<__m512>(k)));
 #else
@@ -221,7 +230,7 @@ inline VecF scale_by_power(VecF p, VecF k) {
 }
 
 // Round to the nearest integer for |x| < 2^22.
-inline VecF round_near(VecF x) {
+FASTGEN_INLINE VecF round_near(VecF x) {
 #if defined(__AVX512F__)
   return VecF(_mm512_roundscale_ps(static_cast<__m512>(x), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 #else
@@ -232,7 +241,7 @@ inline VecF round_near(VecF x) {
 
 // 1 / d for normal d with a normal reciprocal, to 1 ulp; `kLow` stops at 14 bits, enough for a bf16 result.
 template <bool kLow = false>
-inline VecF reciprocal(VecF d) {
+FASTGEN_INLINE VecF reciprocal(VecF d) {
 #if defined(__AVX512F__)
   const VecF r(_mm512_rcp14_ps(static_cast<__m512>(d)));
   if constexpr (kLow) return r;
@@ -243,7 +252,7 @@ inline VecF reciprocal(VecF d) {
 }
 
 // exp(x) to 1 ulp in [-87, 88]; saturates to 0-like and Inf-like values outside, NaN stays.
-inline VecF exp(VecF x) {
+FASTGEN_INLINE VecF exp(VecF x) {
   stdx::where(x > 88.0f, x) = 88.0f;
   stdx::where(x < -87.0f, x) = -87.0f;
   const VecF k = round_near(x * 1.44269504f);
@@ -258,13 +267,13 @@ inline VecF exp(VecF x) {
   p = madd<float>(p, r * r, r) + 1.0f;
   return scale_by_power(p, k);
 }
-inline Vec<double> exp(Vec<double> x) {
+FASTGEN_INLINE Vec<double> exp(Vec<double> x) {
   return Vec<double>([&](auto i) { return std::exp(static_cast<double>(x[i])); });
 }
 
 // 1 / (1 + exp(-x)), for x >= -80 in fp32 (callers clamp); relative error 2e-7, or 2e-4 with `kLow`.
 template <bool kLow = false>
-inline VecF sigmoid(VecF x) {
+FASTGEN_INLINE VecF sigmoid(VecF x) {
   const VecF k = round_near(x * -1.44269504f);
   const VecF r = madd<float>(x, VecF(-1.44269504f), -k);  // the product unrounded
   VecF p;  // 2^r on [-1/2, 1/2], minimax with p(0) = 1: relative error 9e-8, or 1e-4
@@ -281,13 +290,13 @@ inline VecF sigmoid(VecF x) {
   return reciprocal<kLow>(scale_by_power(p, k) + 1.0f);
 }
 template <bool kLow = false>
-inline Vec<double> sigmoid(Vec<double> x) {
+FASTGEN_INLINE Vec<double> sigmoid(Vec<double> x) {
   return 1.0 / (1.0 + exp(-x));
 }
 
 // Below this, x * sigmoid(x) is zero to any precision in use, and exp(-x) would leave the range of fp32.
 template <class A>
-inline Vec<A> clamp_for_sigmoid(Vec<A> x) {
+FASTGEN_INLINE Vec<A> clamp_for_sigmoid(Vec<A> x) {
   if constexpr (std::is_same_v<A, float>) {
 #if defined(__AVX512F__)
     return VecF(_mm512_max_ps(_mm512_set1_ps(-80.0f), static_cast<__m512>(x)));  // a NaN in the second operand stays
@@ -304,7 +313,7 @@ inline Vec<A> clamp_for_sigmoid(Vec<A> x) {
 }
 
 template <class A, bool kLow = false>
-inline Vec<A> silu(Vec<A> x) {
+FASTGEN_INLINE Vec<A> silu(Vec<A> x) {
   const Vec<A> clamped = clamp_for_sigmoid<A>(x);
 #if defined(__AVX512F__)
   return clamped * sigmoid<kLow>(clamped);
@@ -317,7 +326,7 @@ inline Vec<A> silu(Vec<A> x) {
 
 // d silu(x) / dx = s * (1 + x * (1 - s)), s = sigmoid(x).
 template <class A, bool kLow = false>
-inline Vec<A> silu_grad(Vec<A> x) {
+FASTGEN_INLINE Vec<A> silu_grad(Vec<A> x) {
   const Vec<A> clamped = clamp_for_sigmoid<A>(x);
   const Vec<A> s = sigmoid<kLow>(clamped);
   return madd<A>(s * clamped, Vec<A>(A(1)) - s, s);
@@ -328,7 +337,7 @@ inline Vec<A> silu_grad(Vec<A> x) {
 using VecU64 = stdx::native_simd<std::uint64_t>;  // half as many lanes as VecU
 
 // The 64-bit product of the low 32 bits of every lane; what stands in the high 32 bits is ignored.
-inline VecU64 multiply_low_words(VecU64 a, VecU64 b) {
+FASTGEN_INLINE VecU64 multiply_low_words(VecU64 a, VecU64 b) {
 #if defined(__AVX512F__)
   return VecU64(_mm512_mul_epu32(static_cast<__m512i>(a), static_cast<__m512i>(b)));
 #elif defined(__AVX2__)
@@ -341,7 +350,7 @@ inline VecU64 multiply_low_words(VecU64 a, VecU64 b) {
 }
 
 // The low words of the lanes of a, then of b.
-inline VecU low_words(VecU64 a, VecU64 b) {
+FASTGEN_INLINE VecU low_words(VecU64 a, VecU64 b) {
 #if defined(__AVX512F__)
   const __m512i index = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
   return VecU(_mm512_permutex2var_epi32(static_cast<__m512i>(a), index, static_cast<__m512i>(b)));
@@ -358,13 +367,13 @@ inline VecU low_words(VecU64 a, VecU64 b) {
 }
 
 // Where lane `lane` goes among the blocks of four that store_interleaved writes: chosen so that whole 128-bit lanes move.
-inline constexpr int interleaved_block(int lane) {
+FASTGEN_INLINE constexpr int interleaved_block(int lane) {
   constexpr int quads = kWidth<float> / 4;
   return (lane % 4) * quads + lane / 4;
 }
 
 // Writes 4 * kWidth floats: block interleaved_block(i) of four is (z0[i], z1[i], z2[i], z3[i]).
-inline void store_interleaved(float* p, VecF z0, VecF z1, VecF z2, VecF z3) {
+FASTGEN_INLINE void store_interleaved(float* p, VecF z0, VecF z1, VecF z2, VecF z3) {
 #if defined(__AVX512F__)
   const auto a = static_cast<__m512>(z0), b = static_cast<__m512>(z1), c = static_cast<__m512>(z2), d = static_cast<__m512>(z3);
   const auto ab_low = _mm512_castps_pd(_mm512_unpacklo_ps(a, b)), ab_high = _mm512_castps_pd(_mm512_unpackhi_ps(a, b));
