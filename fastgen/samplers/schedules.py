@@ -1,0 +1,74 @@
+"""Noise schedules and timestep spacings, in float64 on the host; nothing here touches a sample.
+
+`beta_t` is the variance added by step t of the forward process, `alpha_bar_t` the product of the 1 - beta up to t.
+"""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SPACINGS = ("linspace", "leading", "trailing")
+
+
+def linear_betas(num_train_timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Tensor:
+    """[T] float64, evenly spaced (Ho et al. 2020, section 4)."""
+    _check(num_train_timesteps, beta_start, beta_end)
+    return torch.linspace(beta_start, beta_end, num_train_timesteps, dtype=torch.float64)
+
+
+def scaled_linear_betas(num_train_timesteps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> Tensor:
+    """[T] float64, whose square roots are evenly spaced (Rombach et al. 2022, latent diffusion)."""
+    _check(num_train_timesteps, beta_start, beta_end)
+    return torch.linspace(beta_start**0.5, beta_end**0.5, num_train_timesteps, dtype=torch.float64) ** 2
+
+
+def squared_cosine_betas(num_train_timesteps: int = 1000, max_beta: float = 0.999) -> Tensor:
+    r"""[T] float64 from :math:`\bar\alpha(t) = \cos^2\big(\frac{t + 0.008}{1.008}\frac\pi2\big)`, capped at ``max_beta``
+    (Nichol and Dhariwal 2021, equation 17)."""
+    _check(num_train_timesteps, 0.0, max_beta)
+
+    def alpha_bar(t: float) -> float:
+        return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
+
+    steps = [i / num_train_timesteps for i in range(num_train_timesteps + 1)]
+    betas = [min(1 - alpha_bar(b) / alpha_bar(a), max_beta) for a, b in zip(steps, steps[1:], strict=False)]
+    return torch.tensor(betas, dtype=torch.float64)
+
+
+def alphas_cumprod(betas: Tensor) -> Tensor:
+    r""":math:`\bar\alpha`, [T] float64."""
+    return torch.cumprod(1 - betas.double(), dim=0)
+
+
+def timestep_spacing(num_train_timesteps: int, steps: int, spacing: str = "leading", steps_offset: int = 0) -> list[int]:
+    """The timesteps of a trajectory, from noise to image (Lin et al. 2024, table 2; as diffusers' schedulers choose them).
+
+    Args:
+        num_train_timesteps: T, the length of the schedule.
+        steps: how many to take, 1 <= steps <= T.
+        spacing: ``"linspace"`` (both ends), ``"leading"`` (multiples of T // steps) or ``"trailing"`` (ends at T - 1).
+        steps_offset: added to the timesteps of ``"leading"``.
+
+    Raises:
+        ValueError: ``spacing`` is not known, or ``steps`` is out of range.
+    """
+    if not 1 <= steps <= num_train_timesteps:
+        raise ValueError(f"steps must be in [1, {num_train_timesteps}], got {steps}")
+    if spacing == "linspace":
+        timesteps = np.linspace(0, num_train_timesteps - 1, steps).round()[::-1]
+    elif spacing == "leading":
+        timesteps = (np.arange(0, steps) * (num_train_timesteps // steps)).round()[::-1] + steps_offset
+    elif spacing == "trailing":
+        timesteps = np.round(np.arange(num_train_timesteps, 0, -num_train_timesteps / steps)) - 1
+    else:
+        raise ValueError(f"spacing must be one of {SPACINGS}, got {spacing!r}")
+    return [int(t) for t in timesteps]
+
+
+def _check(num_train_timesteps: int, beta_start: float, beta_end: float) -> None:
+    if num_train_timesteps < 1:
+        raise ValueError(f"num_train_timesteps must be at least 1, got {num_train_timesteps}")
+    if not 0 <= beta_start <= beta_end < 1:
+        raise ValueError(f"betas must satisfy 0 <= start <= end < 1, got {beta_start} and {beta_end}")
