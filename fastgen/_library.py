@@ -68,7 +68,7 @@ def load() -> None:
     """Load the best CPU variant of this machine, or the one that ``FASTGEN_ISA`` names, and the CUDA library if built."""
     global ISA, ISA_REASON, CUDA_LOADED
     try:
-        from . import _cpu
+        _cpu = importlib.import_module("fastgen._cpu")
     except ImportError as error:
         FAILURES["cpu"] = f"the compiled extension is not installed: {error}"
         ISA_REASON = FAILURES["cpu"]

@@ -201,6 +201,6 @@ class _SamplerStep(torch.autograd.Function):
             full = [given.get(i, tensor) for i, tensor in enumerate(tensors)]
             return _call(_reference.sampler_step_fwd, table, ctx.step, seeds, ctx.return_prediction, full)
 
-        _, vjp = torch.func.vjp(forward, *(tensors[i] for i in present))
+        vjp: Any = torch.func.vjp(forward, *(tensors[i] for i in present))[1]
         grads = dict(zip(present, vjp((grad_next, grad_second)), strict=True))
         return None, None, None, None, *(grads.get(i) for i in range(len(tensors)))

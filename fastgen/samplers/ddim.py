@@ -68,4 +68,8 @@ class DDIM(Solver):
             return {"prediction": to_clean - direction * signal / noise, "sample": direction / noise}
         if self.prediction_type == "epsilon":
             return {"prediction": to_clean, "model": direction}
-        return {"prediction": to_clean, "model": direction * signal, "sample": direction * noise}  # eps = sqrt(a) v + ...
+        return {
+            "prediction": to_clean,
+            "model": direction * signal,
+            "sample": direction * noise,
+        }  # eps = sqrt(a) v + ...

@@ -3,6 +3,7 @@
 `beta_t` is the variance added by step t of the forward process, `alpha_bar_t` the product of the 1 - beta up to t.
 """
 
+import itertools
 import math
 
 import numpy as np
@@ -18,7 +19,9 @@ def linear_betas(num_train_timesteps: int = 1000, beta_start: float = 1e-4, beta
     return torch.linspace(beta_start, beta_end, num_train_timesteps, dtype=torch.float64)
 
 
-def scaled_linear_betas(num_train_timesteps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> Tensor:
+def scaled_linear_betas(
+    num_train_timesteps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012
+) -> Tensor:
     """[T] float64, whose square roots are evenly spaced (Rombach et al. 2022, latent diffusion)."""
     _check(num_train_timesteps, beta_start, beta_end)
     return torch.linspace(beta_start**0.5, beta_end**0.5, num_train_timesteps, dtype=torch.float64) ** 2
@@ -33,7 +36,7 @@ def squared_cosine_betas(num_train_timesteps: int = 1000, max_beta: float = 0.99
         return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
 
     steps = [i / num_train_timesteps for i in range(num_train_timesteps + 1)]
-    betas = [min(1 - alpha_bar(b) / alpha_bar(a), max_beta) for a, b in zip(steps, steps[1:], strict=False)]
+    betas = [min(1 - alpha_bar(b) / alpha_bar(a), max_beta) for a, b in itertools.pairwise(steps)]
     return torch.tensor(betas, dtype=torch.float64)
 
 
@@ -42,7 +45,9 @@ def alphas_cumprod(betas: Tensor) -> Tensor:
     return torch.cumprod(1 - betas.double(), dim=0)
 
 
-def timestep_spacing(num_train_timesteps: int, steps: int, spacing: str = "leading", steps_offset: int = 0) -> list[int]:
+def timestep_spacing(
+    num_train_timesteps: int, steps: int, spacing: str = "leading", steps_offset: int = 0
+) -> list[int]:
     """The timesteps of a trajectory, from noise to image (Lin et al. 2024, table 2; as diffusers' schedulers choose them).
 
     Args:
@@ -57,7 +62,7 @@ def timestep_spacing(num_train_timesteps: int, steps: int, spacing: str = "leadi
     if not 1 <= steps <= num_train_timesteps:
         raise ValueError(f"steps must be in [1, {num_train_timesteps}], got {steps}")
     if spacing == "linspace":
-        timesteps = np.linspace(0, num_train_timesteps - 1, steps).round()[::-1]
+        timesteps: np.ndarray = np.linspace(0, num_train_timesteps - 1, steps).round()[::-1]
     elif spacing == "leading":
         timesteps = (np.arange(0, steps) * (num_train_timesteps // steps)).round()[::-1] + steps_offset
     elif spacing == "trailing":

@@ -1,5 +1,6 @@
 """What all solvers share: the schedule they are built on, and the `Plan` that carries a table through a trajectory."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -85,7 +86,7 @@ def _split(output: Tensor, sample: Tensor, name: str) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Solver:
+class Solver(ABC):
     """The discrete schedule of a model and how a trajectory goes through it; the base of the solvers.
 
     Args:
@@ -114,6 +115,7 @@ class Solver:
     def num_train_timesteps(self) -> int:
         return len(self.betas)
 
+    @abstractmethod
     def plan(self, steps: int, *, guidance_scale: float = 1.0) -> Plan:
         """Work out a trajectory of ``steps`` steps.
 
@@ -121,7 +123,6 @@ class Solver:
             steps: 1 <= steps <= T.
             guidance_scale: w of classifier-free guidance, uncond + w (cond - uncond), applied where ``uncond`` is given.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not say how a trajectory goes")
 
     def alpha_bars(self) -> list[float]:
         """The cumulative products of 1 - beta, as Python floats."""

@@ -32,7 +32,9 @@ def coefficient_table(rows: Sequence[Mapping[str, float]], history: Sequence[Seq
     for i, row in enumerate(rows):
         unknown = sorted(set(row) - set(COLUMNS))
         if unknown:
-            raise ValueError(f"coefficient_table: row {i} names unknown columns {unknown}; the known ones are {COLUMNS}")
+            raise ValueError(
+                f"coefficient_table: row {i} names unknown columns {unknown}; the known ones are {COLUMNS}"
+            )
         extra = list(history[i]) if history else []
         values.append([float(row.get(name, _DEFAULTS.get(name, 0.0))) for name in COLUMNS] + extra)
     table = torch.tensor(values, dtype=torch.float64)

@@ -1,0 +1,148 @@
+"""`sample`: the loop from noise to images, for any model and any solver.
+
+Inside the loop there is the model, one kernel a step and nothing else: no host-device synchronisation, no arithmetic on
+tensors. Coefficients and timesteps are on the device before it begins.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .guidance import ClassifierFreeGuidance, Model
+from .noise import Generators, NoiseSource
+from .solver import Solver
+
+Callback = Callable[[int, int, Tensor], None]
+
+
+@torch.no_grad()
+def sample(
+    model: Model,
+    shape: Sequence[int],
+    solver: Solver,
+    *,
+    steps: int,
+    seeds: Tensor | Sequence[int] | None = None,
+    generator: Generators = None,
+    guidance_scale: float = 1.0,
+    classes: Tensor | Sequence[int] | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+    uncond_kwargs: Mapping[str, Any] | None = None,
+    noise: Tensor | None = None,
+    known: Tensor | None = None,
+    mask: Tensor | None = None,
+    callback: Callback | None = None,
+    progress: bool = True,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Draw samples.
+
+    Args:
+        model: ``model(x, t, **kwargs)`` with x [N, C, *] and t [N] int64, returning the prediction, [N, C, *] or, for a
+            solver with learned variance, [N, 2C, *].
+        shape: [N, C, *].
+        solver: say ``DDIM(betas=squared_cosine_betas())``.
+        steps: of the trajectory.
+        seeds: N integers. The fused mode: all noise is drawn in the kernel, and an image depends on its seed alone.
+        generator: None, one, or one a sample. The compatible mode: all noise is drawn by torch, in diffusers' order.
+        guidance_scale: w of classifier-free guidance; at 1 the model is called without doubling the batch.
+        classes: [N] labels, passed to the model as ``y``.
+        model_kwargs: further keyword arguments of the model.
+        uncond_kwargs: those that replace them in the unconditional half; for ``classes`` it is the model's
+            ``null_label`` without asking.
+        noise: [N, C, *], the start of the trajectory; drawn where it is None.
+        known, mask: inpainting, both broadcastable to ``shape``: where ``mask`` is 0 the samples follow the noised known
+            image and end in it.
+        callback: called as ``callback(i, t, x)`` after each step.
+        progress: show a progress bar.
+        dtype: of the samples.
+        device: of the samples; that of the model's first parameter, or the CPU.
+
+    Returns:
+        [N, C, *], as the last step leaves them.
+
+    Raises:
+        ValueError: an argument does not fit; the message names it.
+    """
+    shape = tuple(shape)
+    if len(shape) < 2:
+        raise ValueError(f"shape must be [N, C, *], got {shape}")
+    place = torch.device(device) if device is not None else _device_of(model)
+    source = NoiseSource(shape, place, dtype, seeds, generator)
+    plan = solver.plan(steps, guidance_scale=guidance_scale).to(place, dtype)
+    kwargs = dict(model_kwargs or {})
+    if classes is not None:
+        kwargs["y"] = _check_classes(classes, shape[0], place)
+    predict = _guided(model, kwargs, uncond_kwargs) if guidance_scale != 1 else _unguided(model, kwargs)
+
+    x = _check_start(noise, shape, place, dtype) if noise is not None else source.initial()
+    inpainting = _inpainting(known, mask, shape, place, dtype, source)
+    timesteps = torch.tensor(plan.timesteps, device=place)
+    for i, t in enumerate(tqdm(plan.timesteps, disable=not progress, unit="step", leave=False)):
+        model_output, uncond = predict(x, timesteps[i].expand(shape[0]))
+        drawn = source.step() if plan.draws_noise[i] else {}
+        x = plan.step(model_output, i, x, uncond=uncond, **drawn, **inpainting)  # type: ignore[assignment]
+        if callback is not None:
+            callback(i, t, x)
+    return x
+
+
+def _device_of(model: Model) -> torch.device:
+    parameter = next(model.parameters(), None) if isinstance(model, torch.nn.Module) else None
+    return torch.device("cpu") if parameter is None else parameter.device
+
+
+def _check_classes(classes: Tensor | Sequence[int], n: int, device: torch.device) -> Tensor:
+    labels = torch.as_tensor(classes, device=device)
+    if labels.shape != (n,) or labels.is_floating_point():
+        raise ValueError(f"classes must be [N] = [{n}] integers, got shape {tuple(labels.shape)} of {labels.dtype}")
+    return labels
+
+
+def _check_start(noise: Tensor, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    if noise.shape != shape:
+        raise ValueError(f"noise must have the shape {shape} of the samples, got {tuple(noise.shape)}")
+    return noise.to(device, dtype)
+
+
+def _unguided(model: Model, kwargs: Mapping[str, Any]) -> Callable[[Tensor, Tensor], tuple[Tensor, None]]:
+    return lambda x, t: (model(x, t, **kwargs), None)
+
+
+def _guided(model: Model, kwargs: Mapping[str, Any], uncond_kwargs: Mapping[str, Any] | None) -> ClassifierFreeGuidance:
+    uncond = {**kwargs, **(uncond_kwargs or {})}
+    if "y" in kwargs and "y" not in (uncond_kwargs or {}):
+        null_label = getattr(model, "null_label", None)
+        if null_label is None:
+            raise ValueError("guidance needs uncond_kwargs: the model has no null_label to stand for no class")
+        uncond["y"] = torch.full_like(kwargs["y"], null_label)
+    if not uncond_kwargs and "y" not in kwargs:
+        raise ValueError(
+            "guidance_scale other than 1 needs a condition: give classes, or model_kwargs and uncond_kwargs"
+        )
+    return ClassifierFreeGuidance(model, kwargs, uncond)
+
+
+def _inpainting(
+    known: Tensor | None,
+    mask: Tensor | None,
+    shape: tuple[int, ...],
+    device: torch.device,
+    dtype: torch.dtype,
+    source: NoiseSource,
+) -> dict[str, Tensor]:
+    if (known is None) != (mask is None):
+        raise ValueError("known and mask come together")
+    if known is None or mask is None:
+        return {}
+    spread = {}
+    for name, tensor in (("known", known), ("mask", mask)):
+        try:
+            spread[name] = tensor.to(device, dtype).expand(shape).contiguous()
+        except RuntimeError:
+            raise ValueError(f"{name} must broadcast to {shape}, got shape {tuple(tensor.shape)}") from None
+    return {**spread, "known_noise": source.known()}

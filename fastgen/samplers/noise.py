@@ -1,0 +1,80 @@
+"""Where a sampler's noise comes from: torch generators, as diffusers' pipelines use them, or one seed a sample."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..ops import philox_normal
+from ..ops.philox_normal import INITIAL_NOISE_STEP, KNOWN_NOISE_STEP, check_seeds
+
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
+
+def draw_normal(
+    shape: Sequence[int], generator: Generators, device: torch.device | str, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Standard normals drawn by torch, in the order and on the device that diffusers' `randn_tensor` draws them.
+
+    Args:
+        shape: [N, *].
+        generator: None (torch's global one), one for the batch, or a list of one a sample (a list of one counts as one).
+        device: where the result is; a CPU generator draws on the CPU and the result is moved.
+
+    Raises:
+        ValueError: the list has another length than N, or a CUDA generator is to make a CPU tensor.
+    """
+    device = torch.device(device)
+    shape = tuple(shape)
+    if generator is None:
+        return torch.randn(shape, device=device, dtype=dtype)
+    generators = [generator] if isinstance(generator, torch.Generator) else list(generator)
+    if len(generators) not in (1, shape[0]):
+        raise ValueError(f"generator must be one, or one a sample ({shape[0]}), got {len(generators)}")
+    kind = generators[0].device.type
+    if kind != device.type and kind != "cpu":
+        raise ValueError(f"generator must be on the CPU or on {device}, got one on {generators[0].device}")
+    source = device if kind == device.type else torch.device("cpu")
+    if len(generators) == 1:
+        return torch.randn(shape, generator=generators[0], device=source, dtype=dtype).to(device)
+    rows = [torch.randn((1, *shape[1:]), generator=g, device=source, dtype=dtype) for g in generators]
+    return torch.cat(rows).to(device)
+
+
+class NoiseSource:
+    """The noise of one trajectory: the start, the known part of an inpainted image, and each step's.
+
+    With ``seeds`` the steps' noise is drawn inside the kernel, so :meth:`step` returns the seeds and no tensor.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        device: torch.device,
+        dtype: torch.dtype,
+        seeds: Tensor | Sequence[int] | None,
+        generator: Generators,
+    ) -> None:
+        if seeds is not None and generator is not None:
+            raise ValueError("give seeds or generator, not both")
+        self.shape, self.device, self.dtype, self.generator = tuple(shape), device, dtype, generator
+        self.seeds = None
+        if seeds is not None:
+            self.seeds = check_seeds("sample", seeds, device).to(device)
+            if len(self.seeds) != self.shape[0]:
+                raise ValueError(f"seeds must be one a sample ({self.shape[0]}), got {len(self.seeds)}")
+
+    def initial(self) -> Tensor:
+        return self._draw(INITIAL_NOISE_STEP)
+
+    def known(self) -> Tensor:
+        return self._draw(KNOWN_NOISE_STEP)
+
+    def step(self) -> dict[str, Tensor]:
+        """The keyword argument of a step that takes noise."""
+        return {"noise": self._draw(0)} if self.seeds is None else {"seeds": self.seeds}
+
+    def _draw(self, step: int) -> Tensor:
+        if self.seeds is None:
+            return draw_normal(self.shape, self.generator, self.device, self.dtype)
+        return philox_normal(self.seeds, self.shape, step, dtype=self.dtype)
