@@ -11,6 +11,7 @@ from types import ModuleType
 
 from .. import __version__
 from ..models import CheckpointError
+from ._errors import UsageError
 
 COMMANDS: dict[str, str] = {
     "doctor": "versions, CPU and GPU backends, what failed to load and why",
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         package, extra = EXTRAS[root]
         return _fail(f"`fastgen {command}` needs {package}: pip install 'fastgen[{extra}]'")
-    except (CheckpointError, FloatingPointError, OSError) as error:
+    except (CheckpointError, FloatingPointError, OSError, UsageError) as error:
         return _fail(str(error))
     except KeyboardInterrupt:
         print(file=sys.stderr)

@@ -1,0 +1,54 @@
+"""The pictures of the demo: the grid of digits and the way from noise to a digit."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .sample import write_atomically
+
+INK = "Greys"  # paper is -1, ink is 1
+
+
+def draw_grid(path: Path, panels: Mapping[str, Tensor]) -> None:
+    """A panel for each entry: 10 rows, one a class, of images [100, 1, 8, 8] ordered by class."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2 * len(panels), 5.6), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (title, images) in zip(axes, panels.items(), strict=True):
+        n, _, height, width = images.shape
+        columns = n // 10
+        framed = torch.full((10, columns, height + 2, width + 2), -1.0)
+        framed[:, :, 1:-1, 1:-1] = images.reshape(10, columns, height, width).clamp(-1, 1)
+        axis.imshow(
+            framed.permute(0, 2, 1, 3).flatten(0, 1).flatten(1), cmap=INK, vmin=-1, vmax=1, interpolation="nearest"
+        )
+        axis.set_title(title, fontsize=13)
+        axis.set_yticks([(height + 2) * (row + 0.5) - 0.5 for row in range(10)], [str(row) for row in range(10)])
+        axis.set_xticks([])
+        axis.tick_params(length=0, labelsize=12)
+        for spine in axis.spines.values():
+            spine.set_color("#bbbbbb")
+    axes[0].set_ylabel("class asked for", fontsize=12)
+    write_atomically(path, lambda name: figure.savefig(name, dpi=130, format="png"))
+
+
+def draw_trajectory(path: Path, states: Sequence[tuple[int, Tensor]]) -> None:
+    """One row for each sample; ``states`` are (timestep, [K, 1, 8, 8]) from noise to image."""
+    from matplotlib.figure import Figure
+
+    rows = states[0][1].shape[0]
+    figure = Figure(figsize=(1.15 * len(states), 1.15 * rows + 0.4), layout="constrained")
+    axes = figure.subplots(rows, len(states), squeeze=False)
+    for column, (timestep, images) in enumerate(states):
+        for row in range(rows):
+            axis = axes[row][column]
+            axis.imshow(images[row, 0], cmap=INK, vmin=-1.5, vmax=1.5, interpolation="nearest")
+            axis.set_xticks([])
+            axis.set_yticks([])
+            for spine in axis.spines.values():
+                spine.set_color("#bbbbbb")
+        axes[0][column].set_title("image" if timestep < 0 else f"t = {timestep}", fontsize=9)
+    write_atomically(path, lambda name: figure.savefig(name, dpi=150, format="png"))

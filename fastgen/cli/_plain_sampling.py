@@ -1,0 +1,42 @@
+"""The textbook reverse process in plain torch, an operation a line: what the demo times and compares fastgen with.
+
+No op of fastgen is used here; the equations are those of Ho et al. 2020 (DDPM) and Song et al. 2021 (DDIM, eta = 0).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class PlainSampler:
+    """DDPM or DDIM steps of an epsilon model with classifier-free guidance and a clean sample clipped to [-1, 1].
+
+    Args:
+        kind: ``"ddpm"`` (the posterior's variance) or ``"ddim"`` (deterministic).
+        betas: [T].
+        timesteps: of the trajectory, from noise to image.
+        guidance_scale: w.
+    """
+
+    def __init__(self, kind: str, betas: Tensor, timesteps: Sequence[int], guidance_scale: float) -> None:
+        self.kind, self.timesteps, self.guidance_scale = kind, list(timesteps), guidance_scale
+        self.alpha_bar = torch.cumprod(1 - betas, dim=0).float()
+
+    def step(self, cond: Tensor, uncond: Tensor, i: int, x: Tensor, generator: torch.Generator) -> Tensor:
+        """[N, C, H, W] at timestep i of the trajectory -> at the next one."""
+        t = self.timesteps[i]
+        a = self.alpha_bar[t]
+        following = self.timesteps[i + 1] if i + 1 < len(self.timesteps) else -1
+        a_next = self.alpha_bar[following] if following >= 0 else torch.tensor(1.0)
+        eps = uncond + self.guidance_scale * (cond - uncond)
+        clean = ((x - (1 - a).sqrt() * eps) / a.sqrt()).clamp(-1, 1)
+        if self.kind == "ddim":
+            eps = (x - a.sqrt() * clean) / (1 - a).sqrt()  # what the clipped sample leaves as noise
+            return a_next.sqrt() * clean + (1 - a_next).sqrt() * eps
+        alpha = a / a_next
+        mean = a_next.sqrt() * (1 - alpha) / (1 - a) * clean + alpha.sqrt() * (1 - a_next) / (1 - a) * x
+        if t == 0:
+            return mean
+        variance = (1 - a_next) / (1 - a) * (1 - alpha)
+        return mean + variance.sqrt() * torch.randn(x.shape, generator=generator)
