@@ -1,6 +1,7 @@
 """`fastgen sample`: draws images from a checkpoint of `fastgen.models.UNet`; image k depends on `--seed` + k alone."""
 
 import argparse
+import functools
 import os
 import tempfile
 from collections.abc import Callable
