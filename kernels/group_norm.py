@@ -1,0 +1,306 @@
+"""Triton kernels of `group_norm`, forward; the backward is in `_group_norm_bwd`, tiles and splits in `_group_norm_plan`.
+
+moments  a program reads the tiles of one split and keeps mean and centred squares of each channel
+finish   a program merges the splits of one group and writes y = act(a (x - m) + b) as m, a, b of its channels
+apply    a program maps one tile
+whole    a group that fits one program is read once and written once, and the other three are not needed
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastgen.kernels._group_norm_bwd import group_norm_bwd
+from fastgen.kernels._group_norm_plan import MAX_ELEMENTS, Plan, dense, load_or, make_plan, silu, tile_of
+from fastgen.reference._layout import empty_like_layout
+
+__all__ = ["group_norm", "group_norm_bwd", "group_norm_fwd", "reasons"]
+
+
+@triton.jit
+def moments_kernel(
+    x,  # [N, C, P] through strides
+    part_mean,  # [N, splits, C]
+    part_m2,  # [N, splits, C]
+    channels,
+    pixels,
+    stride_c,
+    stride_p,
+    splits,
+    pixels_per_split,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    blocks = tl.cdiv(channels, BLOCK_C)
+    program = tl.program_id(0).to(tl.int64)
+    block, split, n = program % blocks, program // blocks % splits, program // blocks // splits
+    first = split * pixels_per_split
+    last = tl.minimum(first + pixels_per_split, pixels)
+    base = x + n * channels * pixels
+    mean = tl.zeros([BLOCK_C], dtype=ACC)
+    m2 = tl.zeros([BLOCK_C], dtype=ACC)
+    seen = tl.zeros([1], dtype=ACC)
+    for start in range(first, last, BLOCK_P):
+        p, c, mask = tile_of(block, channels, pixels, start, last, BLOCK_P, BLOCK_C)
+        value = tl.load(base + p[:, None] * stride_p + c[None, :] * stride_c, mask=mask, other=0.0).to(ACC)
+        count = seen * 0 + tl.minimum(last - start, BLOCK_P).to(ACC)
+        tile_mean = tl.sum(value, axis=0) / count
+        centred = tl.where(mask, value - tile_mean[None, :], 0.0)
+        # Chan, Golub and LeVeque 1979: merge (seen, mean, m2) with (count, tile_mean, sum of squares)
+        delta = tile_mean - mean
+        share = count / (seen + count)
+        mean += delta * share
+        m2 += tl.sum(centred * centred, axis=0) + delta * delta * seen * share
+        seen += count
+    c = block * BLOCK_C + tl.arange(0, BLOCK_C)
+    at = (n * splits + split) * channels + c
+    tl.store(part_mean + at, mean, mask=c < channels)
+    tl.store(part_m2 + at, m2, mask=c < channels)
+
+
+@triton.jit
+def channel_maps(n, c, mask, channels, mean, rstd, weight, bias, channel_bias, scale, shift, ACC: tl.constexpr):
+    """m, a, b of channels ``c`` of sample n under the statistics of their group."""
+    row = n * channels + c
+    modulation = 1.0 + load_or(scale, row, mask, 0.0, ACC)
+    m = mean - load_or(channel_bias, row, mask, 0.0, ACC)
+    a = rstd * load_or(weight, c, mask, 1.0, ACC) * modulation
+    b = load_or(bias, c, mask, 0.0, ACC) * modulation + load_or(shift, row, mask, 0.0, ACC)
+    return m, a, b
+
+
+@triton.jit
+def finish_kernel(
+    part_mean,  # [N, splits, C]
+    part_m2,  # [N, splits, C]
+    weight,  # [C] or None
+    bias,  # [C] or None
+    channel_bias,  # [N, C] or None
+    scale,  # [N, C] or None
+    shift,  # [N, C] or None
+    mean_out,  # [N, G]
+    rstd_out,  # [N, G]
+    maps,  # [3, N, C]: m, a, b
+    n_samples,
+    channels,
+    pixels,
+    groups,
+    splits,
+    pixels_per_split,
+    EPS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    program = tl.program_id(0).to(tl.int64)
+    n, g = program // groups, program % groups
+    per_group = channels // groups
+    total = (per_group * pixels).to(ACC)
+    weighted = tl.zeros([BLOCK_D], dtype=ACC)
+    for start in range(0, per_group, BLOCK_D):
+        d = start + tl.arange(0, BLOCK_D)
+        c = g * per_group + d
+        added = load_or(channel_bias, n * channels + c, d < per_group, 0.0, ACC)
+        for split in range(0, splits):
+            count = tl.minimum(pixels - split * pixels_per_split, pixels_per_split).to(ACC)
+            at = (n * splits + split) * channels + c
+            part = tl.load(part_mean + at, mask=d < per_group, other=0.0) + added
+            weighted += tl.where(d < per_group, part * count, 0.0)
+    mean = tl.sum(weighted, axis=0) / total
+    squares = tl.zeros([BLOCK_D], dtype=ACC)
+    for start in range(0, per_group, BLOCK_D):
+        d = start + tl.arange(0, BLOCK_D)
+        c = g * per_group + d
+        added = load_or(channel_bias, n * channels + c, d < per_group, 0.0, ACC)
+        for split in range(0, splits):
+            count = tl.minimum(pixels - split * pixels_per_split, pixels_per_split).to(ACC)
+            at = (n * splits + split) * channels + c
+            delta = tl.load(part_mean + at, mask=d < per_group, other=0.0) + added - mean
+            part = tl.load(part_m2 + at, mask=d < per_group, other=0.0) + delta * delta * count
+            squares += tl.where(d < per_group, part, 0.0)
+    rstd = 1.0 / tl.sqrt(tl.sum(squares, axis=0) / total + EPS)
+    tl.store(mean_out + program, mean)
+    tl.store(rstd_out + program, rstd)
+    for start in range(0, per_group, BLOCK_D):
+        d = start + tl.arange(0, BLOCK_D)
+        c = g * per_group + d
+        inside = d < per_group
+        m, a, b = channel_maps(n, c, inside, channels, mean, rstd, weight, bias, channel_bias, scale, shift, ACC)
+        at = n * channels + c
+        tl.store(maps + at, m, mask=inside)
+        tl.store(maps + n_samples * channels + at, a, mask=inside)
+        tl.store(maps + 2 * n_samples * channels + at, b, mask=inside)
+
+
+@triton.jit
+def apply_kernel(
+    x,  # [N, C, P] through strides
+    y,  # the same
+    maps,  # [3, N, C]: m, a, b
+    n_samples,
+    channels,
+    pixels,
+    stride_c,
+    stride_p,
+    SILU: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    blocks = tl.cdiv(channels, BLOCK_C)
+    pixel_blocks = tl.cdiv(pixels, BLOCK_P)
+    program = tl.program_id(0).to(tl.int64)
+    block, tile, n = program % blocks, program // blocks % pixel_blocks, program // blocks // pixel_blocks
+    p, c, mask = tile_of(block, channels, pixels, tile * BLOCK_P, pixels, BLOCK_P, BLOCK_C)
+    row = n * channels + c
+    m = tl.load(maps + row, mask=c < channels, other=0.0)
+    a = tl.load(maps + n_samples * channels + row, mask=c < channels, other=0.0)
+    b = tl.load(maps + 2 * n_samples * channels + row, mask=c < channels, other=0.0)
+    at = n * channels * pixels + p[:, None] * stride_p + c[None, :] * stride_c
+    z = (tl.load(x + at, mask=mask, other=0.0).to(ACC) - m[None, :]) * a[None, :] + b[None, :]
+    if SILU:
+        z = silu(z)
+    tl.store(y + at, z.to(y.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def whole_kernel(
+    x,  # [N, C, P] through strides
+    y,  # the same
+    weight,  # [C] or None
+    bias,  # [C] or None
+    channel_bias,  # [N, C] or None
+    scale,  # [N, C] or None
+    shift,  # [N, C] or None
+    mean_out,  # [N, G]
+    rstd_out,  # [N, G]
+    channels,
+    pixels,
+    groups,
+    stride_c,
+    stride_p,
+    EPS: tl.constexpr,
+    SILU: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    program = tl.program_id(0).to(tl.int64)
+    n, g = program // groups, program % groups
+    per_group = channels // groups
+    d = tl.arange(0, BLOCK_D)
+    p = tl.arange(0, BLOCK_P)
+    c = g * per_group + d
+    inside = d < per_group
+    mask = (p < pixels)[:, None] & inside[None, :]
+    at = n * channels * pixels + p[:, None].to(tl.int64) * stride_p + c[None, :] * stride_c
+    value = tl.load(x + at, mask=mask, other=0.0).to(ACC)
+    biased = value + load_or(channel_bias, n * channels + c, inside, 0.0, ACC)[None, :]
+    total = (per_group * pixels).to(ACC)
+    mean = tl.sum(tl.where(mask, biased, 0.0)) / total
+    centred = tl.where(mask, biased - mean, 0.0)
+    rstd = 1.0 / tl.sqrt(tl.sum(centred * centred) / total + EPS)
+    tl.store(mean_out + program, mean)
+    tl.store(rstd_out + program, rstd)
+    _m, a, b = channel_maps(n, c, inside, channels, mean, rstd, weight, bias, channel_bias, scale, shift, ACC)
+    z = centred * a[None, :] + b[None, :]
+    if SILU:
+        z = silu(z)
+    tl.store(y + at, z.to(y.dtype.element_ty), mask=mask)
+
+
+def reasons(op: str, *args: Any) -> list[str]:
+    """Why Triton cannot take this call; empty where it can."""
+    x = args[1] if op == "group_norm_bwd" else args[0]
+    if x.numel() > MAX_ELEMENTS:
+        return [f"at most 2^40 elements fit a launch grid, got {x.numel()}"]
+    return []
+
+
+def group_norm_fwd(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    channel_bias: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    eps: float,
+    activation: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    x = dense(input, input)
+    plan = make_plan(x, num_groups)
+    y = empty_like_layout(input)
+    mean = torch.empty((plan.n, num_groups), dtype=plan.opmath, device=x.device)
+    rstd = torch.empty_like(mean)
+    if x.numel() == 0:  # no element has no mean
+        return y, mean.fill_(float("nan")), rstd.fill_(float("nan"))
+    params = [None if p is None else p.contiguous() for p in (weight, bias, channel_bias, scale, shift)]
+    if plan.fits_one_program:
+        _launch_whole(plan, x, y, params, mean, rstd, eps, activation)
+    else:
+        _launch_split(plan, x, y, params, mean, rstd, eps, activation)
+    return y, mean, rstd
+
+
+def group_norm(*args: Any) -> Tensor:
+    """The output alone; see :func:`group_norm_fwd`."""
+    return group_norm_fwd(*args)[0]
+
+
+def _launch_whole(
+    plan: Plan,
+    x: Tensor,
+    y: Tensor,
+    params: list[Tensor | None],
+    mean: Tensor,
+    rstd: Tensor,
+    eps: float,
+    activation: int,
+) -> None:
+    block_p, block_d = triton.next_power_of_2(plan.pixels), triton.next_power_of_2(plan.per_group)
+    whole_kernel[(plan.n * plan.groups,)](
+        x, y, *params, mean, rstd, plan.channels, plan.pixels, plan.groups, plan.stride_c, plan.stride_p,
+        EPS=eps, SILU=activation == 1, BLOCK_P=block_p, BLOCK_D=block_d, ACC=plan.accumulate,
+        num_warps=8 if block_p * block_d > 2048 else 4, enable_fp_fusion=True,
+    )  # fmt: skip
+
+
+def _launch_split(
+    plan: Plan,
+    x: Tensor,
+    y: Tensor,
+    params: list[Tensor | None],
+    mean: Tensor,
+    rstd: Tensor,
+    eps: float,
+    activation: int,
+) -> None:
+    parts = torch.empty((2, plan.n, plan.splits, plan.channels), dtype=plan.opmath, device=x.device)
+    maps = torch.empty((3, plan.n, plan.channels), dtype=plan.opmath, device=x.device)
+    tile = {"BLOCK_P": plan.block_p, "BLOCK_C": plan.block_c, "ACC": plan.accumulate}
+    launch = {"num_warps": 4, "enable_fp_fusion": True}
+    strides = (plan.stride_c, plan.stride_p)
+    moments_kernel[(plan.n * plan.splits * plan.channel_blocks,)](
+        x,
+        parts[0],
+        parts[1],
+        plan.channels,
+        plan.pixels,
+        *strides,
+        plan.splits,
+        plan.pixels_per_split,
+        **tile,
+        **launch,
+    )
+    finish_kernel[(plan.n * plan.groups,)](
+        parts[0], parts[1], *params, mean, rstd, maps, plan.n, plan.channels, plan.pixels, plan.groups, plan.splits,
+        plan.pixels_per_split, EPS=eps, BLOCK_D=min(triton.next_power_of_2(plan.per_group), 256), ACC=plan.accumulate,
+        **launch,
+    )  # fmt: skip
+    apply_kernel[(plan.n * plan.pixel_blocks * plan.channel_blocks,)](
+        x, y, maps, plan.n, plan.channels, plan.pixels, *strides, SILU=activation == 1, **tile, **launch
+    )
