@@ -1,0 +1,197 @@
+"""Values of the Triton kernels, by the interpreter, against the reference in float64."""
+
+import importlib
+from types import SimpleNamespace
+
+import pytest
+import torch
+import triton
+from torch import Tensor
+
+import fastgen  # noqa: F401  (makes fastgen.kernels importable)
+from fastgen.reference import group_norm as gn_reference
+from fastgen.reference import philox_normal as philox_reference
+from fastgen.reference import sampler_step as step_reference
+from fastgen.reference._layout import output_strides
+
+assert triton.knobs.runtime.interpret, "TRITON_INTERPRET=1 must be set before Triton is imported"
+interpreted = SimpleNamespace(
+    **{
+        name: importlib.import_module(f"fastgen.kernels.{name}")
+        for name in ("group_norm", "philox_normal", "sampler_step")
+    }
+)
+
+# Largest error, relative to the largest value: a few roundings of the arithmetic, then one of the output.
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 4e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+SHAPES = [
+    ((2, 8, 4, 4), 4),
+    ((1, 6, 50, 70), 3),
+    ((2, 24, 5), 2),
+    ((1, 4, 2, 3, 5), 2),
+    ((3, 16), 4),
+    ((1, 130, 40, 33), 2),
+]
+
+
+def guarded(t: Tensor) -> Tensor:
+    """The same values and strides inside a larger buffer of NaN: what reads past the ends reads NaN."""
+    size = sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) + 1
+    buffer = torch.full((size + 4096,), float("nan"), dtype=t.dtype)
+    inside = torch.as_strided(buffer, t.shape, t.stride(), 2048)
+    return inside.copy_(t)
+
+
+def channels_last(t: Tensor) -> Tensor:
+    return t.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def close(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
+    assert actual.shape == expected.shape
+    error = (actual.double() - expected).abs().max() / expected.abs().max().clamp_min(1e-2)
+    assert error <= TOLERANCE[dtype], f"{error:.2e}"
+
+
+def group_norm_case(shape, dtype, layout, full):
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*size):
+        return torch.randn(size, generator=generator, dtype=torch.float64)
+
+    x, grad = (2 * draw(*shape) + 3).to(dtype), draw(*shape).to(dtype)
+    if layout == "channels_last" and len(shape) > 2:
+        x = channels_last(x)
+    n, c = shape[:2]
+    params = [draw(c), draw(c), *([draw(n, c), draw(n, c), draw(n, c)] if full else [None] * 3)]
+    low = dtype if dtype == torch.float64 else torch.float32
+    return guarded(x), guarded(grad), [None if p is None else guarded(p.to(low)) for p in params]
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(("shape", "groups"), SHAPES)
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_group_norm(shape, groups, dtype, layout):
+    if dtype != torch.float32 and shape[1] == 130:
+        pytest.skip("the large case in float32 only: the interpreter is slow")
+    full = layout == "contiguous"
+    x, grad, params = group_norm_case(shape, dtype, layout, full)
+    wide = [None if p is None else p.double() for p in params]
+    kernel = interpreted.group_norm
+    forward = kernel.group_norm_fwd(x, groups, *params, 1e-5, int(full))
+    expected = gn_reference.group_norm_fwd(x.double(), groups, *wide, 1e-5, int(full))
+    backward = kernel.group_norm_bwd(grad, x, *forward[1:], groups, *params, int(full))
+    expected_bwd = gn_reference.group_norm_bwd(grad.double(), x.double(), *expected[1:], groups, *wide, int(full))
+    close(forward[0], expected[0], dtype)
+    for actual, wanted in zip(forward[1:], expected[1:], strict=True):
+        close(actual, wanted, torch.float64 if dtype == torch.float64 else torch.float32)
+    close(backward[0], expected_bwd[0], dtype)
+    for actual, wanted in zip(backward[1:], expected_bwd[1:], strict=True):
+        close(actual, wanted, torch.float64 if dtype == torch.float64 else torch.float32)
+    assert forward[0].dtype == dtype and list(forward[0].stride()) == output_strides(x)
+    again = kernel.group_norm_fwd(x, groups, *params, 1e-5, int(full))
+    assert all(torch.equal(a, b) for a, b in zip(forward, again, strict=True))
+    assert torch.equal(kernel.group_norm(x, groups, *params, 1e-5, int(full)), forward[0])
+
+
+def test_group_norm_both_plans_agree():
+    """The one-program path and the split path are two ways to one result."""
+    x, _, params = group_norm_case((2, 8, 9, 5), torch.float32, "contiguous", True)
+    kernel, plan = interpreted.group_norm, interpreted.group_norm.make_plan(x, 4)
+    assert plan.fits_one_program
+    whole = kernel.group_norm_fwd(x, 4, *params, 1e-5, 1)
+    y, mean, rstd = torch.empty_like(whole[0]), torch.empty_like(whole[1]), torch.empty_like(whole[2])
+    kernel._launch_split(plan, x, y, params, mean, rstd, 1e-5, 1)
+    for a, b in zip(whole, (y, mean, rstd), strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-6, atol=2e-6)
+
+
+def test_group_norm_centred_variance():
+    """Mean 1e4 and deviation 1: E[x^2] - E[x]^2 would lose every digit."""
+    x = torch.randn(1, 4, 64, 64, generator=torch.Generator().manual_seed(1)) + 1e4
+    y, _, rstd = interpreted.group_norm.group_norm_fwd(x, 2, None, None, None, None, None, 1e-5, 0)
+    expected = gn_reference.group_norm_fwd(x.double(), 2, None, None, None, None, None, 1e-5, 0)
+    assert (rstd.double() / expected[2] - 1).abs().max() < 1e-5
+    assert (y.double() - expected[0]).abs().max() < 5e-3  # an ulp of 1e4 is 1e-3
+
+
+def test_group_norm_nothing():
+    y, mean, _ = interpreted.group_norm.group_norm_fwd(torch.zeros(2, 4, 0), 2, None, None, None, None, None, 1e-5, 0)
+    assert y.shape == (2, 4, 0) and mean.isnan().all()
+    y, mean, _ = interpreted.group_norm.group_norm_fwd(torch.zeros(0, 4, 3), 2, None, None, None, None, None, 1e-5, 0)
+    assert y.shape == (0, 4, 3) and mean.shape == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "shape", "step"),
+    [([1, -5, 2**40 + 3], (3, 1000), 3), ([7], (1, 3, 5, 7), -1), ([7, 9], (2, 1), 2**32 - 1), ([3], (1, 2049), 0)],
+)
+def test_philox_normal(seeds, shape, step):
+    seeds = torch.tensor(seeds)
+    actual, expected = (
+        f(seeds, shape, step) for f in (interpreted.philox_normal.philox_normal, philox_reference.philox_normal)
+    )
+    error = (actual.double() - expected.double()).abs() / expected.double().abs().clamp_min(1e-3)
+    assert error.max() <= 5e-7
+    assert torch.equal(torch.ops.fastgen.philox_normal(seeds, shape, step)[0, :1].sign(), actual[0, :1].sign())
+
+
+def test_philox_normal_equals_the_cpu_kernel():
+    seeds = torch.arange(4)
+    cpu = torch.ops.fastgen.philox_normal(seeds, (4, 3, 33), 5)
+    torch.testing.assert_close(interpreted.philox_normal.philox_normal(seeds, (4, 3, 33), 5), cpu, rtol=6e-7, atol=1e-9)
+
+
+STEP_CASES = {
+    "plain": {},
+    "guided, noise": {"uncond": 1, "noise": 1},
+    "history, seeds, variance, second": {"uncond": 1, "history": 4, "seeds": 1, "variance": 1, "second": 1},
+    "inpainting": {"seeds": 1, "mask": 1, "known": 1, "known_noise": 1, "second": 1},
+    "inpainting without noise": {"mask": 1, "known": 1},
+}
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("case", STEP_CASES)
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_sampler_step(case, dtype, layout):
+    options = STEP_CASES[case]
+    generator = torch.Generator().manual_seed(2)
+    shape = (2, 3, 19, 21)
+
+    def draw(like=torch.float32):
+        return guarded(torch.randn(shape, generator=generator).to(like))
+
+    sample = draw(dtype)
+    if layout == "channels_last":
+        sample = guarded(channels_last(sample))
+    table = torch.randn(5, 20, generator=generator, dtype=torch.float64)
+    table[:, 6], table[:, 7] = -1.0, 1.0
+    optional = {
+        name: draw() if options.get(name) else None
+        for name in ("uncond", "noise", "variance", "mask", "known", "known_noise")
+    }
+    history = [draw(torch.float16) for _ in range(options.get("history", 0))]
+    arguments = (
+        draw(), table, 3, optional["uncond"], history, optional["noise"],
+        torch.tensor([5, 6]) if options.get("seeds") else None, optional["variance"], optional["mask"],
+        optional["known"], optional["known_noise"], bool(options.get("second")),
+    )  # fmt: skip
+    actual = interpreted.sampler_step.sampler_step_fwd(sample, *arguments)
+    expected = step_reference.sampler_step_fwd(sample.double(), *arguments)
+    # normals are made in float32, so even a float64 sample carries their rounding
+    tolerance = torch.float32 if dtype == torch.float64 and options.get("seeds") else dtype
+    close(actual[0], expected[0], tolerance)
+    assert list(actual[0].stride()) == output_strides(sample)
+    assert actual[1].numel() == (expected[0].numel() if options.get("second") else 0)
+    if options.get("second"):
+        close(actual[1], expected[1], tolerance)
+
+
+def test_reasons_are_sentences():
+    x = torch.zeros(1, 1)
+    assert interpreted.sampler_step.reasons("sampler_step_fwd", x, x, x, 0, None, [x] * 5) == [
+        "the kernel takes at most 4 history tensors, got 5"
+    ]
+    assert interpreted.sampler_step.reasons("sampler_step_fwd", x, x, x, 0, None, [x] * 4) == []
+    assert interpreted.philox_normal.reasons("philox_normal", torch.zeros(1).long(), (70000, 2), 0)
+    assert interpreted.group_norm.reasons("group_norm_bwd", x, x) == []
