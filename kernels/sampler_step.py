@@ -14,10 +14,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastgen.kernels._philox import normal_at
+from fastgen.kernels._philox import normal_at, normals_4
 from fastgen.reference._layout import empty_like_layout, is_channels_last, output_strides
 
-BLOCK = 1024  # 8 elements a thread over 128 threads, two vectors of four fp32 each operand
+BLOCK = 512  # four elements a thread over 128 threads: one vector of fp32 of each operand, one Philox block
 MAX_HISTORY = 4
 
 # The columns of a table, as in fastgen/reference/sampler_step.py.
@@ -59,6 +59,7 @@ def sampler_step_kernel(
     channels,
     pixels,
     CHANNELS_LAST: tl.constexpr,
+    QUADS: tl.constexpr,  # contiguous, and samples of a multiple of four elements
     BLOCK: tl.constexpr,
     ACC: tl.constexpr,
 ):
@@ -93,11 +94,18 @@ def sampler_step_kernel(
             log_std = coefficient(row, 12, ACC) + coefficient(row, 13, ACC) * read(variance, at, mask, ACC)
             std = std * tl.exp(log_std)
         if seeds is not None:
-            n = at // size
-            element = at - n * size
-            if CHANNELS_LAST:
-                element = element % channels * pixels + element // channels
-            z = normal_at(element, step.to(tl.int64), tl.load(seeds + n, mask=mask, other=0)).to(ACC)
+            if QUADS:  # four neighbours share one Philox block
+                quad = tl.program_id(0).to(tl.int64) * (BLOCK // 4) + tl.arange(0, BLOCK // 4)
+                n = quad // (size // 4)
+                seed = tl.load(seeds + n, mask=quad * 4 < numel, other=0)
+                z0, z1, z2, z3 = normals_4(quad - n * (size // 4), step.to(tl.int64), seed)
+                z = tl.interleave(tl.interleave(z0, z2), tl.interleave(z1, z3)).to(ACC)
+            else:
+                n = at // size
+                element = at - n * size
+                if CHANNELS_LAST:
+                    element = element % channels * pixels + element // channels
+                z = normal_at(element, step.to(tl.int64), tl.load(seeds + n, mask=mask, other=0)).to(ACC)
         else:
             z = read(noise, at, mask, ACC)
         y += std * z
@@ -142,7 +150,7 @@ def sampler_step_fwd(
         tensors = (sample, model_output, uncond, *past, noise, variance, mask, known, known_noise)
         operands = [None if t is None else _in_order(t, sample) for t in tensors]
         channels = sample.shape[1] if sample.dim() > 1 else 1
-        size = math.prod(sample.shape[1:])
+        size, channels_last = math.prod(sample.shape[1:]), is_channels_last(sample)
         sampler_step_kernel[(triton.cdiv(sample.numel(), BLOCK),)](
             *operands,
             table if table.stride(1) == 1 else table.contiguous(),
@@ -155,7 +163,8 @@ def sampler_step_fwd(
             size,
             channels,
             size // channels,
-            CHANNELS_LAST=is_channels_last(sample),
+            CHANNELS_LAST=channels_last,
+            QUADS=not channels_last and size % 4 == 0,
             BLOCK=BLOCK,
             ACC=tl.float64 if sample.dtype == torch.float64 else tl.float32,
             num_warps=4,

@@ -153,10 +153,10 @@ STEP_CASES = {
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("case", STEP_CASES)
 @pytest.mark.parametrize("dtype", TOLERANCE)
-def test_sampler_step(case, dtype, layout):
+@pytest.mark.parametrize("shape", [(2, 3, 19, 21), (3, 4, 10, 11)])
+def test_sampler_step(case, dtype, layout, shape):
     options = STEP_CASES[case]
     generator = torch.Generator().manual_seed(2)
-    shape = (2, 3, 19, 21)
 
     def draw(like=torch.float32):
         return guarded(torch.randn(shape, generator=generator).to(like))
@@ -173,7 +173,7 @@ def test_sampler_step(case, dtype, layout):
     history = [draw(torch.float16) for _ in range(options.get("history", 0))]
     arguments = (
         draw(), table, 3, optional["uncond"], history, optional["noise"],
-        torch.tensor([5, 6]) if options.get("seeds") else None, optional["variance"], optional["mask"],
+        torch.arange(5, 5 + shape[0]) if options.get("seeds") else None, optional["variance"], optional["mask"],
         optional["known"], optional["known_noise"], bool(options.get("second")),
     )  # fmt: skip
     actual = interpreted.sampler_step.sampler_step_fwd(sample, *arguments)
