@@ -1,0 +1,41 @@
+"""The weights in the package: they load, are as small and as documented as promised, and denoise unseen digits."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import fastgen
+from fastgen.cli.train import DIGITS_UNET
+from fastgen.data import load_digits
+from fastgen.models import UNet, read_metadata
+from fastgen.samplers.schedules import squared_cosine_betas
+
+WEIGHTS = Path(fastgen.__file__).parent / "weights" / "digits-ddpm.safetensors"
+
+
+def test_size_and_papers():
+    assert WEIGHTS.stat().st_size <= 3_000_000
+    papers = WEIGHTS.with_suffix(".md").read_text()
+    assert hashlib.sha256(WEIGHTS.read_bytes()).hexdigest() in papers
+    assert "fastgen train digits-ddpm --seed 0 --threads 1" in papers
+    training = json.loads(read_metadata(WEIGHTS)["training"])
+    assert training["recipe"] == "digits-ddpm" and training["seed"] == 0 and training["schedule"] == "squared_cosine"
+    assert UNet.load(WEIGHTS).config == UNet.from_config({**DIGITS_UNET, "model_channels": 48}).config
+
+
+def test_it_finds_the_noise_in_held_out_digits_and_needs_the_class():
+    pytest.importorskip("sklearn")
+    images, labels = load_digits("held_out")
+    model = UNet.load(WEIGHTS)
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    alpha_bar = torch.cumprod(1 - squared_cosine_betas(1000), 0)
+    for t, bound in ((250, 0.25), (500, 0.11), (750, 0.04)):  # the noise itself has a mean square of 1
+        noisy = alpha_bar[t].sqrt().float() * images + (1 - alpha_bar[t]).sqrt().float() * noise
+        with torch.no_grad():
+            right = (model(noisy, torch.tensor(t), labels) - noise).square().mean()
+            wrong = (model(noisy, torch.tensor(t), (labels + 5) % 10) - noise).square().mean()
+        assert right < bound, f"t={t}"
+        assert right < wrong, f"t={t}"
