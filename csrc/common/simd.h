@@ -271,9 +271,26 @@ FASTGEN_INLINE Vec<double> exp(Vec<double> x) {
   return Vec<double>([&](auto i) { return std::exp(static_cast<double>(x[i])); });
 }
 
-// 1 / (1 + exp(-x)), for x >= -80 in fp32 (callers clamp); relative error 2e-7, or 2e-4 with `kLow`.
+// x within [low, high]; a NaN stays.
+FASTGEN_INLINE VecF clamp(VecF x, float low, float high) {
+#if defined(__AVX512F__)
+  const __m512 floored = _mm512_max_ps(_mm512_set1_ps(low), static_cast<__m512>(x));  // of a NaN the second operand is kept
+  return VecF(_mm512_min_ps(_mm512_set1_ps(high), floored));
+#else
+  stdx::where(x < low, x) = low;
+  stdx::where(x > high, x) = high;
+  return x;
+#endif
+}
+
+// s = 1 / (1 + e) and e = exp(-x), which makes 1 - s = e s without cancellation. In fp32 x must lie in [-80, 80], so that e
+// and 1 / (1 + e) stay normal; relative error 2e-7, or 2e-4 with `kLow`.
+template <class A>
+struct Sigmoid {
+  Vec<A> s, e;
+};
 template <bool kLow = false>
-FASTGEN_INLINE VecF sigmoid(VecF x) {
+FASTGEN_INLINE Sigmoid<float> sigmoid(VecF x) {
   const VecF k = round_near(x * -1.44269504f);
   const VecF r = madd<float>(x, VecF(-1.44269504f), -k);  // the product unrounded
   VecF p;  // 2^r on [-1/2, 1/2], minimax with p(0) = 1: relative error 9e-8, or 1e-4
@@ -286,50 +303,32 @@ FASTGEN_INLINE VecF sigmoid(VecF x) {
     p = madd<float>(p, r, VecF(2.40222421e-1f));
     p = madd<float>(p, r, VecF(6.93146978e-1f));
   }
-  p = madd<float>(p, r, VecF(1.0f));
-  return reciprocal<kLow>(scale_by_power(p, k) + 1.0f);
+  const VecF e = scale_by_power(madd<float>(p, r, VecF(1.0f)), k);
+  return {reciprocal<kLow>(e + 1.0f), e};
 }
 template <bool kLow = false>
-FASTGEN_INLINE Vec<double> sigmoid(Vec<double> x) {
-  return 1.0 / (1.0 + exp(-x));
+FASTGEN_INLINE Sigmoid<double> sigmoid(Vec<double> x) {
+  const Vec<double> e = exp(-x);
+  return {1.0 / (1.0 + e), e};
 }
 
-// Below this, x * sigmoid(x) is zero to any precision in use, and exp(-x) would leave the range of fp32.
-template <class A>
-FASTGEN_INLINE Vec<A> clamp_for_sigmoid(Vec<A> x) {
-  if constexpr (std::is_same_v<A, float>) {
-#if defined(__AVX512F__)
-    return VecF(_mm512_max_ps(_mm512_set1_ps(-80.0f), static_cast<__m512>(x)));  // a NaN in the second operand stays
-#else
-    stdx::where(x < -80.0f, x) = -80.0f;
-    // exp(-x) underflows from here on: without a hardware scaling the exponent must stay in range.
-    VecF capped = x;
-    stdx::where(x > 80.0f, capped) = 80.0f;
-    return capped;
-#endif
+// x * sigmoid(x). Below -80 it is zero to any precision in use, and so is what stands for it here.
+template <class A, bool kLow = false>
+FASTGEN_INLINE Vec<A> silu(Vec<A> x) {
+  if constexpr (std::is_same_v<A, double>) {
+    return x * sigmoid(x).s;
   } else {
-    return x;
+    constexpr float largest = std::numeric_limits<float>::max();
+    return clamp(x, -80.0f, largest) * sigmoid<kLow>(clamp(x, -80.0f, 80.0f)).s;
   }
 }
 
-template <class A, bool kLow = false>
-FASTGEN_INLINE Vec<A> silu(Vec<A> x) {
-  const Vec<A> clamped = clamp_for_sigmoid<A>(x);
-#if defined(__AVX512F__)
-  return clamped * sigmoid<kLow>(clamped);
-#else
-  Vec<A> factor = x;
-  if constexpr (std::is_same_v<A, float>) stdx::where(x < A(-80), factor) = A(-80);
-  return factor * sigmoid<kLow>(clamped);
-#endif
-}
-
-// d silu(x) / dx = s * (1 + x * (1 - s)), s = sigmoid(x).
+// d silu(x) / dx = s (1 + x (1 - s)), s = sigmoid(x).
 template <class A, bool kLow = false>
 FASTGEN_INLINE Vec<A> silu_grad(Vec<A> x) {
-  const Vec<A> clamped = clamp_for_sigmoid<A>(x);
-  const Vec<A> s = sigmoid<kLow>(clamped);
-  return madd<A>(s * clamped, Vec<A>(A(1)) - s, s);
+  if constexpr (std::is_same_v<A, float>) x = clamp(x, -80.0f, 80.0f);
+  const Sigmoid<A> sigma = sigmoid<kLow>(x);
+  return madd<A>(x * sigma.s, sigma.e * sigma.s, Vec<A>(A(1))) * sigma.s;
 }
 
 // ---- integers ----------------------------------------------------------------------------------------------------------

@@ -213,7 +213,7 @@ class SlabMoments {
 
  public:
   explicit SlabMoments(const Problem& p)
-      : p_(p), padded_((p.channels + kWidth<A> - 1) / kWidth<A> * kWidth<A>), mean_(padded_), m2_(padded_) {}
+      : p_(p), padded_((p.channels + kWidth<A> - 1) / kWidth<A> * kWidth<A>), pivot_(padded_), offset_(padded_), m2_(padded_) {}
 
   void run(const Slabs& slabs, const T* x, std::int64_t row_stride, std::int64_t pixels, const A* channel_bias, Moments* groups) {
     std::int64_t seen = 0;
@@ -252,17 +252,17 @@ class SlabMoments {
       }
     const A share = static_cast<A>(pixels) / static_cast<A>(seen + pixels);
     for (int j = 0; j < kVectors; ++j) {
-      A* const mean_at = mean_.data() + channel + j * kWidth<A>;
+      A* const pivot_at = pivot_.data() + channel + j * kWidth<A>;
+      A* const offset_at = offset_.data() + channel + j * kWidth<A>;
       A* const m2_at = m2_.data() + channel + j * kWidth<A>;
       const V missed = rest[j] * inverse;
-      const V chunk_mean = mean[j] + missed;
       V chunk_m2 = square[j] - missed * rest[j];
       stdx::where(chunk_m2 < A(0), chunk_m2) = A(0);
       if (seen == 0) {
-        store(mean_at, chunk_mean), store(m2_at, chunk_m2);
+        store(pivot_at, mean[j]), store(offset_at, missed), store(m2_at, chunk_m2);
       } else {
-        const V old = load(mean_at), delta = chunk_mean - old;
-        store(mean_at, madd<A>(delta, V(share), old));
+        const V old = load(offset_at), delta = (mean[j] - load(pivot_at)) + missed - old;
+        store(offset_at, madd<A>(delta, V(share), old));
         store(m2_at, madd<A>(delta * delta, V(share * static_cast<A>(seen)), load(m2_at) + chunk_m2));
       }
     }
@@ -272,19 +272,21 @@ class SlabMoments {
     for (std::int64_t g = 0; g < p_.groups; ++g) {
       const std::int64_t first = g * p_.per_group;
       double mean = 0, m2 = 0;
-      for (std::int64_t i = first; i < first + p_.per_group; ++i) mean += static_cast<double>(mean_[i]) + channel_bias[i];
+      for (std::int64_t i = first; i < first + p_.per_group; ++i) mean += channel_mean(i) + channel_bias[i];
       mean /= static_cast<double>(p_.per_group);
       for (std::int64_t i = first; i < first + p_.per_group; ++i) {
-        const double delta = static_cast<double>(mean_[i]) + channel_bias[i] - mean;
+        const double delta = channel_mean(i) + channel_bias[i] - mean;
         m2 += m2_[i] + pixels * delta * delta;
       }
       groups[g] = {pixels * static_cast<double>(p_.per_group), mean, m2};
     }
   }
 
+  double channel_mean(std::int64_t i) const { return static_cast<double>(pivot_[i]) + static_cast<double>(offset_[i]); }
+
   const Problem& p_;
   std::int64_t padded_;
-  std::vector<A> mean_, m2_;
+  std::vector<A> pivot_, offset_, m2_;  // the mean is pivot + offset: a mean of 1e4 leaves no digits for its changes
 };
 
 template <class T, bool kSilu>

@@ -12,8 +12,8 @@
 namespace fastgen::group_norm {
 namespace {
 
-constexpr std::int64_t kPiece = 1024;   // elements of a row summed in fp32 before fp64 takes over
-constexpr std::int64_t kSlab = 32768;   // elements of a channels-last slab, of at most 128 pixels
+constexpr std::int64_t kPiece = 256;   // elements of a row summed in fp32, 16 to a lane, before fp64 takes over
+constexpr std::int64_t kSlab = 32768;   // elements of a channels-last slab, of at most 32 pixels: 32 additions to a lane
 
 struct Sums {
   double dz = 0, dz_x = 0, x = 0;  // over the pixels of one (sample, channel); x is x^
@@ -196,7 +196,7 @@ void finish_slab(const Problem& p, const T* x, const T* dy, T* dx, std::int64_t 
 template <class T, bool kSilu>
 void backward_channels_last(const Problem& p, const Pointers<T>& at, const opmath_t<T>* mean, const opmath_t<T>* rstd, Sums* sums) {
   using A = opmath_t<T>;
-  const std::int64_t slab = std::clamp<std::int64_t>(kSlab / p.channels, 1, 128), slabs = (p.pixels + slab - 1) / slab;
+  const std::int64_t slab = std::clamp<std::int64_t>(kSlab / p.channels, 1, 32), slabs = (p.pixels + slab - 1) / slab;
   std::vector<SlabSums<A>> parts(p.n * slabs, SlabSums<A>(0));
   std::vector<MapArrays<A>> maps(p.n, MapArrays<A>(p.channels));
   parallel(p.n, p.n * p.channels, [&](std::int64_t begin, std::int64_t end) {

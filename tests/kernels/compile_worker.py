@@ -111,7 +111,7 @@ def _compile(kernel: Any, types: dict[str, Any], arch: int) -> Any:
     warps = importlib.import_module(kernel.fn.__module__).__dict__.get("WARPS", 4)
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
     return triton.compile(
-        source, target=GPUTarget("cuda", arch, 32), options={"num_warps": 4, "enable_fp_fusion": True}
+        source, target=GPUTarget("cuda", arch, 32), options={"num_warps": warps, "enable_fp_fusion": True}
     )
 
 

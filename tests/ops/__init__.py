@@ -1,0 +1,1 @@
+"""The op families on the backend that torch picks for the CPU: the loaded variant, or the reference."""
