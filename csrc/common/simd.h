@@ -328,7 +328,7 @@ template <class A, bool kLow = false>
 FASTGEN_INLINE Vec<A> silu_grad(Vec<A> x) {
   if constexpr (std::is_same_v<A, float>) x = clamp(x, -80.0f, 80.0f);
   const Sigmoid<A> sigma = sigmoid<kLow>(x);
-  return madd<A>(x * sigma.s, sigma.e * sigma.s, Vec<A>(A(1))) * sigma.s;
+  return madd<A>(x, sigma.e * sigma.s, Vec<A>(A(1))) * sigma.s;
 }
 
 // ---- integers ----------------------------------------------------------------------------------------------------------
