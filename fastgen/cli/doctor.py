@@ -1,0 +1,128 @@
+"""`fastgen doctor`: what this installation runs on, which backend answers for each op family, and what failed to load."""
+
+import argparse
+import importlib
+import importlib.metadata
+import importlib.util
+import json
+import platform
+from typing import Any
+
+import torch
+
+from .. import __version__, _dispatch, _library, _schema
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
+    """Add the `doctor` sub-command."""
+    parser = subparsers.add_parser(
+        "doctor",
+        help="versions, CPU and GPU backends, what failed to load and why",
+        description="Print what fastgen found on this machine, and which backend takes each op family.",
+    )
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the report; returns 0, also where only the reference is there: that is a finding, not a failure."""
+    report = examine()
+    if args.json:
+        print(json.dumps(report, indent=2))
+        return 0
+    for title, lines in _sections(report):
+        print(f"{title}\n  " + "\n  ".join(lines or ["nothing"]))
+    return 0
+
+
+def examine() -> dict[str, Any]:
+    """All findings, ready for JSON."""
+    return {
+        "versions": {
+            "fastgen": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "triton": _version("triton"),
+            "numpy": _version("numpy"),
+        },
+        "cpu": {
+            "name": _cpu_call("cpu_name"),
+            "isa": _library.ISA,
+            "isa_reason": _library.ISA_REASON,
+            "supported_isas": _cpu_call("supported_isas"),
+            "threads": torch.get_num_threads(),
+            "build": _cpu_call("build_info"),
+        },
+        "gpu": {
+            "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+            "torch_cuda": torch.version.cuda,
+            "cuda_library": _library.CUDA_LOADED,
+        },
+        "backends": {family: _backends(family) for family in _library.families()},
+        "failures": dict(_library.FAILURES),
+    }
+
+
+def _backends(family: str) -> dict[str, Any]:
+    """For CPU and CUDA tensors the backend that takes the family's calls, and why the others do not."""
+    op = next(op for op in _schema.SCHEMAS if _library.family(op) == family)
+    against = _dispatch.cpu_reasons()
+    key = f"{_schema.NAMESPACE}::{op}"
+    if not against and not torch._C._dispatch_has_kernel_for_dispatch_key(key, "CPU"):
+        against = [f"the variant {_library.ISA} has no kernel of {op}"]
+    cpu = {
+        "backend": "reference" if against else f"C++ ({_library.ISA})",
+        "refused": {"C++": against} if against else {},
+    }
+    reasons = _dispatch.cuda_reasons(op)
+    if not torch.cuda.is_available():
+        reasons = {name: [*why, "there is no CUDA device"] for name, why in reasons.items()}
+    taken = next((name for name, why in reasons.items() if not why), None)
+    refused = {name: why for name, why in reasons.items() if why}
+    return {"cpu": cpu, "cuda": {"backend": taken or "none", "refused": refused}}
+
+
+def _cpu_call(name: str) -> Any:
+    """What the compiled module says, None where it is not installed."""
+    if importlib.util.find_spec("fastgen._cpu") is None:
+        return None
+    return getattr(importlib.import_module("fastgen._cpu"), name)()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _sections(report: dict[str, Any]) -> list[tuple[str, list[str]]]:
+    cpu, gpu = report["cpu"], report["gpu"]
+    backends = []
+    for family, found in report["backends"].items():
+        for device in ("cpu", "cuda"):
+            backends.append(f"{family}, {device.upper()} tensors: {found[device]['backend']}")
+            for name, why in found[device]["refused"].items():
+                backends.append(f"    not {name}: {'; '.join(why)}")
+    build = cpu["build"] or {}
+    return [
+        ("Versions", [f"{name} {version or 'not installed'}" for name, version in report["versions"].items()]),
+        (
+            "CPU",
+            [
+                f"{cpu['name'] or 'unknown'}, {cpu['threads']} threads",
+                f"instruction set variant: {cpu['isa'] or 'none, the plain-torch reference answers'} ({cpu['isa_reason']})",
+                f"this CPU can run: {', '.join(cpu['supported_isas'] or []) or 'unknown'}",
+                f"built: {build.get('built_isas', 'nothing')}, with {build.get('compiler', 'no compiler')}",
+            ],
+        ),
+        (
+            "GPU",
+            [
+                ", ".join(gpu["devices"]) or "no CUDA device",
+                f"torch is built for CUDA {gpu['torch_cuda']}" if gpu["torch_cuda"] else "torch is a CPU build",
+            ],
+        ),
+        ("Backends", backends),
+        ("Not loaded", [f"{name}: {why}" for name, why in report["failures"].items()]),
+    ]

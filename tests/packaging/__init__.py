@@ -1,0 +1,1 @@
+"""The built libraries and the wheel."""

@@ -1,0 +1,70 @@
+"""One binary for every torch >= 2.11: the op libraries use the stable ABI and no symbol of Python."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import fastgen
+from fastgen import _library
+
+from ..backends import requires_cpu
+
+LIBRARIES = sorted((Path(fastgen.__file__).parent / "lib").glob("libfastgen_*.so"))
+
+# The C interface of the stable ABI as torch 2.11 has it (its stable headers call these), and the system's own libraries.
+STABLE = {
+    "aoti_torch_abi_version",
+    "aoti_torch_call_dispatcher", "aoti_torch_copy_", "aoti_torch_delete_library_object", "aoti_torch_delete_tensor_object",
+    "aoti_torch_device_type_cpu", "aoti_torch_device_type_cuda", "aoti_torch_dtype_bfloat16", "aoti_torch_dtype_float16",
+    "aoti_torch_dtype_float32", "aoti_torch_dtype_float64", "aoti_torch_dtype_int64", "aoti_torch_empty_strided",
+    "aoti_torch_get_current_stream", "aoti_torch_get_data_ptr", "aoti_torch_get_device_index", "aoti_torch_get_device_type",
+    "aoti_torch_get_dim", "aoti_torch_get_dtype", "aoti_torch_get_numel", "aoti_torch_get_size", "aoti_torch_get_sizes",
+    "aoti_torch_get_stride", "aoti_torch_get_strides", "aoti_torch_is_contiguous", "aoti_torch_library_init_impl",
+    "aoti_torch_new_tensor_handle", "torch_call_dispatcher", "torch_delete_list", "torch_delete_string",
+    "torch_get_const_data_ptr", "torch_get_mutable_data_ptr", "torch_get_num_threads", "torch_library_impl",
+    "torch_list_get_item", "torch_list_push_back", "torch_list_set_item", "torch_list_size", "torch_new_list_reserve_size",
+    "torch_parallel_for",
+}  # fmt: skip
+DTYPES = re.compile(r"(aoti_)?torch_dtype_\w+")
+SYSTEM = re.compile(
+    r"_Z(T[IVS])?N?[KOR]*(S[tosadi]|10__cxxabiv1)|_Z(nw|na|dl|da)[mP]|__cxa_|__gxx_|_Unwind_|__stack_chk|__libc_|__gmon_start__|_ITM_"
+    r"|(mem(cpy|move|set|cmp)|str(len|cmp)|free|malloc|abort|expf?|logf?|sqrtf?)$"
+)
+
+
+def undefined(library: Path) -> list[str]:
+    lines = subprocess.run(
+        ["nm", "-D", "--undefined-only", str(library)], capture_output=True, text=True, check=True
+    ).stdout
+    return [line.split()[-1].split("@")[0] for line in lines.splitlines()]
+
+
+@requires_cpu
+def test_there_are_libraries_and_nm():
+    assert f"libfastgen_{_library.ISA}.so" in [path.name for path in LIBRARIES]
+    assert shutil.which("nm") is not None
+
+
+@pytest.mark.parametrize("library", LIBRARIES, ids=lambda path: path.stem)
+def test_undefined_symbols_are_of_the_stable_abi(library):
+    symbols = undefined(library)
+    assert "torch_library_impl" in symbols
+    foreign = [
+        s
+        for s in symbols
+        if s not in STABLE and not DTYPES.fullmatch(s) and not SYSTEM.match(s) and not s.startswith("cuda")
+    ]
+    assert foreign == []
+    assert not [s for s in symbols if s.startswith(("Py", "_Py")) or "c10" in s or "2at" in s or "5torch" in s]
+
+
+@pytest.mark.parametrize("library", LIBRARIES, ids=lambda path: path.stem)
+def test_nothing_is_exported(library):
+    """Variants share inline functions by name: an exported one could be taken by another variant, and trap."""
+    lines = subprocess.run(
+        ["nm", "-D", "--defined-only", str(library)], capture_output=True, text=True, check=True
+    ).stdout
+    assert [line for line in lines.splitlines() if line.strip()] == []

@@ -1,0 +1,83 @@
+"""A wheel built once works in a second fresh environment that has torch and no compiler."""
+
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from ..backends import requires_cpu
+
+ROOT = Path(__file__).parent.parent.parent
+
+USE = """
+import torch, fastgen
+y = fastgen.ops.group_norm(torch.randn(2, 8, 4, 4), 4, activation="silu")
+assert fastgen._library.ISA is not None, fastgen._library.FAILURES
+assert "site-packages" in fastgen.__file__, fastgen.__file__
+import fastgen.cli.demo
+assert fastgen.cli.demo.WEIGHTS.exists()
+print(fastgen._library.ISA, y.shape)
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        "--no-build-isolation",
+        "--no-deps",
+        "-w",
+        str(folder),
+        str(ROOT),
+    ]
+    subprocess.run(command, check=True, timeout=900)
+    (built,) = folder.glob("fastgen-*.whl")
+    return built
+
+
+@requires_cpu
+def test_what_is_inside(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    for isa in ("portable", "avx2", "avx512", "avx512_bf16"):
+        if (ROOT / f"fastgen/lib/libfastgen_{isa}.so").exists():
+            assert f"fastgen/lib/libfastgen_{isa}.so" in names
+    for name in ("fastgen/kernels/group_norm.py", "fastgen/weights/digits-ddpm.safetensors", "fastgen/py.typed"):
+        assert name in names
+    assert "fastgen/kernels/__init__.py" not in names
+    assert not [name for name in names if name.startswith(("tests/", "benchmarks/", "csrc/"))]
+
+
+@requires_cpu
+def test_it_works_where_there_is_no_compiler(wheel, tmp_path):
+    venv.create(tmp_path / "env", with_pip=True)
+    python = tmp_path / "env/bin/python"
+    subprocess.run(
+        [python, "-m", "pip", "install", "-q", "--no-deps", "--no-index", str(wheel)], check=True, timeout=300
+    )
+    # torch and its like come from this environment: what is tested is the wheel, not a second download of torch
+    site = next((tmp_path / "env/lib").glob("python*/site-packages"))
+    (site / "borrowed.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("FASTGEN", "PYTHON"))}
+    environment["PATH"] = str(tmp_path / "env/bin")
+
+    def output(*command: str | Path) -> str:
+        options = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True, "timeout": 300}
+        result = subprocess.run(command, **options)
+        assert result.returncode == 0, result.stderr[-3000:]
+        return result.stdout
+
+    assert "torch.Size" in output(python, "-c", USE)
+    report = json.loads(output(tmp_path / "env/bin/fastgen", "doctor", "--json"))
+    assert report["cpu"]["isa"] is not None
+    assert report["backends"]["group_norm"]["cpu"]["backend"].startswith("C++")

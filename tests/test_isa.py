@@ -1,0 +1,53 @@
+"""The op tests again for every other instruction set variant of this machine, and for the reference alone."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fastgen import _library
+
+from .backends import requires_cpu
+
+
+def variants() -> list[str]:
+    if _library.ISA is None:
+        return ["portable"]  # skipped below, with the reason
+    from fastgen import _cpu
+
+    built = [isa for isa in _cpu.supported_isas() if (_library.LIBRARY_DIR / f"libfastgen_{isa}.so").exists()]
+    return [isa for isa in [*built, "reference"] if isa != _library.ISA]
+
+
+@requires_cpu
+@pytest.mark.parametrize("isa", variants())
+def test_variant(isa):
+    environment = {**os.environ, "FASTGEN_ISA": isa}
+    environment.pop("FASTGEN_REQUIRE", None)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-m",
+        "isa",
+        "-p",
+        "no:cacheprovider",
+        str(Path(__file__).parent / "ops"),
+    ]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+    assert result.returncode == 0, result.stdout[-6000:]
+    passed = re.search(r"(\d+) passed", result.stdout)
+    assert passed and int(passed.group(1)) >= 200
+
+
+@requires_cpu
+@pytest.mark.parametrize("isa", [v for v in variants() if v != "reference"])
+def test_the_variant_was_the_one_that_ran(isa):
+    code = "import fastgen; print(fastgen._library.ISA)"
+    environment = {**os.environ, "FASTGEN_ISA": isa}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == isa
