@@ -13,7 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastgen.kernels._group_norm_plan import dense, load_or, make_plan, tile_of
+from fastgen.kernels._launch import dense
+from fastgen.kernels._group_norm_plan import load_or, make_plan, tile_of
 from fastgen.reference._layout import empty_like_layout
 
 WARPS = 8  # 8 elements of a tile a thread: with 16 the sums take 145 registers on sm_80

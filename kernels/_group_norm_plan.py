@@ -13,15 +13,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastgen.reference._layout import is_channels_last, output_strides
+from fastgen.reference._layout import is_channels_last
 
-# Chosen by count, not yet by measurement: 2048 elements are 16 a thread over 128 threads in fp32, within 64 registers;
-# 528 programs are four a multiprocessor on 132 of them; 8192 elements of one group stay in the registers of 8 warps.
+# Chosen by count, not yet by measurement. A tile is 16 elements a thread over 128 threads in fp32, within 64 registers (the
+# backward keeps two of them and takes 256 threads). 528 programs are four a multiprocessor on 132 of them.
 TILE = 2048
 PROGRAMS = 528
-WHOLE_GROUP = 8192
 
-MAX_ELEMENTS = 2**40  # grids are one-dimensional, 2^31 programs of TILE elements
+# Elements of a group (padded) that one program keeps in registers: 32 a thread over 512 threads forward; the backward holds
+# two numbers an element, so half of that. One launch then does the work of three, which counts where launches do.
+WHOLE_FORWARD = 16384
+WHOLE_BACKWARD = 8192
+
+# Elements of the tiles [splits, channels of a group] in which partial results are merged.
+MERGE_TILE = 1024
+MERGE_CHANNELS = 64
 
 
 @dataclass(frozen=True)
@@ -65,8 +71,17 @@ class Plan:
         return torch.float64 if self.wide else torch.float32
 
     @property
-    def fits_one_program(self) -> bool:
-        return triton.next_power_of_2(self.per_group) * triton.next_power_of_2(self.pixels) <= WHOLE_GROUP
+    def group_tile(self) -> tuple[int, int]:
+        """Pixels and channels of a group, each padded to a power of two."""
+        return triton.next_power_of_2(self.pixels), triton.next_power_of_2(self.per_group)
+
+    @property
+    def merge_tile(self) -> dict[str, int]:
+        block_d = min(triton.next_power_of_2(self.per_group), MERGE_CHANNELS)
+        return {"BLOCK_S": min(triton.next_power_of_2(self.splits), MERGE_TILE // block_d), "BLOCK_D": block_d}
+
+    def fits_one_program(self, limit: int) -> bool:
+        return math.prod(self.group_tile) <= limit
 
 
 def make_plan(x: Tensor, groups: int) -> Plan:
@@ -88,21 +103,17 @@ def make_plan(x: Tensor, groups: int) -> Plan:
     return Plan(n, channels, pixels, groups, *strides, block_p, block_c, splits, x.dtype == torch.float64)
 
 
-def dense(t: Tensor, like: Tensor) -> Tensor:
-    """``t`` itself where it has the dense strides of an output like ``like``, else a copy that has."""
-    strides = output_strides(like)
-    if all(size == 1 or a == b for size, a, b in zip(t.shape, t.stride(), strides, strict=True)):
-        return t
-    return torch.empty_strided(t.shape, strides, dtype=t.dtype, device=t.device).copy_(t)
+def whole_warps(elements: int) -> int:
+    """Warps of a program that keeps a whole group: 32 elements a thread at most, 16 warps at most."""
+    return min(max(triton.next_power_of_2(elements) // 1024, 1), 16)
 
 
 @triton.jit
-def tile_of(program, channels, pixels, first_p, last_p, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Pixels, channels and mask of the tile of ``program`` among the channel blocks, from pixel ``first_p`` on."""
-    c = program * BLOCK_C + tl.arange(0, BLOCK_C)
+def tile_of(block, channels, pixels, first_p, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Pixels, channels and mask of a tile from pixel ``first_p`` (int64) on. Splits are whole tiles: no end but the last."""
+    c = block * BLOCK_C + tl.arange(0, BLOCK_C)
     p = first_p + tl.arange(0, BLOCK_P)
-    mask = (p < last_p)[:, None] & (c < channels)[None, :]
-    return p, c, mask
+    return p, c, (p < pixels)[:, None] & (c < channels)[None, :]
 
 
 @triton.jit
@@ -117,3 +128,12 @@ def load_or(pointer, index, mask, absent: tl.constexpr, dtype: tl.constexpr):
         return tl.full(index.shape, absent, dtype)
     else:
         return tl.load(pointer + index, mask=mask, other=absent).to(dtype)
+
+
+@triton.jit
+def reciprocal_root(x):
+    """1 / sqrt(x), each correctly rounded: the fast forms would shift all of a group by some units in the last place."""
+    if x.dtype == tl.float64:
+        return 1.0 / tl.sqrt(x)
+    else:
+        return tl.div_rn(1.0, tl.sqrt_rn(x))

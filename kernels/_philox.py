@@ -1,7 +1,8 @@
 """Philox4x32-10 and fastgen's one conversion to normals, as Triton device functions.
 
 The same arithmetic as `csrc/common/philox.h`, polynomial by polynomial: the GPU's fast logarithm and sine are not accurate
-enough near 1 and 0, and an image must not depend on the device. Salmon et al., SC 2011.
+enough near 1 and 0, and an image must not depend on the device. Every multiply-add is written as one and the kernels are
+launched with `enable_fp_fusion=False`, so that all of them give a normal the same bits. Salmon et al., SC 2011.
 """
 
 import triton
@@ -37,38 +38,37 @@ def philox_4x32(c0, c1, c2, c3, k0, k1):
 @triton.jit
 def _radius(r):
     """sqrt(-2 ln u), u = (r + 1/2) / 2^32, r rounded to fp32 first."""
-    f = r.to(tl.float32) + 0.5
-    bits = f.to(tl.int32, bitcast=True)
+    bits = (r.to(tl.float32) + 0.5).to(tl.int32, bitcast=True)
     exponent = (bits - _SQRT_HALF_BITS) >> 23  # arithmetic shift: of the mantissa in [sqrt(1/2), sqrt(2))
     m = (bits - (exponent << 23)).to(tl.float32, bitcast=True) - 1.0
     e = (exponent - 32).to(tl.float32)
-    p = m * 7.0376836292e-2 - 1.1514610310e-1
-    p = p * m + 1.1676998740e-1
-    p = p * m - 1.2420140846e-1
-    p = p * m + 1.4249322787e-1
-    p = p * m - 1.6668057665e-1
-    p = p * m + 2.0000714765e-1
-    p = p * m - 2.4999993993e-1
-    p = p * m + 3.3333331174e-1
+    p = tl.fma(m, 7.0376836292e-2, -1.1514610310e-1)
+    p = tl.fma(p, m, 1.1676998740e-1)
+    p = tl.fma(p, m, -1.2420140846e-1)
+    p = tl.fma(p, m, 1.4249322787e-1)
+    p = tl.fma(p, m, -1.6668057665e-1)
+    p = tl.fma(p, m, 2.0000714765e-1)
+    p = tl.fma(p, m, -2.4999993993e-1)
+    p = tl.fma(p, m, 3.3333331174e-1)
     square = m * m
-    log_m = (p * m) * square + e * -2.12194440e-4
-    log_m = square * -0.5 + log_m + m
-    return tl.sqrt(tl.maximum((e * 0.693359375 + log_m) * -2.0, 0.0))
+    log_m = tl.fma(p * m, square, e * -2.12194440e-4)
+    log_m = tl.fma(square, -0.5, log_m) + m
+    return tl.sqrt_rn(tl.fma(e, 0.693359375, log_m) * -2.0)
 
 
 @triton.jit
 def box_muller(r0, r1):
     """Two words -> two normals, radius(r0) * (cos, sin)(2 pi r1 / 2^32); the top two bits of r1 choose the quadrant."""
-    quadrant = ((r1 + tl.full(r1.shape, 0x20000000, tl.uint32)) >> 30) & 3
+    quadrant = (r1 + tl.full(r1.shape, 0x20000000, tl.uint32)) >> 30
     rest = (r1 - (quadrant << 30)).to(tl.int32, bitcast=True)
     angle = rest.to(tl.float32) * 1.46291807927e-9
     square = angle * angle
-    s = square * -1.9515295891e-4 + 8.3321608736e-3
-    s = s * square - 1.6666654611e-1
-    s = (s * square) * angle + angle
-    c = square * 2.443315711809948e-5 - 1.388731625493765e-3
-    c = c * square + 4.166664568298827e-2
-    c = c * (square * square) + (square * -0.5 + 1.0)
+    s = tl.fma(square, -1.9515295891e-4, 8.3321608736e-3)
+    s = tl.fma(s, square, -1.6666654611e-1)
+    s = tl.fma(s * square, angle, angle)
+    c = tl.fma(square, 2.443315711809948e-5, -1.388731625493765e-3)
+    c = tl.fma(c, square, 4.166664568298827e-2)
+    c = tl.fma(c, square * square, tl.fma(square, -0.5, 1.0))
     odd = (quadrant & 1) != 0
     cosine = tl.where(odd, s, c)
     sine = tl.where(odd, c, s)
@@ -79,23 +79,27 @@ def box_muller(r0, r1):
 
 
 @triton.jit
-def normals_4(block, step, seed):
-    """The four normals of each ``block`` (int64) of the stream (``seed`` int64, ``step`` int64)."""
+def _words(block, step, seed):
     zero = (block ^ block).to(tl.uint32)
-    c0 = block.to(tl.uint32)
-    c1 = (block >> 32).to(tl.uint32)
     c2 = zero + step.to(tl.uint32)
     k0 = zero + seed.to(tl.uint32)
     k1 = zero + (seed >> 32).to(tl.uint32)
-    r0, r1, r2, r3 = philox_4x32(c0, c1, c2, zero, k0, k1)
+    return philox_4x32(block.to(tl.uint32), (block >> 32).to(tl.uint32), c2, zero, k0, k1)
+
+
+@triton.jit
+def normals_of(block, step, seed):
+    """All four normals of each ``block`` (int64 [B]) of the stream (``seed`` int64, ``step``), in order: [4 B]."""
+    r0, r1, r2, r3 = _words(block, step, seed)
     z0, z1 = box_muller(r0, r1)
     z2, z3 = box_muller(r2, r3)
-    return z0, z1, z2, z3
+    return tl.interleave(tl.interleave(z0, z2), tl.interleave(z1, z3))
 
 
 @triton.jit
 def normal_at(element, step, seed):
-    """The normal of each ``element`` (int64) of a stream, whatever order the elements come in."""
-    z0, z1, z2, z3 = normals_4(element >> 2, step, seed)
-    lane = element & 3
-    return tl.where(lane == 0, z0, tl.where(lane == 1, z1, tl.where(lane == 2, z2, z3)))
+    """The normal of each ``element`` (int64) of a stream, whatever order they come in: ten rounds for one normal."""
+    r0, r1, r2, r3 = _words(element >> 2, step, seed)
+    later = (element & 2) != 0
+    cosine, sine = box_muller(tl.where(later, r2, r0), tl.where(later, r3, r1))
+    return tl.where((element & 1) != 0, sine, cosine)

@@ -4,6 +4,8 @@ moments  a program reads the tiles of one split and keeps mean and centred squar
 finish   a program merges the splits of one group and writes y = act(a (x - m) + b) as m, a, b of its channels
 apply    a program maps one tile
 whole    a group that fits one program is read once and written once, and the other three are not needed
+
+Sums are taken of the distance to a first element: with a mean of 1e4 the digits of the deviations survive them.
 """
 
 from typing import Any
@@ -14,7 +16,17 @@ import triton.language as tl
 from torch import Tensor
 
 from fastgen.kernels._group_norm_bwd import group_norm_bwd
-from fastgen.kernels._group_norm_plan import MAX_ELEMENTS, Plan, dense, load_or, make_plan, silu, tile_of
+from fastgen.kernels._group_norm_plan import (
+    WHOLE_FORWARD,
+    Plan,
+    load_or,
+    make_plan,
+    reciprocal_root,
+    silu,
+    tile_of,
+    whole_warps,
+)
+from fastgen.kernels._launch import dense, on_device, tensor_reasons
 from fastgen.reference._layout import empty_like_layout
 
 __all__ = ["group_norm", "group_norm_bwd", "group_norm_fwd", "reasons"]
@@ -41,12 +53,15 @@ def moments_kernel(
     first = split * pixels_per_split
     last = tl.minimum(first + pixels_per_split, pixels)
     base = x + n * channels * pixels
+    c = block * BLOCK_C + tl.arange(0, BLOCK_C)
+    pivot = tl.load(base + c * stride_c, mask=c < channels, other=0.0).to(ACC)  # of each channel, its first element
     mean = tl.zeros([BLOCK_C], dtype=ACC)
     m2 = tl.zeros([BLOCK_C], dtype=ACC)
     seen = tl.zeros([1], dtype=ACC)
     for start in range(first, last, BLOCK_P):
-        p, c, mask = tile_of(block, channels, pixels, start, last, BLOCK_P, BLOCK_C)
-        value = tl.load(base + p[:, None] * stride_p + c[None, :] * stride_c, mask=mask, other=0.0).to(ACC)
+        p, cc, mask = tile_of(block, channels, pixels, start, BLOCK_P, BLOCK_C)
+        value = tl.load(base + p[:, None] * stride_p + cc[None, :] * stride_c, mask=mask, other=0.0).to(ACC)
+        value = tl.where(mask, value - pivot[None, :], 0.0)
         count = seen * 0 + tl.minimum(last - start, BLOCK_P).to(ACC)
         tile_mean = tl.sum(value, axis=0) / count
         centred = tl.where(mask, value - tile_mean[None, :], 0.0)
@@ -56,9 +71,8 @@ def moments_kernel(
         mean += delta * share
         m2 += tl.sum(centred * centred, axis=0) + delta * delta * seen * share
         seen += count
-    c = block * BLOCK_C + tl.arange(0, BLOCK_C)
     at = (n * splits + split) * channels + c
-    tl.store(part_mean + at, mean, mask=c < channels)
+    tl.store(part_mean + at, pivot + mean, mask=c < channels)
     tl.store(part_m2 + at, m2, mask=c < channels)
 
 
@@ -71,6 +85,16 @@ def channel_maps(n, c, mask, channels, mean, rstd, weight, bias, channel_bias, s
     a = rstd * load_or(weight, c, mask, 1.0, ACC) * modulation
     b = load_or(bias, c, mask, 0.0, ACC) * modulation + load_or(shift, row, mask, 0.0, ACC)
     return m, a, b
+
+
+@triton.jit
+def parts_of(
+    c, inside, first, splits, channels, pixels, pixels_per_split, BLOCK_S: tl.constexpr, ACC: tl.constexpr
+):
+    """Of splits ``first`` on and channels ``c``: offsets into [splits, C], their mask, and the pixels of each split."""
+    split = first + tl.arange(0, BLOCK_S).to(tl.int64)
+    count = tl.minimum(pixels - split * pixels_per_split, pixels_per_split).to(ACC)
+    return split[:, None] * channels + c[None, :], (split < splits)[:, None] & inside[None, :], count
 
 
 @triton.jit
@@ -92,6 +116,7 @@ def finish_kernel(
     splits,
     pixels_per_split,
     EPS: tl.constexpr,
+    BLOCK_S: tl.constexpr,
     BLOCK_D: tl.constexpr,
     ACC: tl.constexpr,
 ):
@@ -99,29 +124,32 @@ def finish_kernel(
     n, g = program // groups, program % groups
     per_group = channels // groups
     total = (per_group * pixels).to(ACC)
+    rows = n * splits * channels
+    zero = tl.arange(0, 1)  # a vector of one: the optional channel bias of the first channel
+    pivot = tl.load(part_mean + rows + g * per_group + zero)
+    pivot = tl.sum(pivot + load_or(channel_bias, n * channels + g * per_group + zero, zero == 0, 0.0, ACC), axis=0)
     weighted = tl.zeros([BLOCK_D], dtype=ACC)
     for start in range(0, per_group, BLOCK_D):
         d = start + tl.arange(0, BLOCK_D)
         c = g * per_group + d
-        added = load_or(channel_bias, n * channels + c, d < per_group, 0.0, ACC)
-        for split in range(0, splits):
-            count = tl.minimum(pixels - split * pixels_per_split, pixels_per_split).to(ACC)
-            at = (n * splits + split) * channels + c
-            part = tl.load(part_mean + at, mask=d < per_group, other=0.0) + added
-            weighted += tl.where(d < per_group, part * count, 0.0)
-    mean = tl.sum(weighted, axis=0) / total
+        distance = load_or(channel_bias, n * channels + c, d < per_group, 0.0, ACC) - pivot
+        for first in range(0, splits, BLOCK_S):
+            at, mask, count = parts_of(c, d < per_group, first, splits, channels, pixels, pixels_per_split, BLOCK_S, ACC)
+            part = tl.load(part_mean + rows + at, mask=mask, other=0.0) + distance[None, :]
+            weighted += tl.sum(tl.where(mask, part * count[:, None], 0.0), axis=0)
+    mean = tl.sum(weighted, axis=0) / total  # from the pivot
     squares = tl.zeros([BLOCK_D], dtype=ACC)
     for start in range(0, per_group, BLOCK_D):
         d = start + tl.arange(0, BLOCK_D)
         c = g * per_group + d
-        added = load_or(channel_bias, n * channels + c, d < per_group, 0.0, ACC)
-        for split in range(0, splits):
-            count = tl.minimum(pixels - split * pixels_per_split, pixels_per_split).to(ACC)
-            at = (n * splits + split) * channels + c
-            delta = tl.load(part_mean + at, mask=d < per_group, other=0.0) + added - mean
-            part = tl.load(part_m2 + at, mask=d < per_group, other=0.0) + delta * delta * count
-            squares += tl.where(d < per_group, part, 0.0)
-    rstd = 1.0 / tl.sqrt(tl.sum(squares, axis=0) / total + EPS)
+        distance = load_or(channel_bias, n * channels + c, d < per_group, 0.0, ACC) - pivot
+        for first in range(0, splits, BLOCK_S):
+            at, mask, count = parts_of(c, d < per_group, first, splits, channels, pixels, pixels_per_split, BLOCK_S, ACC)
+            delta = tl.load(part_mean + rows + at, mask=mask, other=0.0) + distance[None, :] - mean
+            part = tl.load(part_m2 + rows + at, mask=mask, other=0.0) + delta * delta * count[:, None]
+            squares += tl.sum(tl.where(mask, part, 0.0), axis=0)
+    rstd = reciprocal_root(tl.sum(squares, axis=0) / total + EPS)
+    mean += pivot
     tl.store(mean_out + program, mean)
     tl.store(rstd_out + program, rstd)
     for start in range(0, per_group, BLOCK_D):
@@ -154,7 +182,7 @@ def apply_kernel(
     pixel_blocks = tl.cdiv(pixels, BLOCK_P)
     program = tl.program_id(0).to(tl.int64)
     block, tile, n = program % blocks, program // blocks % pixel_blocks, program // blocks // pixel_blocks
-    p, c, mask = tile_of(block, channels, pixels, tile * BLOCK_P, pixels, BLOCK_P, BLOCK_C)
+    p, c, mask = tile_of(block, channels, pixels, tile * BLOCK_P, BLOCK_P, BLOCK_C)
     row = n * channels + c
     m = tl.load(maps + row, mask=c < channels, other=0.0)
     a = tl.load(maps + n_samples * channels + row, mask=c < channels, other=0.0)
@@ -197,12 +225,15 @@ def whole_kernel(
     inside = d < per_group
     mask = (p < pixels)[:, None] & inside[None, :]
     at = n * channels * pixels + p[:, None].to(tl.int64) * stride_p + c[None, :] * stride_c
-    value = tl.load(x + at, mask=mask, other=0.0).to(ACC)
-    biased = value + load_or(channel_bias, n * channels + c, inside, 0.0, ACC)[None, :]
+    added = load_or(channel_bias, n * channels + c, inside, 0.0, ACC)
+    pivot = tl.load(x + n * channels * pixels + g * per_group * stride_c).to(ACC)
+    value = tl.load(x + at, mask=mask, other=0.0).to(ACC) + added[None, :]
+    value = tl.where(mask, value - pivot, 0.0)
     total = (per_group * pixels).to(ACC)
-    mean = tl.sum(tl.where(mask, biased, 0.0)) / total
-    centred = tl.where(mask, biased - mean, 0.0)
-    rstd = 1.0 / tl.sqrt(tl.sum(centred * centred) / total + EPS)
+    mean = tl.sum(value) / total
+    centred = tl.where(mask, value - mean, 0.0)
+    rstd = reciprocal_root(tl.sum(centred * centred) / total + EPS)
+    mean += pivot
     tl.store(mean_out + program, mean)
     tl.store(rstd_out + program, rstd)
     _m, a, b = channel_maps(n, c, inside, channels, mean, rstd, weight, bias, channel_bias, scale, shift, ACC)
@@ -214,10 +245,7 @@ def whole_kernel(
 
 def reasons(op: str, *args: Any) -> list[str]:
     """Why Triton cannot take this call; empty where it can."""
-    x = args[1] if op == "group_norm_bwd" else args[0]
-    if x.numel() > MAX_ELEMENTS:
-        return [f"at most 2^40 elements fit a launch grid, got {x.numel()}"]
-    return []
+    return tensor_reasons(arg for arg in args if isinstance(arg, Tensor))
 
 
 def group_norm_fwd(
@@ -239,10 +267,9 @@ def group_norm_fwd(
     if x.numel() == 0:  # no element has no mean
         return y, mean.fill_(float("nan")), rstd.fill_(float("nan"))
     params = [None if p is None else p.contiguous() for p in (weight, bias, channel_bias, scale, shift)]
-    if plan.fits_one_program:
-        _launch_whole(plan, x, y, params, mean, rstd, eps, activation)
-    else:
-        _launch_split(plan, x, y, params, mean, rstd, eps, activation)
+    launch = launch_whole if plan.fits_one_program(WHOLE_FORWARD) else launch_split
+    with on_device(x):
+        launch(plan, x, y, params, mean, rstd, eps, activation)
     return y, mean, rstd
 
 
@@ -251,7 +278,7 @@ def group_norm(*args: Any) -> Tensor:
     return group_norm_fwd(*args)[0]
 
 
-def _launch_whole(
+def launch_whole(
     plan: Plan,
     x: Tensor,
     y: Tensor,
@@ -261,15 +288,15 @@ def _launch_whole(
     eps: float,
     activation: int,
 ) -> None:
-    block_p, block_d = triton.next_power_of_2(plan.pixels), triton.next_power_of_2(plan.per_group)
+    block_p, block_d = plan.group_tile
     whole_kernel[(plan.n * plan.groups,)](
         x, y, *params, mean, rstd, plan.channels, plan.pixels, plan.groups, plan.stride_c, plan.stride_p,
         EPS=eps, SILU=activation == 1, BLOCK_P=block_p, BLOCK_D=block_d, ACC=plan.accumulate,
-        num_warps=8 if block_p * block_d > 2048 else 4, enable_fp_fusion=True,
+        num_warps=whole_warps(block_p * block_d), enable_fp_fusion=True,
     )  # fmt: skip
 
 
-def _launch_split(
+def launch_split(
     plan: Plan,
     x: Tensor,
     y: Tensor,
@@ -279,27 +306,18 @@ def _launch_split(
     eps: float,
     activation: int,
 ) -> None:
-    parts = torch.empty((2, plan.n, plan.splits, plan.channels), dtype=plan.opmath, device=x.device)
+    part_mean = torch.empty((plan.n, plan.splits, plan.channels), dtype=plan.opmath, device=x.device)
+    part_m2 = torch.empty_like(part_mean)
     maps = torch.empty((3, plan.n, plan.channels), dtype=plan.opmath, device=x.device)
     tile = {"BLOCK_P": plan.block_p, "BLOCK_C": plan.block_c, "ACC": plan.accumulate}
     launch = {"num_warps": 4, "enable_fp_fusion": True}
     strides = (plan.stride_c, plan.stride_p)
     moments_kernel[(plan.n * plan.splits * plan.channel_blocks,)](
-        x,
-        parts[0],
-        parts[1],
-        plan.channels,
-        plan.pixels,
-        *strides,
-        plan.splits,
-        plan.pixels_per_split,
-        **tile,
-        **launch,
+        x, part_mean, part_m2, plan.channels, plan.pixels, *strides, plan.splits, plan.pixels_per_split, **tile, **launch
     )
     finish_kernel[(plan.n * plan.groups,)](
-        parts[0], parts[1], *params, mean, rstd, maps, plan.n, plan.channels, plan.pixels, plan.groups, plan.splits,
-        plan.pixels_per_split, EPS=eps, BLOCK_D=min(triton.next_power_of_2(plan.per_group), 256), ACC=plan.accumulate,
-        **launch,
+        part_mean, part_m2, *params, mean, rstd, maps, plan.n, plan.channels, plan.pixels, plan.groups, plan.splits,
+        plan.pixels_per_split, EPS=eps, ACC=plan.accumulate, **plan.merge_tile, **launch,
     )  # fmt: skip
     apply_kernel[(plan.n * plan.pixel_blocks * plan.channel_blocks,)](
         x, y, maps, plan.n, plan.channels, plan.pixels, *strides, SILU=activation == 1, **tile, **launch

@@ -1,4 +1,7 @@
-"""Triton kernel of `philox_normal`: one program fills 4 * BLOCK normals of one sample."""
+"""Triton kernel of `philox_normal`: one program fills 4 * BLOCK neighbouring normals of one sample.
+
+Nothing is read but the seed; a thread makes two Philox blocks and writes each as one vector where rows are aligned.
+"""
 
 import math
 from collections.abc import Sequence
@@ -9,37 +12,43 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastgen.kernels._philox import normals_4
+from fastgen.kernels._launch import MAX_ELEMENTS, on_device
+from fastgen.kernels._philox import normals_of
 
-BLOCK = 256  # blocks of four normals a program: 8 registers of state a block over 128 threads
+__all__ = ["philox_normal", "reasons"]
+
+BLOCK = 256  # blocks of four normals a program, two a thread: enough in flight to hide the multiplies, under 64 registers
 
 
-@triton.jit
+# A step is another number every call: without the list Triton would compile again for 1 and for multiples of 16.
+@triton.jit(do_not_specialize=["step"])
 def philox_normal_kernel(
     out,  # [N, size] float32
     seeds,  # [N] int64
     size,
-    step,
+    tiles,  # programs a sample
+    step,  # int32, the low word of the step
     BLOCK: tl.constexpr,
 ):
-    n = tl.program_id(1).to(tl.int64)
-    block = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    seed = tl.load(seeds + n)
-    z0, z1, z2, z3 = normals_4(block, step.to(tl.int64), seed)
-    row = out + n * size
-    element = block * 4
-    tl.store(row + element, z0, mask=element < size)
-    tl.store(row + element + 1, z1, mask=element + 1 < size)
-    tl.store(row + element + 2, z2, mask=element + 2 < size)
-    tl.store(row + element + 3, z3, mask=element + 3 < size)
+    program = tl.program_id(0).to(tl.int64)
+    n, tile = program // tiles, program % tiles
+    block = tile * BLOCK + tl.arange(0, BLOCK)
+    element = tile * (4 * BLOCK) + tl.arange(0, 4 * BLOCK)
+    normals = normals_of(block, step, tl.load(seeds + n))
+    tl.store(out + n * size + element, normals, mask=element < size)
+
+
+def low_word(step: int) -> int:
+    """The low 32 bits of a step as a signed number, so that every step is the same type of kernel argument."""
+    return (step + 2**31) % 2**32 - 2**31
 
 
 def reasons(op: str, *args: Any) -> list[str]:
     """Why Triton cannot take this call; empty where it can."""
     seeds, shape, _ = args
-    if shape[0] > 65535:
-        return [f"at most 65535 samples fit a launch grid, got {shape[0]}"]
-    return [] if seeds.dtype == torch.int64 else [f"seeds must be int64, got {seeds.dtype}"]
+    found = [] if seeds.dtype == torch.int64 else [f"seeds must be int64, got {seeds.dtype}"]
+    elements = shape[0] * max(math.prod(shape[1:]), 4 * BLOCK)  # a sample takes at least one program
+    return found + ([f"at most 2^40 elements fit a launch grid, got {elements}"] if elements > MAX_ELEMENTS else [])
 
 
 def philox_normal(seeds: Tensor, shape: Sequence[int], step: int) -> Tensor:
@@ -47,8 +56,9 @@ def philox_normal(seeds: Tensor, shape: Sequence[int], step: int) -> Tensor:
     n, size = shape[0], math.prod(shape[1:])
     if out.numel() == 0:
         return out
-    grid = (triton.cdiv(size, 4 * BLOCK), n)
-    philox_normal_kernel[grid](
-        out, seeds.contiguous(), size, step & 0xFFFFFFFF, BLOCK, num_warps=4, enable_fp_fusion=True
-    )
+    tiles = triton.cdiv(size, 4 * BLOCK)
+    with on_device(out):
+        philox_normal_kernel[(n * tiles,)](
+            out, seeds.contiguous(), size, tiles, low_word(step), BLOCK, num_warps=4, enable_fp_fusion=False
+        )
     return out

@@ -1,8 +1,8 @@
 """Triton kernel of `sampler_step`: one launch a step, whatever the solver.
 
-A program owns BLOCK elements in the memory order of the sample, reads each operand once and writes one or two results.
-The coefficients are read on the device from row `step` of the table; normals are indexed by logical (contiguous) element,
-so a channels-last sample gets the same noise.
+A program owns BLOCK elements of one sample in memory order, reads each operand once and writes one or two results. The
+coefficients are read on the device from row `step` of the table (float64 ones are rounded there, once a program); normals
+are indexed by logical (contiguous) element, so a channels-last sample gets the same noise.
 """
 
 import math
@@ -14,14 +14,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastgen.kernels._philox import normal_at, normals_4
-from fastgen.reference._layout import empty_like_layout, is_channels_last, output_strides
+from fastgen.kernels._launch import dense, on_device, tensor_reasons
+from fastgen.kernels._philox import normal_at, normals_of
+from fastgen.kernels.philox_normal import low_word
+from fastgen.reference._layout import empty_like_layout, is_channels_last
+from fastgen.reference.sampler_step import COLUMNS
+
+__all__ = ["reasons", "sampler_step_fwd"]
 
 BLOCK = 512  # four elements a thread over 128 threads: one vector of fp32 of each operand, one Philox block
-MAX_HISTORY = 4
+MAX_HISTORY = 8  # pointers a compiled kernel holds; solvers use up to 4
 
-# The columns of a table, as in fastgen/reference/sampler_step.py.
-_HISTORY = tl.constexpr(16)
+_HISTORY = tl.constexpr(len(COLUMNS))
 
 
 @triton.jit
@@ -35,17 +39,28 @@ def read(pointer, at, mask, ACC: tl.constexpr):
 
 
 @triton.jit
+def draw(seeds, n, tile, step, channels, pixels, CHANNELS_LAST: tl.constexpr, BLOCK: tl.constexpr):
+    """The normals of a tile of sample n, in memory order, by logical element."""
+    seed = tl.load(seeds + n)
+    if CHANNELS_LAST:  # neighbours in memory lie in different Philox blocks
+        first = tile * BLOCK
+        local = (first % channels).to(tl.int32) + tl.arange(0, BLOCK)
+        pixel = first // channels + local // channels
+        return normal_at((local % channels).to(tl.int64) * pixels + pixel, step, seed)
+    else:
+        return normals_of(tile * (BLOCK // 4) + tl.arange(0, BLOCK // 4), step, seed)
+
+
+# A step is another number every call: without the list Triton would compile again for 1 and for multiples of 16.
+@triton.jit(do_not_specialize=["step"])
 def sampler_step_kernel(
-    sample,  # all operands [N, *] in the memory order of the sample, or None
+    sample,  # all operands [N, *] in the memory order of the sample, each of its own dtype, or None
     model_output,
     uncond,
-    h0,
-    h1,
-    h2,
-    h3,
+    history,  # a tuple of them
     noise,
     variance,
-    mask_keep,
+    blend,  # the mask of inpainting
     known,
     known_noise,
     table,  # [steps, columns]
@@ -54,77 +69,63 @@ def sampler_step_kernel(
     second,  # or None
     step,
     table_stride,
-    numel,
-    size,  # elements of a sample
+    size,  # elements of a sample; of all samples together where nothing is drawn
+    tiles,  # programs a sample
     channels,
     pixels,
     CHANNELS_LAST: tl.constexpr,
-    QUADS: tl.constexpr,  # contiguous, and samples of a multiple of four elements
     BLOCK: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    mask = at < numel
+    program = tl.program_id(0).to(tl.int64)
+    n, tile = program // tiles, program % tiles
+    element = tile * BLOCK + tl.arange(0, BLOCK)
+    mask = element < size
+    at = n * size + element
     row = table + step.to(tl.int64) * table_stride
     x = read(sample, at, mask, ACC)
     g = read(model_output, at, mask, ACC)
     if uncond is not None:
         u = read(uncond, at, mask, ACC)
-        g = coefficient(row, 8, ACC) * (g - u) + u
-    p = coefficient(row, 4, ACC) * x + coefficient(row, 5, ACC) * g
+        g = tl.fma(coefficient(row, 8, ACC), g - u, u)
+    p = tl.fma(coefficient(row, 4, ACC), x, coefficient(row, 5, ACC) * g)
     low = coefficient(row, 6, ACC)
     high = coefficient(row, 7, ACC)
     p = tl.where(p < low, low, p)  # a NaN passes both
     p = tl.where(p > high, high, p)
-    y = coefficient(row, 0, ACC) * x + (coefficient(row, 1, ACC) * p + coefficient(row, 2, ACC) * g)
+    y = tl.fma(coefficient(row, 0, ACC), x, tl.fma(coefficient(row, 1, ACC), p, coefficient(row, 2, ACC) * g))
     if second is not None:
-        value = coefficient(row, 9, ACC) * x + (coefficient(row, 10, ACC) * p + coefficient(row, 11, ACC) * g)
+        value = tl.fma(coefficient(row, 10, ACC), p, coefficient(row, 11, ACC) * g)
+        value = tl.fma(coefficient(row, 9, ACC), x, value)
         tl.store(second + at, value.to(second.dtype.element_ty), mask=mask)
-    if h0 is not None:
-        y += coefficient(row, _HISTORY, ACC) * read(h0, at, mask, ACC)
-    if h1 is not None:
-        y += coefficient(row, _HISTORY + 1, ACC) * read(h1, at, mask, ACC)
-    if h2 is not None:
-        y += coefficient(row, _HISTORY + 2, ACC) * read(h2, at, mask, ACC)
-    if h3 is not None:
-        y += coefficient(row, _HISTORY + 3, ACC) * read(h3, at, mask, ACC)
+    for k in tl.static_range(len(history)):
+        y = tl.fma(coefficient(row, _HISTORY + k, ACC), read(history[k], at, mask, ACC), y)
     if seeds is not None or noise is not None:
-        std = coefficient(row, 3, ACC)
-        if variance is not None:
-            log_std = coefficient(row, 12, ACC) + coefficient(row, 13, ACC) * read(variance, at, mask, ACC)
-            std = std * tl.exp(log_std)
         if seeds is not None:
-            if QUADS:  # four neighbours share one Philox block
-                quad = tl.program_id(0).to(tl.int64) * (BLOCK // 4) + tl.arange(0, BLOCK // 4)
-                n = quad // (size // 4)
-                seed = tl.load(seeds + n, mask=quad * 4 < numel, other=0)
-                z0, z1, z2, z3 = normals_4(quad - n * (size // 4), step.to(tl.int64), seed)
-                z = tl.interleave(tl.interleave(z0, z2), tl.interleave(z1, z3)).to(ACC)
-            else:
-                n = at // size
-                element = at - n * size
-                if CHANNELS_LAST:
-                    element = element % channels * pixels + element // channels
-                z = normal_at(element, step.to(tl.int64), tl.load(seeds + n, mask=mask, other=0)).to(ACC)
+            z = draw(seeds, n, tile, step, channels, pixels, CHANNELS_LAST, BLOCK).to(ACC)
         else:
             z = read(noise, at, mask, ACC)
-        y += std * z
-    if mask_keep is not None:
+        z = coefficient(row, 3, ACC) * z
+        if variance is not None:
+            slope = coefficient(row, 13, ACC)
+            z = z * tl.exp(tl.fma(slope, read(variance, at, mask, ACC), coefficient(row, 12, ACC)))
+        y += z
+    if blend is not None:
         keep = coefficient(row, 14, ACC) * read(known, at, mask, ACC)
         if known_noise is not None:
-            keep += coefficient(row, 15, ACC) * read(known_noise, at, mask, ACC)
-        y = read(mask_keep, at, mask, ACC) * (y - keep) + keep
+            keep = tl.fma(coefficient(row, 15, ACC), read(known_noise, at, mask, ACC), keep)
+        y = tl.fma(read(blend, at, mask, ACC), y - keep, keep)
     tl.store(out + at, y.to(out.dtype.element_ty), mask=mask)
 
 
 def reasons(op: str, *args: Any) -> list[str]:
     """Why Triton cannot take this call; empty where it can."""
-    sample, history = args[0], args[5]
-    found = []
+    sample, model_output, table, _, uncond, history, noise, _, variance, mask, known, known_noise, _ = args
+    found = tensor_reasons(
+        (sample, model_output, table, uncond, *history, noise, variance, mask, known, known_noise)
+    )
     if len(history) > MAX_HISTORY:
         found.append(f"the kernel takes at most {MAX_HISTORY} history tensors, got {len(history)}")
-    if sample.numel() > 2**40:
-        found.append(f"at most 2^40 elements fit a launch grid, got {sample.numel()}")
     return found
 
 
@@ -146,36 +147,21 @@ def sampler_step_fwd(
     out = empty_like_layout(sample)
     second = empty_like_layout(sample) if return_prediction else None
     if sample.numel() > 0:
-        past = [*history, *[None] * (MAX_HISTORY - len(history))]
-        tensors = (sample, model_output, uncond, *past, noise, variance, mask, known, known_noise)
-        operands = [None if t is None else _in_order(t, sample) for t in tensors]
+        table = table if table.stride(1) == 1 else table.contiguous()
         channels = sample.shape[1] if sample.dim() > 1 else 1
-        size, channels_last = math.prod(sample.shape[1:]), is_channels_last(sample)
-        sampler_step_kernel[(triton.cdiv(sample.numel(), BLOCK),)](
-            *operands,
-            table if table.stride(1) == 1 else table.contiguous(),
-            None if seeds is None else seeds.contiguous(),
-            out,
-            second,
-            step,
-            table.stride(0) if table.stride(1) == 1 else table.shape[1],
-            sample.numel(),
-            size,
-            channels,
-            size // channels,
-            CHANNELS_LAST=channels_last,
-            QUADS=not channels_last and size % 4 == 0,
-            BLOCK=BLOCK,
-            ACC=tl.float64 if sample.dtype == torch.float64 else tl.float32,
-            num_warps=4,
-            enable_fp_fusion=True,
-        )
+        pixels = math.prod(sample.shape[2:])
+        size = sample.numel() if seeds is None else channels * pixels
+        tiles = triton.cdiv(size, BLOCK)
+
+        def operand(t: Tensor | None) -> Tensor | None:
+            return None if t is None else dense(t, sample)
+
+        with on_device(sample):
+            sampler_step_kernel[(sample.numel() // size * tiles,)](
+                operand(sample), operand(model_output), operand(uncond), tuple(dense(h, sample) for h in history),
+                operand(noise), operand(variance), operand(mask), operand(known), operand(known_noise), table,
+                None if seeds is None else seeds.contiguous(), out, second, low_word(step), table.stride(0), size, tiles,
+                channels, pixels, CHANNELS_LAST=is_channels_last(sample), BLOCK=BLOCK,
+                ACC=tl.float64 if sample.dtype == torch.float64 else tl.float32, num_warps=4, enable_fp_fusion=False,
+            )  # fmt: skip
     return out, sample.new_empty(0) if second is None else second
-
-
-def _in_order(t: Tensor, sample: Tensor) -> Tensor:
-    """``t`` in the memory order of an output like ``sample``; a copy only where it lies otherwise."""
-    strides = output_strides(sample)
-    if all(size == 1 or a == b for size, a, b in zip(t.shape, t.stride(), strides, strict=True)):
-        return t
-    return empty_like_layout(sample, t.dtype).copy_(t)

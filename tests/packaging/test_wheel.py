@@ -62,12 +62,6 @@ def test_what_is_inside(wheel):
 def test_it_works_where_there_is_no_compiler(wheel, tmp_path):
     venv.create(tmp_path / "env", with_pip=True)
     python = tmp_path / "env/bin/python"
-    subprocess.run(
-        [python, "-m", "pip", "install", "-q", "--no-deps", "--no-index", str(wheel)], check=True, timeout=300
-    )
-    # torch and its like come from this environment: what is tested is the wheel, not a second download of torch
-    site = next((tmp_path / "env/lib").glob("python*/site-packages"))
-    (site / "borrowed.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("FASTGEN", "PYTHON"))}
     environment["PATH"] = str(tmp_path / "env/bin")
 
@@ -77,6 +71,10 @@ def test_it_works_where_there_is_no_compiler(wheel, tmp_path):
         assert result.returncode == 0, result.stderr[-3000:]
         return result.stdout
 
+    output(python, "-m", "pip", "install", "-q", "--no-deps", "--no-index", wheel)
+    # torch and its like come from this environment: what is tested is the wheel, not a second download of torch
+    site = next((tmp_path / "env/lib").glob("python*/site-packages"))
+    (site / "borrowed.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
     assert "torch.Size" in output(python, "-c", USE)
     report = json.loads(output(tmp_path / "env/bin/fastgen", "doctor", "--json"))
     assert report["cpu"]["isa"] is not None
