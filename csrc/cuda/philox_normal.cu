@@ -1,68 +1,84 @@
-// philox_normal: standard normals [N, *], every sample from its own seed.
+// philox_normal in CUDA C++: a thread makes one Philox block and writes its four normals as one 16-byte store where it can.
 //
-// A thread makes one Philox block of one sample, four neighbouring normals: nothing is read but the seed, 16 bytes are
-// written. The arithmetic (some 200 instructions a block) and the write of 4 TB/s take about the same time on an H100, so one
-// block a thread, 256 threads and nothing cleverer; neighbouring threads write neighbouring vectors.
+// It shares its arithmetic with the host through csrc/common/philox_scalar.h. Built against CPU-only torch as well: no symbol
+// of libtorch_cuda is linked, the current stream is asked for at run time.
+#include <dlfcn.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
 
-#include <limits>
+#include <algorithm>
 #include <vector>
 
 #include "common/philox_scalar.h"
-#include "cuda/launch.h"
 
 namespace fastgen {
 namespace {
 
-using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 constexpr int kThreads = 256;
 
-// kVector: rows are whole vectors of four, else the four are written one by one and the last few not at all.
-template <bool kVector>
 __global__ void __launch_bounds__(kThreads)
     philox_normal_kernel(float* out, const std::int64_t* seeds, std::int64_t seed_stride, std::int64_t size,
-                         std::int64_t tiles, std::uint32_t step) {
-  const std::int64_t n = blockIdx.x / tiles, tile = blockIdx.x - n * tiles;
-  const std::int64_t block = tile * kThreads + threadIdx.x, first = 4 * block;
-  if (first >= size) return;
-  const scalar::Normals normals =
-      scalar::normal_block(static_cast<std::uint64_t>(block), step, static_cast<std::uint64_t>(seeds[n * seed_stride]));
-  float* row = out + n * size + first;
-  if constexpr (kVector) {
-    *reinterpret_cast<float4*>(row) = make_float4(normals.z[0], normals.z[1], normals.z[2], normals.z[3]);
-  } else {
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-      if (first + i < size) row[i] = normals.z[i];
+                         std::int64_t blocks, std::int64_t total, std::uint32_t step) {
+  const std::int64_t stride = static_cast<std::int64_t>(gridDim.x) * kThreads;
+  for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < total; i += stride) {
+    const std::int64_t n = i / blocks, block = i - n * blocks, first = 4 * block;
+    float z[4];
+    scalar::normals_4(static_cast<std::uint64_t>(block), step, static_cast<std::uint64_t>(seeds[n * seed_stride]), z);
+    float* p = out + n * size + first;
+    if (size % 4 == 0) {  // then every block of every sample is aligned
+      *reinterpret_cast<float4*>(p) = make_float4(z[0], z[1], z[2], z[3]);
+    } else {
+      for (int k = 0; k < 4 && first + k < size; ++k) p[k] = z[k];
+    }
   }
 }
 
+// The stream torch launches on. Looked up in the library that has it, where it is loaded: linking to it would make this file
+// unloadable beside a CPU build of torch.
+cudaStream_t current_stream(std::int32_t device) {
+  using Function = AOTITorchError (*)(std::int32_t, void**);
+  static const auto function = [] {
+    void* library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
+    return library ? reinterpret_cast<Function>(dlsym(library, "aoti_torch_get_current_cuda_stream")) : nullptr;
+  }();
+  STD_TORCH_CHECK(function != nullptr, "philox_normal: libtorch_cuda.so does not say which stream is current");
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(function(device, &stream));
+  return static_cast<cudaStream_t>(stream);
+}
+
 Tensor philox_normal(const Tensor& seeds, std::vector<std::int64_t> shape, std::int64_t step) {
-  STD_TORCH_CHECK(seeds.dim() == 1 && seeds.scalar_type() == ScalarType::Long, "philox_normal: seeds must be int64 [N]");
-  STD_TORCH_CHECK(!shape.empty() && shape[0] == seeds.size(0), "philox_normal: shape must begin with the number of seeds");
+  STD_TORCH_CHECK(seeds.dim() == 1 && !shape.empty() && shape[0] == seeds.size(0),
+                  "philox_normal: shape must begin with the number of seeds");
   std::int64_t size = 1;
-  for (std::size_t d = 0; d < shape.size(); ++d) {
-    STD_TORCH_CHECK(shape[d] >= 0, "philox_normal: shape must not be negative");
+  std::vector<std::int64_t> strides(shape.size());
+  for (std::size_t d = shape.size(); d-- > 0;) {
+    strides[d] = d + 1 == shape.size() ? 1 : strides[d + 1] * std::max<std::int64_t>(shape[d + 1], 1);
     if (d > 0) size *= shape[d];
   }
-  Tensor out = torch::stable::new_empty(seeds, {shape.data(), shape.size()}, ScalarType::Float);
-  if (shape[0] * size == 0) return out;
-  const std::int64_t tiles = ((size + 3) / 4 + kThreads - 1) / kThreads;
-  STD_TORCH_CHECK(tiles <= std::numeric_limits<std::int32_t>::max() / shape[0], "philox_normal: ", shape[0], " samples of ",
-                  size, " elements do not fit one launch");
-  const std::int32_t device = seeds.get_device_index();
-  const torch::stable::accelerator::DeviceGuard guard(device);
-  const auto launch = [&](auto kernel) {
-    kernel<<<static_cast<unsigned>(shape[0] * tiles), kThreads, 0, current_stream(device)>>>(
-        static_cast<float*>(out.mutable_data_ptr()), static_cast<const std::int64_t*>(seeds.data_ptr()), seeds.stride(0),
-        size, tiles, static_cast<std::uint32_t>(step));
-  };
-  size % 4 == 0 ? launch(philox_normal_kernel<true>) : launch(philox_normal_kernel<false>);
-  check_launch("philox_normal");
+  const std::int32_t device = seeds.get_device();
+  AtenTensorHandle handle;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<std::int64_t>(shape.size()), shape.data(), strides.data(),
+                                                  aoti_torch_dtype_float32(), aoti_torch_device_type_cuda(), device, &handle));
+  Tensor out(handle);
+  const std::int64_t blocks = (size + 3) / 4, total = shape[0] * blocks;
+  if (total == 0) return out;
+  int before = 0;
+  cudaGetDevice(&before);
+  if (before != device) cudaSetDevice(device);
+  // Enough threads to fill any GPU of today; the loop takes what is left.
+  const auto grid = static_cast<unsigned>(std::min<std::int64_t>((total + kThreads - 1) / kThreads, 1 << 16));
+  philox_normal_kernel<<<grid, kThreads, 0, current_stream(device)>>>(
+      static_cast<float*>(out.mutable_data_ptr()), static_cast<const std::int64_t*>(seeds.data_ptr()), seeds.stride(0), size,
+      blocks, total, static_cast<std::uint32_t>(step));
+  const cudaError_t error = cudaGetLastError();
+  if (before != device) cudaSetDevice(before);
+  STD_TORCH_CHECK(error == cudaSuccess, "philox_normal: ", cudaGetErrorString(error));
   return out;
 }
 
