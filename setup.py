@@ -130,7 +130,8 @@ def describe_build(package: Path, objects: Path) -> Ninja:
     # gcc 12 warns of its own AVX-512 header (gcc bug 105593).
     warnings = "-Wall -Wextra -Wno-psabi -Wno-uninitialized -Wno-maybe-uninitialized"
     symbols = ROOT / "csrc/common/hidden.map"  # exports nothing: variants must never share an inline function
-    torch_link = f"-L{torch / 'lib'} -Wl,--as-needed -ltorch_cpu -lc10"
+    # libstdc++ first: libtorch_cpu exports some of its symbols by accident, and a later torch may not.
+    torch_link = f"-L{torch / 'lib'} -Wl,--as-needed -lstdc++ -ltorch_cpu -lc10"
     extra = os.environ.get("FASTGEN_CXXFLAGS", "")  # sanitizers, debug information
 
     ninja.rule("compile", f"{compiler} $flags {extra} -MMD -MF $out.d -c $in -o $out", depfile=True)
@@ -171,7 +172,7 @@ def describe_build(package: Path, objects: Path) -> Ninja:
         ninja.rule("nvcc", f"{nvcc} -ccbin {compiler} $flags -MMD -MF $out.d -c $in -o $out", depfile=True)
         ninja.rule("nvlink", f"{nvcc} -ccbin {compiler} -shared --cudart static $in -o $out $flags")
         compiled = [ninja.build(objects / "cuda" / f"{s.stem}.o", "nvcc", [s], flags=flags) for s in CUDA_SOURCES]
-        link = f"-Xlinker --version-script={symbols} -L{torch / 'lib'} -Xlinker --as-needed -ltorch_cpu -lc10"
+        link = f"-Xlinker --version-script={symbols} -L{torch / 'lib'} -Xlinker --as-needed -lstdc++ -ltorch_cpu -lc10"
         ninja.library(package / "lib/libfastgen_cuda.so", "nvlink", list(compiled), implicit=[symbols], flags=link)
     return ninja
 
