@@ -90,6 +90,9 @@ FASTGEN_INLINE void box_muller(VecU r0, VecU r1, VecF& z0, VecF& z1) {
   z1 = radius * bits_as<VecF>(VecU(bits_as<VecU>(sine) ^ sine_sign));
 }
 
+// Drawing a normal is as much work as some four elements of a light operation: when is a second thread worth it?
+inline constexpr std::int64_t kNormalWork = 4;
+
 inline constexpr int kNormalsPerBatch = 4 * kWidth<float>;
 
 // kNormalsPerBatch normals of a sample's stream, from block `block` on.

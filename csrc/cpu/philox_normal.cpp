@@ -22,7 +22,7 @@ Tensor philox_normal(const Tensor& seeds, std::vector<std::int64_t> shape, std::
   float* data = static_cast<float*>(out.mutable_data_ptr());
   const auto* seed = static_cast<const std::int64_t*>(seeds.data_ptr());
   const std::int64_t stride = seeds.stride(0), pieces = (size + kPiece - 1) / kPiece;
-  parallel(shape[0] * pieces, shape[0] * size, [&](std::int64_t begin, std::int64_t end) {
+  parallel(shape[0] * pieces, shape[0] * size * kNormalWork, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t item = begin; item < end; ++item) {
       const std::int64_t n = item / pieces, first = item % pieces * kPiece;
       fill_normals(data + n * size + first, static_cast<std::uint64_t>(seed[n * stride]), static_cast<std::uint32_t>(step), first,

@@ -3,6 +3,8 @@
 // A tile of kTile elements of one sample is owned by one thread and stays in the first-level cache: each operand is read
 // once (and widened, if it has another dtype), the noise is drawn into the tile, the result is written once. Elements are
 // independent, so tiles may be cut anywhere; the normals are indexed by logical (contiguous) element in either layout.
+#include <memory>
+
 #include "common/philox.h"
 #include "common/tensor.h"
 
@@ -52,9 +54,10 @@ struct Step {
 
 template <class A>
 struct Scratch {  // one thread's tiles
-  explicit Scratch(std::int64_t n) : memory(10 * n), size(n) {}
-  A* operator[](int i) { return memory.data() + i * size; }
-  std::vector<A> memory;
+  explicit Scratch(std::int64_t n, bool draws) : memory(new A[10 * n]), normals(new float[draws ? n : 0]), size(n) {}
+  A* operator[](int i) { return memory.get() + i * size; }
+  std::unique_ptr<A[]> memory;  // not set to zero, unlike a vector's
+  std::unique_ptr<float[]> normals;
   std::int64_t size;
 };
 
@@ -79,7 +82,7 @@ const A* draw_noise(const Step& s, std::int64_t n, std::int64_t offset, std::int
 
 template <class T>
 void run_tile(const Step& s, const std::vector<double>& row, std::int64_t n, std::int64_t offset, std::int64_t count,
-              Scratch<opmath_t<T>>& scratch, float* normals) {
+              Scratch<opmath_t<T>>& scratch) {
   using A = opmath_t<T>;
   using V = Vec<A>;
   const auto coefficient = [&](int column) { return static_cast<A>(row[column]); };
@@ -118,7 +121,7 @@ void run_tile(const Step& s, const std::vector<double>& row, std::int64_t n, std
     for_vectors<A>(count, [&](std::int64_t i, auto at) { at.store(acc + i, madd<A>(c, at.load(h + i), at.load(acc + i))); });
   }
   if (s.noise.data || s.seeds) {
-    const A* noise = s.seeds ? draw_noise<A>(s, n, offset, count, normals, scratch[5])
+    const A* noise = s.seeds ? draw_noise<A>(s, n, offset, count, scratch.normals.get(), scratch[5])
                              : s.noise.tile<A>(at_all, count, scratch[5]);
     const A* v = s.variance.data ? s.variance.tile<A>(at_all, count, scratch[6]) : nullptr;
     const V std(coefficient(kNoise)), log_std(coefficient(kLogNoise)), slope(coefficient(kLogNoiseSlope));
@@ -148,12 +151,12 @@ void run(const Step& s, const std::vector<double>& row) {
   const bool whole_pixels = s.channels_last && s.seeds;
   const std::int64_t tile = whole_pixels ? std::max<std::int64_t>(kTile / s.channels, 1) * s.channels : kTile;
   const std::int64_t tiles = (size + tile - 1) / tile;
-  parallel(s.samples * tiles, s.samples * size, [&](std::int64_t begin, std::int64_t end) {
-    Scratch<opmath_t<T>> scratch(tile);
-    std::vector<float> normals(s.seeds ? tile : 0);
+  const std::int64_t work = s.samples * size * (s.seeds ? kNormalWork : 1);
+  parallel(s.samples * tiles, work, [&](std::int64_t begin, std::int64_t end) {
+    Scratch<opmath_t<T>> scratch(tile, s.seeds != nullptr);
     for (std::int64_t item = begin; item < end; ++item) {
       const std::int64_t offset = item % tiles * tile;
-      run_tile<T>(s, row, item / tiles, offset, std::min(tile, size - offset), scratch, normals.data());
+      run_tile<T>(s, row, item / tiles, offset, std::min(tile, size - offset), scratch);
     }
   });
 }
