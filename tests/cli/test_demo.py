@@ -1,0 +1,60 @@
+"""`fastgen demo` with few steps: what it writes, what it prints, and that it can fail."""
+
+import pytest
+import torch
+
+from fastgen.cli import demo
+from fastgen.cli._digit_scores import DigitJudge
+from fastgen.cli._plain_sampling import PlainSampler
+from fastgen.cli.main import main
+from fastgen.data import load_digits
+from fastgen.samplers import DDIM, DDPM, squared_cosine_betas
+
+
+@pytest.fixture(scope="module")
+def judge() -> DigitJudge:
+    return DigitJudge()
+
+
+def test_demo(tmp_path, capsys):
+    assert main(["demo", "--quiet", "--steps", "12", "--out", str(tmp_path)]) == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["digits.png", "report.md", "trajectory.png"]
+    printed, report = capsys.readouterr().out, (tmp_path / "report.md").read_text()
+    for text in ("largest difference between the two ways", "are read as the class asked for", "real held-out digits"):
+        assert text in printed and text in report
+    assert "| DDPM | whole |" in report and "x |" in report
+
+
+def test_demo_fails_where_digits_are_not_recognised(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(demo, "WANTED", 1.01)
+    assert main(["demo", "--quiet", "--steps", "2", "--out", str(tmp_path)]) == 1
+    assert "FAILED: DDIM: only" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["ddim", "ddpm"])
+def test_the_plain_loop_is_the_solver(kind):
+    betas = squared_cosine_betas()
+    solver = DDIM(betas=betas, use_clipped_model_output=True) if kind == "ddim" else DDPM(betas=betas)
+    plan = solver.plan(8, guidance_scale=3.0).to("cpu")
+    plain = PlainSampler(kind, betas, plan.timesteps, 3.0)
+    shape = (2, 1, 8, 8)
+    for i in range(8):
+        x, cond, uncond = torch.randn(shape), torch.randn(shape), torch.randn(shape)
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(i))
+        ours = plan.step(cond, i, x, uncond=uncond, noise=noise)
+        theirs = plain.step(cond, uncond, i, x, torch.Generator().manual_seed(i))
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-5)
+
+
+def test_the_judge_knows_digits_from_noise(judge):
+    held_out = load_digits("held_out")
+    assert judge.held_out_recognised() > 0.95
+    assert judge.recognised(held_out.images, (held_out.labels + 1) % 10) < 0.05
+    noise = torch.randn(100, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert judge.recognised(noise, torch.arange(100) % 10) < 0.3
+
+
+def test_copies_are_found(judge):
+    copies = judge.copies(load_digits("train").images[:50])
+    assert copies.smallest == 0 and copies.closer_than_any_held_out == 50
+    assert judge.copies(load_digits("held_out").images).closer_than_any_held_out == 0
