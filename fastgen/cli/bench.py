@@ -1,0 +1,27 @@
+"""`fastgen bench`: runs the benchmarks of the source checkout; an installed package has none of its peers beside it."""
+
+import argparse
+import importlib
+import importlib.util
+
+from ._errors import UsageError
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
+    """Add the `bench` sub-command."""
+    parser = subparsers.add_parser(
+        "bench",
+        help="time the ops and models side by side with their peers",
+        description="Run `python -m benchmarks.run` of the checkout in the current folder, with the arguments after `--`.",
+    )
+    parser.add_argument("arguments", nargs="*", help="of benchmarks.run, after `--`; try `fastgen bench -- --help`")
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Hand over to the benchmarks of the checkout; returns their exit status."""
+    if importlib.util.find_spec("benchmarks.run") is None:
+        raise UsageError(
+            "the benchmarks come with the source checkout: run this in its folder, as `python -m fastgen.cli bench`"
+        )
+    return importlib.import_module("benchmarks.run").main(args.arguments)

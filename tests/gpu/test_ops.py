@@ -1,0 +1,121 @@
+"""The three op families on a CUDA device: what the CPU tests ask, asked of the GPU."""
+
+import pytest
+import torch
+
+from fastgen import _dispatch
+from fastgen.ops import group_norm, philox_normal, sampler_step
+from fastgen.reference._layout import output_strides
+from fastgen.samplers import DDIM, DDPM
+
+from ..backends import requires_cuda
+from ..ops.numerics import LAYOUTS, assert_bar, laid_out, randn
+from ..ops.test_group_norm import SHAPES, gradients, plain
+
+pytestmark = [pytest.mark.gpu, requires_cuda]
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def cuda_parameters(shape, dtype) -> dict[str, torch.Tensor]:
+    n, c = shape[:2]
+    sizes = {"weight": (c,), "bias": (c,), "channel_bias": (n, c), "scale": (n, c), "shift": (n, c)}
+    return {name: randn(*size, seed=i + 10, dtype=dtype).cuda() for i, (name, size) in enumerate(sizes.items())}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("shape", "groups"), [*SHAPES, ((1, 128, 256, 256), 32)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_group_norm_values_and_gradients(dtype, shape, groups, layout):
+    x = laid_out((3 * randn(*shape) + 1).to(dtype), layout).cuda()
+    params, grad = cuda_parameters(shape, dtype), randn(*shape, seed=3, dtype=dtype).cuda()
+    actual = gradients(group_norm, x, groups, params, "silu", grad)
+    beside = gradients(plain, x, groups, params, "silu", grad)
+    wide = {name: p.double() for name, p in params.items()}
+    exact = gradients(plain, x.double(), groups, wide, "silu", grad.double())
+    for a, b, e in zip(actual, beside, exact, strict=True):
+        assert_bar(a, b, e, 1e-12 if dtype == torch.float64 else 1e-6)
+    assert list(actual[0].stride()) == output_strides(x)
+    again = gradients(group_norm, x, groups, params, "silu", grad)
+    assert all(torch.equal(a, b) for a, b in zip(actual, again, strict=True))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_group_norm_gradcheck_and_opcheck(layout):
+    x = laid_out(randn(2, 6, 3, 2), layout).cuda().requires_grad_()
+    params = cuda_parameters((2, 6, 3, 2), torch.float64)
+    assert torch.autograd.gradcheck(lambda t: group_norm(t, 3, **params, activation="silu"), (x,), nondet_tol=0.0)
+    assert torch.autograd.gradcheck(lambda t: torch.cat([group_norm(t, 3), t], 1)[:, 2:7], (x,))
+    values = list(params.values())
+    torch.library.opcheck(torch.ops.fastgen.group_norm_fwd.default, (x.detach(), 3, *values, 1e-5, 1))
+
+
+def test_a_compiled_kernel_took_the_call():
+    """A fallback to the reference would pass every test of values."""
+    x = torch.randn(2, 8, 4, 4, device="cuda")
+    reasons = _dispatch.cuda_reasons("group_norm_fwd", x, 4, None, None, None, None, None, 1e-5, 0)
+    assert not all(reasons.values()), reasons
+
+
+@pytest.mark.parametrize("shape", [(3, 1000), (2, 3, 65, 67), (1, 5), (4, 3, 64, 64)])
+@pytest.mark.parametrize("step", [0, 7, -1])
+def test_philox_is_the_same_on_every_device_and_backend(shape, step):
+    seeds = torch.tensor([1, -5, 2**40 + 3, 9][: shape[0]])
+    cpu = philox_normal(seeds, shape, step)
+    for backend in _dispatch.CUDA_BACKENDS:
+        if not backend.reasons("philox_normal", seeds.cuda(), list(shape), step):
+            gpu = backend.kernel("philox_normal")(seeds.cuda(), list(shape), step)
+            torch.testing.assert_close(gpu.cpu(), cpu, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sampler_step_is_that_of_the_cpu(dtype, layout):
+    shape = (2, 3, 19, 21)
+    plan = DDPM().plan(10)
+    sample, model = laid_out(randn(*shape), layout).to(dtype), randn(*shape, seed=1).to(dtype)
+    cpu = plan.to("cpu", dtype).step(model, 3, sample, uncond=model / 2, seeds=[4, 5])
+    gpu = plan.to("cuda", dtype).step(
+        model.cuda(), 3, sample.cuda(), uncond=model.cuda() / 2, seeds=torch.tensor([4, 5]).cuda()
+    )
+    tolerance = {torch.float64: 1e-6, torch.float32: 3e-6, torch.bfloat16: 2e-2, torch.float16: 2e-3}[dtype]
+    torch.testing.assert_close(gpu.cpu(), cpu, rtol=tolerance, atol=tolerance)
+    assert gpu.stride() == cpu.stride()
+
+
+def test_a_loop_without_synchronisation_and_in_a_graph():
+    shape, seeds = (2, 3, 32, 32), torch.tensor([1, 2]).cuda()
+    plan = DDIM(eta=1.0).plan(8).to("cuda")
+    start, output = torch.randn(shape, device="cuda"), torch.randn(shape, device="cuda")
+
+    def loop() -> torch.Tensor:
+        x = start
+        for i in range(len(plan)):
+            x = plan.step(output, i, x, seeds=seeds)
+        return x
+
+    expected = loop()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        loop()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = loop()
+    captured.zero_()
+    graph.replay()
+    assert torch.equal(captured, expected)
+
+
+def test_sampler_step_gradient():
+    x = randn(2, 3, 4, 4).cuda().requires_grad_()
+    table = DDPM().plan(5).table.cuda()
+    assert torch.autograd.gradcheck(lambda t: sampler_step(t, t * 2, table, 2, seeds=[1, 2]), (x,))
+
+
+def test_autocast_takes_norms_to_float32():
+    x = torch.randn(2, 8, 4, 4, device="cuda", dtype=torch.float16)
+    with torch.autocast("cuda", dtype=torch.float16):
+        assert group_norm(x, 4).dtype == torch.float32
