@@ -7,6 +7,7 @@ the splits are merged, in a fixed order and without atomics, so that two runs gi
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -20,10 +21,9 @@ from fastgen.reference._layout import is_channels_last
 TILE = 2048
 PROGRAMS = 528
 
-# Elements of a group (padded) that one program keeps in registers: 32 a thread over 512 threads forward; the backward holds
-# two numbers an element, so half of that. One launch then does the work of three, which counts where launches do.
-WHOLE_FORWARD = 16384
-WHOLE_BACKWARD = 8192
+# Numbers of a group (padded) that one program keeps in registers: 16 a thread up to 512 threads, then up to 32; the backward
+# holds two an element, and fp64 counts twice. One launch then does the work of three, which counts where launches do.
+WHOLE_NUMBERS = 16384
 
 # Elements of the tiles [splits, channels of a group] in which partial results are merged.
 MERGE_TILE = 1024
@@ -80,8 +80,15 @@ class Plan:
         block_d = min(triton.next_power_of_2(self.per_group), MERGE_CHANNELS)
         return {"BLOCK_S": min(triton.next_power_of_2(self.splits), MERGE_TILE // block_d), "BLOCK_D": block_d}
 
-    def fits_one_program(self, limit: int) -> bool:
-        return math.prod(self.group_tile) <= limit
+    def whole_numbers(self, an_element: int) -> int:
+        """What a program that keeps a whole group holds, in numbers of fp32, at ``an_element`` numbers an element."""
+        return math.prod(self.group_tile) * an_element * (2 if self.wide else 1)
+
+    def whole_launch(self, an_element: int) -> dict[str, Any]:
+        """Tile and warps of such a program."""
+        block_p, block_d = self.group_tile
+        warps = min(max(self.whole_numbers(an_element) // 512, 1), 16)
+        return {"BLOCK_P": block_p, "BLOCK_D": block_d, "ACC": self.accumulate, "num_warps": warps}
 
 
 def make_plan(x: Tensor, groups: int) -> Plan:
@@ -103,17 +110,18 @@ def make_plan(x: Tensor, groups: int) -> Plan:
     return Plan(n, channels, pixels, groups, *strides, block_p, block_c, splits, x.dtype == torch.float64)
 
 
-def whole_warps(elements: int) -> int:
-    """Warps of a program that keeps a whole group: 32 elements a thread at most, 16 warps at most."""
-    return min(max(triton.next_power_of_2(elements) // 1024, 1), 16)
-
-
 @triton.jit
 def tile_of(block, channels, pixels, first_p, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
     """Pixels, channels and mask of a tile from pixel ``first_p`` (int64) on. Splits are whole tiles: no end but the last."""
     c = block * BLOCK_C + tl.arange(0, BLOCK_C)
     p = first_p + tl.arange(0, BLOCK_P)
     return p, c, (p < pixels)[:, None] & (c < channels)[None, :]
+
+
+@triton.jit
+def group_size(per_group, pixels, ACC: tl.constexpr):
+    """Elements of a group. Arguments of 1 are compile-time constants, which only `tl.cast` turns into numbers."""
+    return (tl.cast(per_group, tl.int64) * pixels).to(ACC)
 
 
 @triton.jit

@@ -1,7 +1,7 @@
 """Triton kernels of `group_norm`, forward; the backward is in `_group_norm_bwd`, tiles and splits in `_group_norm_plan`.
 
 moments  a program reads the tiles of one split and keeps mean and centred squares of each channel
-finish   a program merges the splits of one group and writes y = act(a (x - m) + b) as m, a, b of its channels
+finish   a program merges the splits of one group and writes y = act(a (x + channel_bias - mean) + b) as a, b of channels
 apply    a program maps one tile
 whole    a group that fits one program is read once and written once, and the other three are not needed
 
@@ -17,14 +17,14 @@ from torch import Tensor
 
 from fastgen.kernels._group_norm_bwd import group_norm_bwd
 from fastgen.kernels._group_norm_plan import (
-    WHOLE_FORWARD,
+    WHOLE_NUMBERS,
     Plan,
+    group_size,
     load_or,
     make_plan,
     reciprocal_root,
     silu,
     tile_of,
-    whole_warps,
 )
 from fastgen.kernels._launch import dense, on_device, tensor_reasons
 from fastgen.reference._layout import empty_like_layout
@@ -62,7 +62,7 @@ def moments_kernel(
         p, cc, mask = tile_of(block, channels, pixels, start, BLOCK_P, BLOCK_C)
         value = tl.load(base + p[:, None] * stride_p + cc[None, :] * stride_c, mask=mask, other=0.0).to(ACC)
         value = tl.where(mask, value - pivot[None, :], 0.0)
-        count = seen * 0 + tl.minimum(last - start, BLOCK_P).to(ACC)
+        count = tl.full([1], 0.0, ACC) + tl.minimum(last - start, BLOCK_P).to(ACC)
         tile_mean = tl.sum(value, axis=0) / count
         centred = tl.where(mask, value - tile_mean[None, :], 0.0)
         # Chan, Golub and LeVeque 1979: merge (seen, mean, m2) with (count, tile_mean, sum of squares)
@@ -77,20 +77,17 @@ def moments_kernel(
 
 
 @triton.jit
-def channel_maps(n, c, mask, channels, mean, rstd, weight, bias, channel_bias, scale, shift, ACC: tl.constexpr):
-    """m, a, b of channels ``c`` of sample n under the statistics of their group."""
+def channel_maps(n, c, mask, channels, rstd, weight, bias, scale, shift, ACC: tl.constexpr):
+    """a, b of channels ``c`` of sample n under the deviation of their group."""
     row = n * channels + c
     modulation = 1.0 + load_or(scale, row, mask, 0.0, ACC)
-    m = mean - load_or(channel_bias, row, mask, 0.0, ACC)
     a = rstd * load_or(weight, c, mask, 1.0, ACC) * modulation
     b = load_or(bias, c, mask, 0.0, ACC) * modulation + load_or(shift, row, mask, 0.0, ACC)
-    return m, a, b
+    return a, b
 
 
 @triton.jit
-def parts_of(
-    c, inside, first, splits, channels, pixels, pixels_per_split, BLOCK_S: tl.constexpr, ACC: tl.constexpr
-):
+def parts_of(c, inside, first, splits, channels, pixels, pixels_per_split, BLOCK_S: tl.constexpr, ACC: tl.constexpr):
     """Of splits ``first`` on and channels ``c``: offsets into [splits, C], their mask, and the pixels of each split."""
     split = first + tl.arange(0, BLOCK_S).to(tl.int64)
     count = tl.minimum(pixels - split * pixels_per_split, pixels_per_split).to(ACC)
@@ -108,7 +105,7 @@ def finish_kernel(
     shift,  # [N, C] or None
     mean_out,  # [N, G]
     rstd_out,  # [N, G]
-    maps,  # [3, N, C]: m, a, b
+    maps,  # [2, N, C]: a, b
     n_samples,
     channels,
     pixels,
@@ -123,18 +120,18 @@ def finish_kernel(
     program = tl.program_id(0).to(tl.int64)
     n, g = program // groups, program % groups
     per_group = channels // groups
-    total = (per_group * pixels).to(ACC)
+    total = group_size(per_group, pixels, ACC)
     rows = n * splits * channels
-    zero = tl.arange(0, 1)  # a vector of one: the optional channel bias of the first channel
-    pivot = tl.load(part_mean + rows + g * per_group + zero)
-    pivot = tl.sum(pivot + load_or(channel_bias, n * channels + g * per_group + zero, zero == 0, 0.0, ACC), axis=0)
+    pivot = tl.load(part_mean + rows + g * per_group)
     weighted = tl.zeros([BLOCK_D], dtype=ACC)
     for start in range(0, per_group, BLOCK_D):
         d = start + tl.arange(0, BLOCK_D)
         c = g * per_group + d
         distance = load_or(channel_bias, n * channels + c, d < per_group, 0.0, ACC) - pivot
         for first in range(0, splits, BLOCK_S):
-            at, mask, count = parts_of(c, d < per_group, first, splits, channels, pixels, pixels_per_split, BLOCK_S, ACC)
+            at, mask, count = parts_of(
+                c, d < per_group, first, splits, channels, pixels, pixels_per_split, BLOCK_S, ACC
+            )
             part = tl.load(part_mean + rows + at, mask=mask, other=0.0) + distance[None, :]
             weighted += tl.sum(tl.where(mask, part * count[:, None], 0.0), axis=0)
     mean = tl.sum(weighted, axis=0) / total  # from the pivot
@@ -144,7 +141,9 @@ def finish_kernel(
         c = g * per_group + d
         distance = load_or(channel_bias, n * channels + c, d < per_group, 0.0, ACC) - pivot
         for first in range(0, splits, BLOCK_S):
-            at, mask, count = parts_of(c, d < per_group, first, splits, channels, pixels, pixels_per_split, BLOCK_S, ACC)
+            at, mask, count = parts_of(
+                c, d < per_group, first, splits, channels, pixels, pixels_per_split, BLOCK_S, ACC
+            )
             delta = tl.load(part_mean + rows + at, mask=mask, other=0.0) + distance[None, :] - mean
             part = tl.load(part_m2 + rows + at, mask=mask, other=0.0) + delta * delta * count[:, None]
             squares += tl.sum(tl.where(mask, part, 0.0), axis=0)
@@ -152,25 +151,28 @@ def finish_kernel(
     mean += pivot
     tl.store(mean_out + program, mean)
     tl.store(rstd_out + program, rstd)
+    size = tl.cast(n_samples, tl.int64) * channels
     for start in range(0, per_group, BLOCK_D):
         d = start + tl.arange(0, BLOCK_D)
         c = g * per_group + d
         inside = d < per_group
-        m, a, b = channel_maps(n, c, inside, channels, mean, rstd, weight, bias, channel_bias, scale, shift, ACC)
+        a, b = channel_maps(n, c, inside, channels, rstd, weight, bias, scale, shift, ACC)
         at = n * channels + c
-        tl.store(maps + at, m, mask=inside)
-        tl.store(maps + n_samples * channels + at, a, mask=inside)
-        tl.store(maps + 2 * n_samples * channels + at, b, mask=inside)
+        tl.store(maps + at, a, mask=inside)
+        tl.store(maps + size + at, b, mask=inside)
 
 
 @triton.jit
 def apply_kernel(
     x,  # [N, C, P] through strides
     y,  # the same
-    maps,  # [3, N, C]: m, a, b
+    mean,  # [N, G]
+    channel_bias,  # [N, C] or None
+    maps,  # [2, N, C]: a, b
     n_samples,
     channels,
     pixels,
+    groups,
     stride_c,
     stride_p,
     SILU: tl.constexpr,
@@ -184,11 +186,14 @@ def apply_kernel(
     block, tile, n = program % blocks, program // blocks % pixel_blocks, program // blocks // pixel_blocks
     p, c, mask = tile_of(block, channels, pixels, tile * BLOCK_P, BLOCK_P, BLOCK_C)
     row = n * channels + c
-    m = tl.load(maps + row, mask=c < channels, other=0.0)
-    a = tl.load(maps + n_samples * channels + row, mask=c < channels, other=0.0)
-    b = tl.load(maps + 2 * n_samples * channels + row, mask=c < channels, other=0.0)
+    size = tl.cast(n_samples, tl.int64) * channels
+    added = load_or(channel_bias, row, c < channels, 0.0, ACC)
+    m = tl.load(mean + n * groups + c // (channels // groups), mask=c < channels, other=0.0)
+    a = tl.load(maps + row, mask=c < channels, other=0.0)
+    b = tl.load(maps + size + row, mask=c < channels, other=0.0)
     at = n * channels * pixels + p[:, None] * stride_p + c[None, :] * stride_c
-    z = (tl.load(x + at, mask=mask, other=0.0).to(ACC) - m[None, :]) * a[None, :] + b[None, :]
+    centred = tl.load(x + at, mask=mask, other=0.0).to(ACC) + added[None, :] - m[None, :]
+    z = centred * a[None, :] + b[None, :]
     if SILU:
         z = silu(z)
     tl.store(y + at, z.to(y.dtype.element_ty), mask=mask)
@@ -229,14 +234,14 @@ def whole_kernel(
     pivot = tl.load(x + n * channels * pixels + g * per_group * stride_c).to(ACC)
     value = tl.load(x + at, mask=mask, other=0.0).to(ACC) + added[None, :]
     value = tl.where(mask, value - pivot, 0.0)
-    total = (per_group * pixels).to(ACC)
+    total = group_size(per_group, pixels, ACC)
     mean = tl.sum(value) / total
     centred = tl.where(mask, value - mean, 0.0)
     rstd = reciprocal_root(tl.sum(centred * centred) / total + EPS)
     mean += pivot
     tl.store(mean_out + program, mean)
     tl.store(rstd_out + program, rstd)
-    _m, a, b = channel_maps(n, c, inside, channels, mean, rstd, weight, bias, channel_bias, scale, shift, ACC)
+    a, b = channel_maps(n, c, inside, channels, rstd, weight, bias, scale, shift, ACC)
     z = centred * a[None, :] + b[None, :]
     if SILU:
         z = silu(z)
@@ -267,7 +272,7 @@ def group_norm_fwd(
     if x.numel() == 0:  # no element has no mean
         return y, mean.fill_(float("nan")), rstd.fill_(float("nan"))
     params = [None if p is None else p.contiguous() for p in (weight, bias, channel_bias, scale, shift)]
-    launch = launch_whole if plan.fits_one_program(WHOLE_FORWARD) else launch_split
+    launch = launch_whole if plan.whole_numbers(1) <= WHOLE_NUMBERS else launch_split
     with on_device(x):
         launch(plan, x, y, params, mean, rstd, eps, activation)
     return y, mean, rstd
@@ -288,11 +293,9 @@ def launch_whole(
     eps: float,
     activation: int,
 ) -> None:
-    block_p, block_d = plan.group_tile
     whole_kernel[(plan.n * plan.groups,)](
         x, y, *params, mean, rstd, plan.channels, plan.pixels, plan.groups, plan.stride_c, plan.stride_p,
-        EPS=eps, SILU=activation == 1, BLOCK_P=block_p, BLOCK_D=block_d, ACC=plan.accumulate,
-        num_warps=whole_warps(block_p * block_d), enable_fp_fusion=True,
+        EPS=eps, SILU=activation == 1, **plan.whole_launch(1), enable_fp_fusion=True,
     )  # fmt: skip
 
 
@@ -308,17 +311,19 @@ def launch_split(
 ) -> None:
     part_mean = torch.empty((plan.n, plan.splits, plan.channels), dtype=plan.opmath, device=x.device)
     part_m2 = torch.empty_like(part_mean)
-    maps = torch.empty((3, plan.n, plan.channels), dtype=plan.opmath, device=x.device)
+    maps = torch.empty((2, plan.n, plan.channels), dtype=plan.opmath, device=x.device)
     tile = {"BLOCK_P": plan.block_p, "BLOCK_C": plan.block_c, "ACC": plan.accumulate}
     launch = {"num_warps": 4, "enable_fp_fusion": True}
     strides = (plan.stride_c, plan.stride_p)
     moments_kernel[(plan.n * plan.splits * plan.channel_blocks,)](
-        x, part_mean, part_m2, plan.channels, plan.pixels, *strides, plan.splits, plan.pixels_per_split, **tile, **launch
-    )
+        x, part_mean, part_m2, plan.channels, plan.pixels, *strides, plan.splits, plan.pixels_per_split,
+        **tile, **launch,
+    )  # fmt: skip
     finish_kernel[(plan.n * plan.groups,)](
         part_mean, part_m2, *params, mean, rstd, maps, plan.n, plan.channels, plan.pixels, plan.groups, plan.splits,
         plan.pixels_per_split, EPS=eps, ACC=plan.accumulate, **plan.merge_tile, **launch,
     )  # fmt: skip
     apply_kernel[(plan.n * plan.pixel_blocks * plan.channel_blocks,)](
-        x, y, maps, plan.n, plan.channels, plan.pixels, *strides, SILU=activation == 1, **tile, **launch
-    )
+        x, y, mean, params[2], maps, plan.n, plan.channels, plan.pixels, plan.groups, *strides,
+        SILU=activation == 1, **tile, **launch,
+    )  # fmt: skip

@@ -17,7 +17,8 @@ from fastgen.kernels._philox import normals_of
 
 __all__ = ["philox_normal", "reasons"]
 
-BLOCK = 256  # blocks of four normals a program, two a thread: enough in flight to hide the multiplies, under 64 registers
+# Blocks of four normals a program, two a thread: enough in flight to hide the multiplies, under 64 registers.
+BLOCK = 256
 
 
 # A step is another number every call: without the list Triton would compile again for 1 and for multiples of 16.

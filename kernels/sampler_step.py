@@ -121,9 +121,7 @@ def sampler_step_kernel(
 def reasons(op: str, *args: Any) -> list[str]:
     """Why Triton cannot take this call; empty where it can."""
     sample, model_output, table, _, uncond, history, noise, _, variance, mask, known, known_noise, _ = args
-    found = tensor_reasons(
-        (sample, model_output, table, uncond, *history, noise, variance, mask, known, known_noise)
-    )
+    found = tensor_reasons((sample, model_output, table, uncond, *history, noise, variance, mask, known, known_noise))
     if len(history) > MAX_HISTORY:
         found.append(f"the kernel takes at most {MAX_HISTORY} history tensors, got {len(history)}")
     return found

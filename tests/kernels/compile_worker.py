@@ -1,118 +1,127 @@
 """Compiles every Triton kernel for one architecture without a GPU and prints what it costs, as JSON lines.
 
-Run as `python -m tests.kernels.compile_worker 90`. A process of its own, so that nothing else has set up Triton otherwise.
+Run as `python -m tests.kernels.compile_worker 90`. The launchers themselves are called, with CPU tensors; instead of running,
+each launch is compiled for the arguments it was given, specialised as Triton specialises them: 1 becomes a constant, multiples
+of 16 and aligned pointers are known to be so. So a kernel is compiled exactly as calls compile it.
 """
 
-import importlib
+import contextlib
+import inspect
 import json
 import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import torch
 import triton
+from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
 
 import fastgen  # noqa: F401  (makes fastgen.kernels importable)
+from fastgen.kernels import group_norm, philox_normal, sampler_step
 
-FLOAT = {"fp32": "fp32", "bf16": "fp32", "fp16": "fp32", "fp64": "fp64"}  # storage -> accumulation
-TL = {"fp32": triton.language.float32, "fp64": triton.language.float64}
-
-
-def _group_norm_cases() -> list[tuple[str, Any, dict[str, Any]]]:
-    forward = importlib.import_module("fastgen.kernels.group_norm")
-    backward = importlib.import_module("fastgen.kernels._group_norm_bwd")
-    cases = []
-    for storage, acc in FLOAT.items():
-        common = {"ACC": TL[acc], "BLOCK_P": 1024, "BLOCK_C": 2}
-        last = {"ACC": TL[acc], "BLOCK_P": 16, "BLOCK_C": 128}
-        params = {name: f"*{acc}" for name in ("weight", "bias", "channel_bias", "scale", "shift")}
-        io = {"x": f"*{storage}", "y": f"*{storage}", "dy": f"*{storage}", "dx": f"*{storage}"}
-        acc_pointers = {
-            name: f"*{acc}"
-            for name in (
-                "part_mean",
-                "part_m2",
-                "parts",
-                "mean",
-                "rstd",
-                "mean_out",
-                "rstd_out",
-                "maps",
-                "combine",
-                "grads",
-            )
-        }
-        types = {**io, **params, **acc_pointers}
-        for layout, tile in (("contiguous", common), ("channels-last", last)):
-            stride = {"stride_p" if layout == "contiguous" else "stride_c": 1}
-            tag = f"{storage} {layout}"
-            cases += [
-                (f"moments {tag}", forward.moments_kernel, {**types, **tile, **stride}),
-                (f"apply {tag}", forward.apply_kernel, {**types, **tile, **stride, "SILU": True}),
-                (f"sums {tag}", backward.sums_kernel, {**types, **tile, **stride, "SILU": True}),
-                (f"dx {tag}", backward.dx_kernel, {**types, **tile, **stride, "SILU": True}),
-            ]
-        cases += [
-            (f"finish {storage}", forward.finish_kernel, {**types, "EPS": 1e-5, "BLOCK_D": 16, "ACC": TL[acc]}),
-            (f"combine {storage}", backward.combine_kernel, {**types, "BLOCK_D": 16, "ACC": TL[acc]}),
-            (
-                f"whole {storage}",
-                forward.whole_kernel,
-                {**types, "EPS": 1e-5, "SILU": True, "BLOCK_P": 256, "BLOCK_D": 8, "ACC": TL[acc], "stride_p": 1},
-            ),
-        ]
-    return cases
+POINTERS = {
+    torch.float64: "*fp64", torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int64: "*i64",
+}  # fmt: skip
+NAMES = {torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+ALIGNED = [["tt.divisibility", 16]]
+OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 
 
-def _other_cases() -> list[tuple[str, Any, dict[str, Any]]]:
-    philox = importlib.import_module("fastgen.kernels.philox_normal")
-    step = importlib.import_module("fastgen.kernels.sampler_step")
-    cases = [
-        ("philox", philox.philox_normal_kernel, {"out": "*fp32", "seeds": "*i64", "step": "i64", "BLOCK": philox.BLOCK})
-    ]
-    every = (
-        "sample",
-        "model_output",
-        "uncond",
-        "h0",
-        "h1",
-        "h2",
-        "h3",
-        "noise",
-        "variance",
-        "mask_keep",
-        "known",
-        "known_noise",
-    )
-    for storage, acc in FLOAT.items():
-        for name, given in (("least", every[:2]), ("most", [n for n in every if n != "noise"])):
-            for noise in ("channels-last", "quads") if name == "most" else ("none",):
-                types: dict[str, Any] = {n: f"*{storage}" if n in given else None for n in every}
-                types |= {"out": f"*{storage}", "second": f"*{storage}" if name == "most" else None, "table": f"*{acc}"}
-                types |= {"seeds": None if noise == "none" else "*i64", "BLOCK": step.BLOCK, "ACC": TL[acc]}
-                types |= {"CHANNELS_LAST": noise == "channels-last", "QUADS": noise == "quads"}
-                cases.append((f"step {name} {noise} {storage}", step.sampler_step_kernel, types))
-    return cases
+def source_of(kernel: JITFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ASTSource:
+    """What Triton would compile for this launch."""
+    bound = inspect.signature(kernel.fn).bind(*args, **{k: v for k, v in kwargs.items() if k not in OPTIONS})
+    signature, constants, attributes = {}, {}, {}
 
+    def specialise(value: Any, path: tuple[int, ...], fixed: bool) -> Any:
+        if isinstance(value, tuple):
+            return tuple(specialise(v, (*path, i), fixed) for i, v in enumerate(value))
+        if isinstance(value, Tensor):
+            attributes[path] = ALIGNED
+            return POINTERS[value.dtype]
+        if isinstance(value, int) and not isinstance(value, bool) and (value != 1 or fixed):
+            if value % 16 == 0 and not fixed:
+                attributes[path] = ALIGNED
+            return "i32" if -(2**31) <= value < 2**31 else "i64"
+        constants[path] = value
+        return "constexpr"
 
-def _compile(kernel: Any, types: dict[str, Any], arch: int) -> Any:
-    signature, constants = {}, {}
-    for name in kernel.arg_names:
-        value = types.get(name, "i32")
-        if isinstance(value, str):
-            signature[name] = value
+    for index, parameter in enumerate(kernel.params):
+        value = bound.arguments[parameter.name]
+        if parameter.is_constexpr:
+            signature[parameter.name], constants[(index,)] = "constexpr", value
         else:
-            signature[name] = "constexpr"
-            constants[(kernel.arg_names.index(name),)] = value
-    warps = importlib.import_module(kernel.fn.__module__).__dict__.get("WARPS", 4)
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
-    return triton.compile(
-        source, target=GPUTarget("cuda", arch, 32), options={"num_warps": warps, "enable_fp_fusion": True}
-    )
+            signature[parameter.name] = specialise(value, (index,), parameter.do_not_specialize)
+    return ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
+
+
+@contextlib.contextmanager
+def launches(found: Callable[[JITFunction, ASTSource, dict[str, Any]], None]) -> Iterator[None]:
+    """Hands every launch inside to ``found`` instead of a GPU."""
+
+    def run(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        found(self, source_of(self, args, kwargs), {key: kwargs[key] for key in OPTIONS if key in kwargs})
+
+    with mock.patch.object(JITFunction, "run", run):
+        yield
+
+
+def _image(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool) -> Tensor:
+    x = torch.zeros(shape, dtype=dtype)
+    return x.contiguous(memory_format=torch.channels_last) if channels_last else x
+
+
+def _group_norm(shape: tuple[int, ...], groups: int, dtype: torch.dtype, channels_last: bool, full: bool) -> None:
+    x = _image(shape, dtype, channels_last)
+    n, c = shape[:2]
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    params = [torch.zeros(size, dtype=wide) if full else None for size in ((c,), (c,), (n, c), (n, c), (n, c))]
+    _, mean, rstd = group_norm.group_norm_fwd(x, groups, *params, 1e-5, int(full))
+    group_norm.group_norm_bwd(x, x, mean, rstd, groups, *params, int(full))
+
+
+def _sampler_step(
+    shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool, full: bool, table_dtype: torch.dtype
+) -> None:
+    x = _image(shape, dtype, channels_last)
+    table = torch.zeros(2, 20, dtype=table_dtype)
+    if full:
+        seeds = torch.zeros(shape[0], dtype=torch.int64)
+        sampler_step.sampler_step_fwd(x, x, table, 1, x, [x] * 4, None, seeds, x, x, x, x, True)
+    else:
+        sampler_step.sampler_step_fwd(x, x, table, 0, None, [], x, None, None, None, None, None, False)
+
+
+def cases(arch: int) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Name and call of what is compiled. Everything for sm_90; the others leave out what differs in loads and stores alone."""
+    for dtype, name in NAMES.items():
+        for layout in ("contiguous", "channels-last"):
+            last = layout == "channels-last"
+            yield f"split {layout} {name}", lambda d=dtype, cl=last: _group_norm((2, 320, 64, 64), 32, d, cl, True)
+            if arch == 90 or dtype in (torch.bfloat16, torch.float64):
+                yield f"whole {layout} {name}", lambda d=dtype, cl=last: _group_norm((2, 320, 16, 16), 32, d, cl, True)
+            yield (
+                f"step {layout} {name}",
+                lambda d=dtype, cl=last: _sampler_step((2, 4, 64, 64), d, cl, True, torch.float32),
+            )
+        # the largest groups that one program takes, forward and backward
+        yield f"largest forward {name}", lambda d=dtype: _group_norm((2, 512, 32, 32), 32, d, False, True)
+        yield f"largest backward {name}", lambda d=dtype: _group_norm((2, 256, 32, 32), 32, d, False, True)
+        yield f"plain step {name}", lambda d=dtype: _sampler_step((2, 4, 64, 64), d, False, False, torch.float32)
+    single = torch.float32
+    yield "one of everything", lambda: _group_norm((1, 1, 1, 1), 1, single, False, True)
+    yield "bare batch of one, odd sizes", lambda: _group_norm((1, 33, 77, 77), 3, single, False, False)
+    yield "odd sizes, channels-last", lambda: _group_norm((1, 33, 77, 77), 3, single, True, True)
+    yield "odd step, fp64 table", lambda: _sampler_step((1, 3, 7, 5), single, True, True, torch.float64)
+    yield "normals", lambda: philox_normal.philox_normal(torch.zeros(2, dtype=torch.int64), (2, 4096), 1)
+    yield "normals, odd", lambda: philox_normal.philox_normal(torch.zeros(1, dtype=torch.int64), (1, 33), -1)
 
 
 def _resources(cubin: bytes) -> dict[str, int]:
@@ -127,11 +136,23 @@ def _resources(cubin: bytes) -> dict[str, int]:
 
 
 def main(arch: int) -> None:
-    for name, kernel, types in _group_norm_cases() + _other_cases():
-        compiled = _compile(kernel, types, arch)
-        ptx = compiled.asm["ptx"]
-        record = {"name": name, "arch": arch, "f64": ptx.count(".f64"), **_resources(compiled.asm["cubin"])}
-        print(json.dumps(record), flush=True)
+    seen = set()
+    case = ""
+
+    def compile_launch(kernel: JITFunction, source: ASTSource, options: dict[str, Any]) -> None:
+        key = (source.hash(), str(options))
+        if key in seen:
+            return
+        seen.add(key)
+        compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+        instructions = re.findall(r"^\s+(?:@%p\d+ )?(\S*\.f64\S*)", compiled.asm["ptx"], re.MULTILINE)
+        record = {"case": case, "kernel": kernel.fn.__name__, "arch": arch, **options, "f64": sorted(set(instructions))}
+        print(json.dumps(record | _resources(compiled.asm["cubin"])), flush=True)
+
+    for name, call in cases(arch):
+        case = name
+        with launches(compile_launch):
+            call()
 
 
 if __name__ == "__main__":

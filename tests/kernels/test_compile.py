@@ -9,10 +9,14 @@ import pytest
 
 from ..backends import requires_triton
 
-# 128 threads a program: 128 registers keep 4 programs on a multiprocessor (16 of 64 warps); fp64 takes two a number.
-REGISTERS = {"fp64": 255, "other": 128}
+# What a launch of W warps may use a thread, of 65,536 registers a multiprocessor: 4 programs of 4 warps, 2 of 8, 1 of 16.
+REGISTERS = 128
+REGISTERS_FP64 = 255
 SHARED_BYTES = 16 * 1024
-KERNELS = 55
+KERNELS = {
+    "moments_kernel", "finish_kernel", "apply_kernel", "whole_kernel", "sums_kernel", "combine_kernel", "dx_kernel",
+    "whole_bwd_kernel", "sampler_step_kernel", "philox_normal_kernel",
+}  # fmt: skip
 
 
 @requires_triton
@@ -23,11 +27,17 @@ def test_compile(arch):
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     assert result.returncode == 0, result.stderr[-4000:]
     records = [json.loads(line) for line in result.stdout.splitlines()]
-    assert len(records) >= KERNELS
+    for dtype in ("fp64", "fp32", "bf16", "fp16"):
+        own = {record["kernel"] for record in records if record["case"].endswith(dtype)}
+        # what merges partial results, and the normals, see no storage type: fp32 for all three
+        assert own >= KERNELS - {"finish_kernel", "combine_kernel", "philox_normal_kernel"}
+    assert {record["kernel"] for record in records} == KERNELS
     for record in records:
-        wide = "fp64" in record["name"]
+        wide = record["case"].endswith("fp64")
         # fp64 division is a subroutine and takes eight bytes of stack for its return
         assert record["stack"] <= (8 if wide else 0) and record["local"] == 0, f"spills: {record}"
-        assert wide or record["f64"] == 0, f"fp64 instructions: {record}"
-        assert record["reg"] <= REGISTERS["fp64" if wide else "other"], f"registers: {record}"
+        # the coefficients of an fp64 table are rounded in the kernel, and that is all
+        stray = set(record["f64"]) - ({"cvt.rn.f32.f64"} if record["case"].endswith("fp64 table") else set())
+        assert wide or not stray, f"fp64 instructions: {record}"
+        assert record["reg"] <= (REGISTERS_FP64 if wide else REGISTERS), f"registers: {record}"
         assert record["shared"] <= SHARED_BYTES, f"shared memory: {record}"

@@ -1,7 +1,10 @@
 """Values of the Triton kernels, by the interpreter, against the reference in float64."""
 
+import contextlib
 import importlib
+import math
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
@@ -46,9 +49,36 @@ def channels_last(t: Tensor) -> Tensor:
     return t.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
-def close(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
+@contextlib.contextmanager
+def guarded_outputs():
+    """Memory allocated inside lies between NaNs, is full of them, and the NaNs around it must survive."""
+    allocated, plain = [], (torch.empty, torch.empty_strided)
+
+    def empty_strided(size, stride, *, dtype=None, device=None):
+        extent = sum((n - 1) * s for n, s in zip(size, stride, strict=True)) + 1 if math.prod(size) else 0
+        buffer = torch.full((extent + 256,), float("nan"), dtype=dtype or torch.get_default_dtype())
+        allocated.append((buffer, extent))
+        return torch.as_strided(buffer, size, stride, 128)
+
+    def empty(size, *, dtype=None, device=None):
+        like = plain[0](size, dtype=dtype, device="meta")
+        return empty_strided(like.shape, like.stride(), dtype=dtype)
+
+    with (
+        mock.patch.object(torch, "empty", empty),
+        mock.patch.object(torch, "empty_strided", empty_strided),
+        mock.patch.object(torch, "empty_like", lambda t: empty_strided(t.shape, t.stride(), dtype=t.dtype)),
+    ):
+        yield
+    assert allocated
+    for buffer, extent in allocated:
+        assert buffer[:128].isnan().all() and buffer[128 + extent :].isnan().all(), "a store went past the ends"
+
+
+def close(actual: Tensor, expected: Tensor, dtype: torch.dtype, least: float = 1e-2) -> None:
+    """``least``: what the error is at least relative to; 1, the size of the terms, for sums that cancel."""
     assert actual.shape == expected.shape
-    error = (actual.double() - expected).abs().max() / expected.abs().max().clamp_min(1e-2)
+    error = (actual.double() - expected).abs().max() / expected.abs().max().clamp_min(least)
     assert error <= TOLERANCE[dtype], f"{error:.2e}"
 
 
@@ -77,9 +107,11 @@ def test_group_norm(shape, groups, dtype, layout):
     x, grad, params = group_norm_case(shape, dtype, layout, full)
     wide = [None if p is None else p.double() for p in params]
     kernel = interpreted.group_norm
-    forward = kernel.group_norm_fwd(x, groups, *params, 1e-5, int(full))
+    with guarded_outputs():
+        forward = kernel.group_norm_fwd(x, groups, *params, 1e-5, int(full))
     expected = gn_reference.group_norm_fwd(x.double(), groups, *wide, 1e-5, int(full))
-    backward = kernel.group_norm_bwd(grad, x, *forward[1:], groups, *params, int(full))
+    with guarded_outputs():
+        backward = kernel.group_norm_bwd(grad, x, *forward[1:], groups, *params, int(full))
     expected_bwd = gn_reference.group_norm_bwd(grad.double(), x.double(), *expected[1:], groups, *wide, int(full))
     close(forward[0], expected[0], dtype)
     for actual, wanted in zip(forward[1:], expected[1:], strict=True):
@@ -88,16 +120,74 @@ def test_group_norm(shape, groups, dtype, layout):
     for actual, wanted in zip(backward[1:], expected_bwd[1:], strict=True):
         close(actual, wanted, torch.float64 if dtype == torch.float64 else torch.float32)
     assert forward[0].dtype == dtype and list(forward[0].stride()) == output_strides(x)
+    assert list(backward[0].stride()) == output_strides(x)
     again = kernel.group_norm_fwd(x, groups, *params, 1e-5, int(full))
-    assert all(torch.equal(a, b) for a, b in zip(forward, again, strict=True))
+    again_bwd = kernel.group_norm_bwd(grad, x, *forward[1:], groups, *params, int(full))
+    assert all(torch.equal(a, b) for a, b in zip((*forward, *backward), (*again, *again_bwd), strict=True))
     assert torch.equal(kernel.group_norm(x, groups, *params, 1e-5, int(full)), forward[0])
+
+
+def strided(x: Tensor) -> dict[str, Tensor]:
+    """``x`` [N, C, H, W] in memory that is neither contiguous nor channels-last."""
+    n, c, h, w = x.shape
+    transposed = x.transpose(2, 3).contiguous().transpose(2, 3)
+    every_second = torch.full((n, c, h, 2 * w), float("nan"), dtype=x.dtype)
+    every_second[..., ::2] = x
+    expanded = x[:1, :, :, :1].expand(x.shape)
+    channel_slice = torch.cat([x, x], 1).contiguous(memory_format=torch.channels_last)[:, :c]
+    return {"transposed": transposed, "sliced": every_second[..., ::2], "expanded": expanded, "channels": channel_slice}
+
+
+@pytest.mark.parametrize("kind", ["transposed", "sliced", "expanded", "channels"])
+def test_group_norm_strides(kind):
+    """Input, gradient and parameters that are slices of something else."""
+    x, grad, params = group_norm_case((2, 8, 5, 6), torch.float32, "contiguous", True)
+    x, grad = strided(x)[kind], strided(grad)[kind]
+    scale, shift = torch.cat([params[3], params[4]], 1).chunk(2, 1)
+    params = [params[0].repeat_interleave(2)[::2], params[1], params[2].t().contiguous().t(), scale, shift]
+    kernel, wide = interpreted.group_norm, [p.double() for p in params]
+    forward = kernel.group_norm_fwd(x, 4, *params, 1e-5, 1)
+    expected = gn_reference.group_norm_fwd(x.double(), 4, *wide, 1e-5, 1)
+    backward = kernel.group_norm_bwd(grad, x, *forward[1:], 4, *params, 1)
+    expected_bwd = gn_reference.group_norm_bwd(grad.double(), x.double(), *expected[1:], 4, *wide, 1)
+    for actual, wanted in zip((*forward, *backward), (*expected, *expected_bwd), strict=True):
+        close(actual, wanted, torch.float32)
+    assert list(forward[0].stride()) == list(backward[0].stride()) == output_strides(x)
+
+
+@pytest.mark.parametrize(
+    ("shape", "groups"), [((2, 6), 6), ((3, 4, 1, 1), 4), ((1, 1), 1), ((1, 5, 3), 5), ((70, 3), 1)]
+)
+def test_group_norm_tiny_groups(shape, groups):
+    """One element a group: the output is the bias, the input has no gradient. And other small ones."""
+    x, grad, params = group_norm_case(shape, torch.float32, "contiguous", True)
+    wide = [p.double() for p in params]
+    forward = interpreted.group_norm.group_norm_fwd(x, groups, *params, 1e-5, 1)
+    expected = gn_reference.group_norm_fwd(x.double(), groups, *wide, 1e-5, 1)
+    close(forward[0], expected[0], torch.float32)
+    backward = interpreted.group_norm.group_norm_bwd(grad, x, *forward[1:], groups, *params, 1)
+    expected_bwd = gn_reference.group_norm_bwd(grad.double(), x.double(), *expected[1:], groups, *wide, 1)
+    for actual, wanted in zip(backward[1:], expected_bwd[1:], strict=True):
+        close(actual, wanted, torch.float32, least=1.0)
+    if math.prod(shape) == shape[0] * groups:
+        assert not backward[0].any()
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 6, 5), (1, 4, 70, 90)])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_group_norm_not_finite(value, shape):
+    """A NaN or an infinity makes its whole group NaN, as in torch, and no other."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    x[0, 1, 2, 3] = value
+    y = interpreted.group_norm.group_norm_fwd(x, 2, None, None, None, None, None, 1e-5, 1)[0]
+    assert y[0, :2].isnan().all() and y[0, 2:].isfinite().all() and y[1:].isfinite().all()
 
 
 def test_group_norm_both_plans_agree():
     """The one-program path and the split path are two ways to one result."""
     x, _, params = group_norm_case((2, 8, 9, 5), torch.float32, "contiguous", True)
     kernel, plan = interpreted.group_norm, interpreted.group_norm.make_plan(x, 4)
-    assert plan.fits_one_program(math.prod(x.shape[1:]))
+    assert plan.whole_numbers(2) <= 16384
     whole = kernel.group_norm_fwd(x, 4, *params, 1e-5, 1)
     y, mean, rstd = torch.empty_like(whole[0]), torch.empty_like(whole[1]), torch.empty_like(whole[2])
     kernel.launch_split(plan, x, y, params, mean, rstd, 1e-5, 1)
@@ -119,6 +209,11 @@ def test_group_norm_nothing():
     assert y.shape == (2, 4, 0) and mean.isnan().all()
     y, mean, _ = interpreted.group_norm.group_norm_fwd(torch.zeros(0, 4, 3), 2, None, None, None, None, None, 1e-5, 0)
     assert y.shape == (0, 4, 3) and mean.shape == (0, 2)
+    for shape in ((2, 4, 0), (0, 4, 3)):
+        x, statistics = torch.zeros(shape), torch.zeros(shape[0], 2)
+        grads = interpreted.group_norm.group_norm_bwd(x, x, statistics, statistics, 2, *[None] * 5, 0)
+        assert [g.shape for g in grads] == [shape, (4,), (4,), *[(shape[0], 4)] * 3]
+        assert not any(g.any() for g in grads)
 
 
 @pytest.mark.parametrize(
@@ -139,6 +234,42 @@ def test_philox_normal_equals_the_cpu_kernel():
     seeds = torch.arange(4)
     cpu = torch.ops.fastgen.philox_normal(seeds, (4, 3, 33), 5)
     torch.testing.assert_close(interpreted.philox_normal.philox_normal(seeds, (4, 3, 33), 5), cpu, rtol=6e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 19, 21), (2, 4, 8, 16), (3, 7), (2,)])
+def test_normals_do_not_depend_on_the_kernel(shape):
+    """x = 0 + 1 * noise: the normals drawn inside a step, in either layout, have the bits of `philox_normal`."""
+    table = torch.zeros(4, 16)
+    table[:, 3] = 1
+    seeds = torch.arange(shape[0]) - 1
+    expected = interpreted.philox_normal.philox_normal(seeds, shape, 3)
+    for sample in (torch.zeros(shape), channels_last(torch.zeros(shape)) if len(shape) > 2 else torch.zeros(shape)):
+        arguments = (sample, table, 3, None, [], None, seeds, None, None, None, None, False)
+        with guarded_outputs():
+            drawn = interpreted.sampler_step.sampler_step_fwd(sample, *arguments)[0]
+        assert torch.equal(drawn, expected)
+
+
+def test_sampler_step_nothing():
+    empty, table = torch.zeros(2, 0, 3), torch.zeros(1, 16)
+    arguments = (empty, table, 0, None, [], None, torch.zeros(2).long(), None, None, None, None, True)
+    first, second = interpreted.sampler_step.sampler_step_fwd(empty, *arguments)
+    assert first.shape == second.shape == (2, 0, 3)
+    assert interpreted.philox_normal.philox_normal(torch.zeros(0).long(), (0, 5), 1).shape == (0, 5)
+
+
+@pytest.mark.parametrize("kind", ["transposed", "sliced", "expanded", "channels"])
+def test_sampler_step_strides(kind):
+    generator = torch.Generator().manual_seed(3)
+    sample, model, mask = (torch.randn(2, 4, 5, 6, generator=generator) for _ in range(3))
+    table = torch.randn(2, 40, generator=generator)[:, ::2]
+    table[:, 6], table[:, 7] = -2.0, float("inf")
+    arguments = (model, table, 1, None, [mask], None, torch.tensor([5, 6]), None, mask, model, None, True)
+    actual = interpreted.sampler_step.sampler_step_fwd(strided(sample)[kind], *arguments)
+    expected = step_reference.sampler_step_fwd(strided(sample)[kind].double(), *arguments)
+    for a, e in zip(actual, expected, strict=True):
+        close(a, e, torch.float32)
+    assert list(actual[0].stride()) == output_strides(strided(sample)[kind])
 
 
 STEP_CASES = {
@@ -176,8 +307,11 @@ def test_sampler_step(case, dtype, layout, shape):
         torch.arange(5, 5 + shape[0]) if options.get("seeds") else None, optional["variance"], optional["mask"],
         optional["known"], optional["known_noise"], bool(options.get("second")),
     )  # fmt: skip
-    actual = interpreted.sampler_step.sampler_step_fwd(sample, *arguments)
+    with guarded_outputs():
+        actual = interpreted.sampler_step.sampler_step_fwd(sample, *arguments)
     expected = step_reference.sampler_step_fwd(sample.double(), *arguments)
+    again = interpreted.sampler_step.sampler_step_fwd(sample, *arguments)
+    assert all(torch.equal(a, b) for a, b in zip(actual, again, strict=True))
     # normals are made in float32, so even a float64 sample carries their rounding
     tolerance = torch.float32 if dtype == torch.float64 and options.get("seeds") else dtype
     close(actual[0], expected[0], tolerance)
@@ -188,10 +322,21 @@ def test_sampler_step(case, dtype, layout, shape):
 
 
 def test_reasons_are_sentences():
-    x = torch.zeros(1, 1)
-    assert interpreted.sampler_step.reasons("sampler_step_fwd", x, x, x, 0, None, [x] * 5) == [
-        "the kernel takes at most 4 history tensors, got 5"
+    x, byte = torch.zeros(1, 1), torch.zeros(1, 1, dtype=torch.uint8)
+
+    def step(model, history):
+        arguments = (x, model, x, 0, None, history, None, None, None, None, None, None, False)
+        return interpreted.sampler_step.reasons("sampler_step_fwd", *arguments)
+
+    assert step(x, [x] * 9) == ["the kernel takes at most 8 history tensors, got 9"]
+    assert step(x, [x] * 8) == []
+    dtype = ["the kernels take float64, float32, bfloat16 and float16, not torch.uint8"]
+    assert step(byte, []) == dtype
+    assert interpreted.group_norm.reasons("group_norm", x, 1, byte, None, None, None, None, 1e-5, 0) == dtype
+    assert interpreted.group_norm.reasons("group_norm_bwd", x, x, x, x, 1, None, None, None, None, None, 0) == []
+    seeds = torch.zeros(1).long()
+    assert interpreted.philox_normal.reasons("philox_normal", seeds, (2**31, 2), 0)
+    assert interpreted.philox_normal.reasons("philox_normal", seeds, (70000, 2), 0) == []
+    assert interpreted.philox_normal.reasons("philox_normal", x, (1, 2), 0) == [
+        "seeds must be int64, got torch.float32"
     ]
-    assert interpreted.sampler_step.reasons("sampler_step_fwd", x, x, x, 0, None, [x] * 4) == []
-    assert interpreted.philox_normal.reasons("philox_normal", torch.zeros(1).long(), (70000, 2), 0)
-    assert interpreted.group_norm.reasons("group_norm_bwd", x, x) == []
