@@ -9,8 +9,8 @@ from fastgen.reference._layout import output_strides
 from fastgen.samplers import DDIM, DDPM
 
 from ..backends import requires_cuda
+from ..ops.group_norm_cases import SHAPES, gradients, plain
 from ..ops.numerics import LAYOUTS, assert_bar, laid_out, randn
-from ..ops.test_group_norm import SHAPES, gradients, plain
 
 pytestmark = [pytest.mark.gpu, requires_cuda]
 

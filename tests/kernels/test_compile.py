@@ -34,8 +34,8 @@ def test_compile(arch):
     assert {record["kernel"] for record in records} == KERNELS
     for record in records:
         wide = record["case"].endswith("fp64")
-        # fp64 division is a subroutine and takes eight bytes of stack for its return
-        assert record["stack"] <= (8 if wide else 0) and record["local"] == 0, f"spills: {record}"
+        # fp64 division is a subroutine: it takes stack for its return and what it must keep, not a spill in a loop
+        assert record["stack"] <= (16 if wide else 0) and record["local"] == 0, f"spills: {record}"
         # the coefficients of an fp64 table are rounded in the kernel, and that is all
         stray = set(record["f64"]) - ({"cvt.rn.f32.f64"} if record["case"].endswith("fp64 table") else set())
         assert wide or not stray, f"fp64 instructions: {record}"

@@ -1,9 +1,11 @@
-"""Values of the Triton kernels, by the interpreter, against the reference in float64."""
+"""Values of the Triton kernels against the reference in float64: run by the interpreter, and on a GPU by `tests/gpu`."""
 
 import contextlib
 import importlib
 import math
+from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -17,12 +19,38 @@ from fastgen.reference import philox_normal as philox_reference
 from fastgen.reference import sampler_step as step_reference
 from fastgen.reference._layout import output_strides
 
-assert triton.knobs.runtime.interpret, "TRITON_INTERPRET=1 must be set before Triton is imported"
-interpreted = SimpleNamespace(
-    **{
-        name: importlib.import_module(f"fastgen.kernels.{name}")
-        for name in ("group_norm", "philox_normal", "sampler_step")
-    }
+DEVICE = "cpu" if triton.knobs.runtime.interpret else "cuda"
+if DEVICE == "cuda" and not torch.cuda.is_available():
+    pytest.skip("there is no CUDA device, and TRITON_INTERPRET=1 is not set", allow_module_level=True)
+
+
+def moved(value: Any, device: str) -> Any:
+    """Tensors in ``value`` with all the memory around them, strides and offset on ``device``."""
+    if isinstance(value, (tuple, list)):
+        return type(value)(moved(v, device) for v in value)
+    if not isinstance(value, Tensor) or value.device.type == device:
+        return value
+    storage = value.untyped_storage()  # through zeros: `guarded_outputs` has another idea of empty
+    copy = torch.zeros(storage.nbytes(), dtype=torch.uint8, device=device)
+    copy.copy_(torch.zeros(0, dtype=torch.uint8, device=value.device).set_(storage))
+    whole = torch.zeros(0, dtype=value.dtype, device=device)
+    return whole.set_(copy.untyped_storage(), value.storage_offset(), value.shape, value.stride())
+
+
+def on_device(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function`` of CPU tensors, computed on the device under test."""
+    return lambda *args: moved(function(*moved(args, DEVICE)), "cpu")
+
+
+modules = {
+    name: importlib.import_module(f"fastgen.kernels.{name}") for name in ("group_norm", "philox_normal", "sampler_step")
+}
+kernels = SimpleNamespace(
+    group_norm=on_device(modules["group_norm"].group_norm),
+    group_norm_fwd=on_device(modules["group_norm"].group_norm_fwd),
+    group_norm_bwd=on_device(modules["group_norm"].group_norm_bwd),
+    philox_normal=on_device(modules["philox_normal"].philox_normal),
+    sampler_step_fwd=on_device(modules["sampler_step"].sampler_step_fwd),
 )
 
 # Largest error, relative to the largest value: a few roundings of the arithmetic, then one of the output.
@@ -56,18 +84,20 @@ def guarded_outputs():
 
     def empty_strided(size, stride, *, dtype=None, device=None):
         extent = sum((n - 1) * s for n, s in zip(size, stride, strict=True)) + 1 if math.prod(size) else 0
-        buffer = torch.full((extent + 256,), float("nan"), dtype=dtype or torch.get_default_dtype())
+        buffer = torch.full((extent + 256,), float("nan"), dtype=dtype or torch.get_default_dtype(), device=device)
         allocated.append((buffer, extent))
         return torch.as_strided(buffer, size, stride, 128)
 
     def empty(size, *, dtype=None, device=None):
         like = plain[0](size, dtype=dtype, device="meta")
-        return empty_strided(like.shape, like.stride(), dtype=dtype)
+        return empty_strided(like.shape, like.stride(), dtype=dtype, device=device)
 
     with (
         mock.patch.object(torch, "empty", empty),
         mock.patch.object(torch, "empty_strided", empty_strided),
-        mock.patch.object(torch, "empty_like", lambda t: empty_strided(t.shape, t.stride(), dtype=t.dtype)),
+        mock.patch.object(
+            torch, "empty_like", lambda t: empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device)
+        ),
     ):
         yield
     assert allocated
@@ -106,12 +136,11 @@ def test_group_norm(shape, groups, dtype, layout):
     full = layout == "contiguous"
     x, grad, params = group_norm_case(shape, dtype, layout, full)
     wide = [None if p is None else p.double() for p in params]
-    kernel = interpreted.group_norm
     with guarded_outputs():
-        forward = kernel.group_norm_fwd(x, groups, *params, 1e-5, int(full))
+        forward = kernels.group_norm_fwd(x, groups, *params, 1e-5, int(full))
     expected = gn_reference.group_norm_fwd(x.double(), groups, *wide, 1e-5, int(full))
     with guarded_outputs():
-        backward = kernel.group_norm_bwd(grad, x, *forward[1:], groups, *params, int(full))
+        backward = kernels.group_norm_bwd(grad, x, *forward[1:], groups, *params, int(full))
     expected_bwd = gn_reference.group_norm_bwd(grad.double(), x.double(), *expected[1:], groups, *wide, int(full))
     close(forward[0], expected[0], dtype)
     for actual, wanted in zip(forward[1:], expected[1:], strict=True):
@@ -121,10 +150,10 @@ def test_group_norm(shape, groups, dtype, layout):
         close(actual, wanted, torch.float64 if dtype == torch.float64 else torch.float32)
     assert forward[0].dtype == dtype and list(forward[0].stride()) == output_strides(x)
     assert list(backward[0].stride()) == output_strides(x)
-    again = kernel.group_norm_fwd(x, groups, *params, 1e-5, int(full))
-    again_bwd = kernel.group_norm_bwd(grad, x, *forward[1:], groups, *params, int(full))
+    again = kernels.group_norm_fwd(x, groups, *params, 1e-5, int(full))
+    again_bwd = kernels.group_norm_bwd(grad, x, *forward[1:], groups, *params, int(full))
     assert all(torch.equal(a, b) for a, b in zip((*forward, *backward), (*again, *again_bwd), strict=True))
-    assert torch.equal(kernel.group_norm(x, groups, *params, 1e-5, int(full)), forward[0])
+    assert torch.equal(kernels.group_norm(x, groups, *params, 1e-5, int(full)), forward[0])
 
 
 def strided(x: Tensor) -> dict[str, Tensor]:
@@ -145,10 +174,10 @@ def test_group_norm_strides(kind):
     x, grad = strided(x)[kind], strided(grad)[kind]
     scale, shift = torch.cat([params[3], params[4]], 1).chunk(2, 1)
     params = [params[0].repeat_interleave(2)[::2], params[1], params[2].t().contiguous().t(), scale, shift]
-    kernel, wide = interpreted.group_norm, [p.double() for p in params]
-    forward = kernel.group_norm_fwd(x, 4, *params, 1e-5, 1)
+    wide = [p.double() for p in params]
+    forward = kernels.group_norm_fwd(x, 4, *params, 1e-5, 1)
     expected = gn_reference.group_norm_fwd(x.double(), 4, *wide, 1e-5, 1)
-    backward = kernel.group_norm_bwd(grad, x, *forward[1:], 4, *params, 1)
+    backward = kernels.group_norm_bwd(grad, x, *forward[1:], 4, *params, 1)
     expected_bwd = gn_reference.group_norm_bwd(grad.double(), x.double(), *expected[1:], 4, *wide, 1)
     for actual, wanted in zip((*forward, *backward), (*expected, *expected_bwd), strict=True):
         close(actual, wanted, torch.float32)
@@ -162,10 +191,10 @@ def test_group_norm_tiny_groups(shape, groups):
     """One element a group: the output is the bias, the input has no gradient. And other small ones."""
     x, grad, params = group_norm_case(shape, torch.float32, "contiguous", True)
     wide = [p.double() for p in params]
-    forward = interpreted.group_norm.group_norm_fwd(x, groups, *params, 1e-5, 1)
+    forward = kernels.group_norm_fwd(x, groups, *params, 1e-5, 1)
     expected = gn_reference.group_norm_fwd(x.double(), groups, *wide, 1e-5, 1)
     close(forward[0], expected[0], torch.float32)
-    backward = interpreted.group_norm.group_norm_bwd(grad, x, *forward[1:], groups, *params, 1)
+    backward = kernels.group_norm_bwd(grad, x, *forward[1:], groups, *params, 1)
     expected_bwd = gn_reference.group_norm_bwd(grad.double(), x.double(), *expected[1:], groups, *wide, 1)
     for actual, wanted in zip(backward[1:], expected_bwd[1:], strict=True):
         close(actual, wanted, torch.float32, least=1.0)
@@ -179,39 +208,41 @@ def test_group_norm_not_finite(value, shape):
     """A NaN or an infinity makes its whole group NaN, as in torch, and no other."""
     x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     x[0, 1, 2, 3] = value
-    y = interpreted.group_norm.group_norm_fwd(x, 2, None, None, None, None, None, 1e-5, 1)[0]
+    y = kernels.group_norm_fwd(x, 2, None, None, None, None, None, 1e-5, 1)[0]
     assert y[0, :2].isnan().all() and y[0, 2:].isfinite().all() and y[1:].isfinite().all()
 
 
 def test_group_norm_both_plans_agree():
     """The one-program path and the split path are two ways to one result."""
-    x, _, params = group_norm_case((2, 8, 9, 5), torch.float32, "contiguous", True)
-    kernel, plan = interpreted.group_norm, interpreted.group_norm.make_plan(x, 4)
-    assert plan.whole_numbers(2) <= 16384
-    whole = kernel.group_norm_fwd(x, 4, *params, 1e-5, 1)
-    y, mean, rstd = torch.empty_like(whole[0]), torch.empty_like(whole[1]), torch.empty_like(whole[2])
-    kernel.launch_split(plan, x, y, params, mean, rstd, 1e-5, 1)
-    for a, b in zip(whole, (y, mean, rstd), strict=True):
-        torch.testing.assert_close(a, b, rtol=2e-6, atol=2e-6)
+    x, grad, params = group_norm_case((2, 8, 9, 5), torch.float32, "contiguous", True)
+    whole = kernels.group_norm_fwd(x, 4, *params, 1e-5, 1)
+    whole += kernels.group_norm_bwd(grad, x, *whole[1:], 4, *params, 1)
+    backward = importlib.import_module("fastgen.kernels._group_norm_bwd")
+    with mock.patch.object(modules["group_norm"], "WHOLE_NUMBERS", 0), mock.patch.object(backward, "WHOLE_NUMBERS", 0):
+        split = kernels.group_norm_fwd(x, 4, *params, 1e-5, 1)
+        split += kernels.group_norm_bwd(grad, x, *split[1:], 4, *params, 1)
+    for a, b in zip(whole, split, strict=True):
+        torch.testing.assert_close(a, b, rtol=4e-6, atol=4e-6)
+    assert any(not torch.equal(a, b) for a, b in zip(whole, split, strict=True)), "the same path was taken twice"
 
 
 def test_group_norm_centred_variance():
     """Mean 1e4 and deviation 1: E[x^2] - E[x]^2 would lose every digit."""
     x = torch.randn(1, 4, 64, 64, generator=torch.Generator().manual_seed(1)) + 1e4
-    y, _, rstd = interpreted.group_norm.group_norm_fwd(x, 2, None, None, None, None, None, 1e-5, 0)
+    y, _, rstd = kernels.group_norm_fwd(x, 2, None, None, None, None, None, 1e-5, 0)
     expected = gn_reference.group_norm_fwd(x.double(), 2, None, None, None, None, None, 1e-5, 0)
     assert (rstd.double() / expected[2] - 1).abs().max() < 1e-5
     assert (y.double() - expected[0]).abs().max() < 5e-3  # an ulp of 1e4 is 1e-3
 
 
 def test_group_norm_nothing():
-    y, mean, _ = interpreted.group_norm.group_norm_fwd(torch.zeros(2, 4, 0), 2, None, None, None, None, None, 1e-5, 0)
+    y, mean, _ = kernels.group_norm_fwd(torch.zeros(2, 4, 0), 2, None, None, None, None, None, 1e-5, 0)
     assert y.shape == (2, 4, 0) and mean.isnan().all()
-    y, mean, _ = interpreted.group_norm.group_norm_fwd(torch.zeros(0, 4, 3), 2, None, None, None, None, None, 1e-5, 0)
+    y, mean, _ = kernels.group_norm_fwd(torch.zeros(0, 4, 3), 2, None, None, None, None, None, 1e-5, 0)
     assert y.shape == (0, 4, 3) and mean.shape == (0, 2)
     for shape in ((2, 4, 0), (0, 4, 3)):
         x, statistics = torch.zeros(shape), torch.zeros(shape[0], 2)
-        grads = interpreted.group_norm.group_norm_bwd(x, x, statistics, statistics, 2, *[None] * 5, 0)
+        grads = kernels.group_norm_bwd(x, x, statistics, statistics, 2, *[None] * 5, 0)
         assert [g.shape for g in grads] == [shape, (4,), (4,), *[(shape[0], 4)] * 3]
         assert not any(g.any() for g in grads)
 
@@ -222,9 +253,7 @@ def test_group_norm_nothing():
 )
 def test_philox_normal(seeds, shape, step):
     seeds = torch.tensor(seeds)
-    actual, expected = (
-        f(seeds, shape, step) for f in (interpreted.philox_normal.philox_normal, philox_reference.philox_normal)
-    )
+    actual, expected = (f(seeds, shape, step) for f in (kernels.philox_normal, philox_reference.philox_normal))
     error = (actual.double() - expected.double()).abs() / expected.double().abs().clamp_min(1e-3)
     assert error.max() <= 5e-7
     assert torch.equal(torch.ops.fastgen.philox_normal(seeds, shape, step)[0, :1].sign(), actual[0, :1].sign())
@@ -233,7 +262,7 @@ def test_philox_normal(seeds, shape, step):
 def test_philox_normal_equals_the_cpu_kernel():
     seeds = torch.arange(4)
     cpu = torch.ops.fastgen.philox_normal(seeds, (4, 3, 33), 5)
-    torch.testing.assert_close(interpreted.philox_normal.philox_normal(seeds, (4, 3, 33), 5), cpu, rtol=6e-7, atol=1e-9)
+    torch.testing.assert_close(kernels.philox_normal(seeds, (4, 3, 33), 5), cpu, rtol=6e-7, atol=1e-9)
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 19, 21), (2, 4, 8, 16), (3, 7), (2,)])
@@ -242,20 +271,20 @@ def test_normals_do_not_depend_on_the_kernel(shape):
     table = torch.zeros(4, 16)
     table[:, 3] = 1
     seeds = torch.arange(shape[0]) - 1
-    expected = interpreted.philox_normal.philox_normal(seeds, shape, 3)
+    expected = kernels.philox_normal(seeds, shape, 3)
     for sample in (torch.zeros(shape), channels_last(torch.zeros(shape)) if len(shape) > 2 else torch.zeros(shape)):
         arguments = (sample, table, 3, None, [], None, seeds, None, None, None, None, False)
         with guarded_outputs():
-            drawn = interpreted.sampler_step.sampler_step_fwd(sample, *arguments)[0]
+            drawn = kernels.sampler_step_fwd(sample, *arguments)[0]
         assert torch.equal(drawn, expected)
 
 
 def test_sampler_step_nothing():
     empty, table = torch.zeros(2, 0, 3), torch.zeros(1, 16)
     arguments = (empty, table, 0, None, [], None, torch.zeros(2).long(), None, None, None, None, True)
-    first, second = interpreted.sampler_step.sampler_step_fwd(empty, *arguments)
+    first, second = kernels.sampler_step_fwd(empty, *arguments)
     assert first.shape == second.shape == (2, 0, 3)
-    assert interpreted.philox_normal.philox_normal(torch.zeros(0).long(), (0, 5), 1).shape == (0, 5)
+    assert kernels.philox_normal(torch.zeros(0).long(), (0, 5), 1).shape == (0, 5)
 
 
 @pytest.mark.parametrize("kind", ["transposed", "sliced", "expanded", "channels"])
@@ -265,7 +294,7 @@ def test_sampler_step_strides(kind):
     table = torch.randn(2, 40, generator=generator)[:, ::2]
     table[:, 6], table[:, 7] = -2.0, float("inf")
     arguments = (model, table, 1, None, [mask], None, torch.tensor([5, 6]), None, mask, model, None, True)
-    actual = interpreted.sampler_step.sampler_step_fwd(strided(sample)[kind], *arguments)
+    actual = kernels.sampler_step_fwd(strided(sample)[kind], *arguments)
     expected = step_reference.sampler_step_fwd(strided(sample)[kind].double(), *arguments)
     for a, e in zip(actual, expected, strict=True):
         close(a, e, torch.float32)
@@ -308,9 +337,9 @@ def test_sampler_step(case, dtype, layout, shape):
         optional["known"], optional["known_noise"], bool(options.get("second")),
     )  # fmt: skip
     with guarded_outputs():
-        actual = interpreted.sampler_step.sampler_step_fwd(sample, *arguments)
+        actual = kernels.sampler_step_fwd(sample, *arguments)
     expected = step_reference.sampler_step_fwd(sample.double(), *arguments)
-    again = interpreted.sampler_step.sampler_step_fwd(sample, *arguments)
+    again = kernels.sampler_step_fwd(sample, *arguments)
     assert all(torch.equal(a, b) for a, b in zip(actual, again, strict=True))
     # normals are made in float32, so even a float64 sample carries their rounding
     tolerance = torch.float32 if dtype == torch.float64 and options.get("seeds") else dtype
@@ -326,17 +355,15 @@ def test_reasons_are_sentences():
 
     def step(model, history):
         arguments = (x, model, x, 0, None, history, None, None, None, None, None, None, False)
-        return interpreted.sampler_step.reasons("sampler_step_fwd", *arguments)
+        return modules["sampler_step"].reasons("sampler_step_fwd", *arguments)
 
     assert step(x, [x] * 9) == ["the kernel takes at most 8 history tensors, got 9"]
     assert step(x, [x] * 8) == []
     dtype = ["the kernels take float64, float32, bfloat16 and float16, not torch.uint8"]
     assert step(byte, []) == dtype
-    assert interpreted.group_norm.reasons("group_norm", x, 1, byte, None, None, None, None, 1e-5, 0) == dtype
-    assert interpreted.group_norm.reasons("group_norm_bwd", x, x, x, x, 1, None, None, None, None, None, 0) == []
+    assert modules["group_norm"].reasons("group_norm", x, 1, byte, None, None, None, None, 1e-5, 0) == dtype
+    assert modules["group_norm"].reasons("group_norm_bwd", x, x, x, x, 1, None, None, None, None, None, 0) == []
     seeds = torch.zeros(1).long()
-    assert interpreted.philox_normal.reasons("philox_normal", seeds, (2**31, 2), 0)
-    assert interpreted.philox_normal.reasons("philox_normal", seeds, (70000, 2), 0) == []
-    assert interpreted.philox_normal.reasons("philox_normal", x, (1, 2), 0) == [
-        "seeds must be int64, got torch.float32"
-    ]
+    assert modules["philox_normal"].reasons("philox_normal", seeds, (2**31, 2), 0)
+    assert modules["philox_normal"].reasons("philox_normal", seeds, (70000, 2), 0) == []
+    assert modules["philox_normal"].reasons("philox_normal", x, (1, 2), 0) == ["seeds must be int64, got torch.float32"]
