@@ -61,7 +61,10 @@ Sums row_sums(const T* x, const T* dy, T* dx, std::int64_t count, const Map<opma
       const V centred = at.load(x + first + i) - m;
       const V dz = at.keep(grad_before_activation<T, kSilu>(at.load(dy + first + i), centred, a, b));
       const V x_hat = at.keep(madd<A>(centred, r, lost));
-      if constexpr (std::is_same_v<T, A>) at.store(dx + first + i, dz);
+      if constexpr (std::is_same_v<T, A>) {
+        at.store(dx + first + i, dz);
+        prefetch_to_write(dx + first + i + 16 * kWidth<A>);
+      }
       dz_sum += dz;
       dz_x_sum = madd<A>(dz, x_hat, dz_x_sum);
       x_sum += x_hat;
@@ -163,9 +166,14 @@ void slab_sums(const Problem& p, const T* x, const T* dy, T* dx, std::int64_t x_
     const V r = at.load(map.rstd.data() + c), lost = at.load(map.lost.data() + c);
     V dz_sum(0), dz_x_sum(0), x_sum(0);
     for (std::int64_t i = 0; i < pixels; ++i) {
+      prefetch(x + (i + pixels) * x_stride + c);  // the next slab
+      prefetch(dy + (i + pixels) * dy_stride + c);
       const V centred = at.load(x + i * x_stride + c) - m;
       const V dz = grad_before_activation<T, kSilu>(at.load(dy + i * dy_stride + c), centred, a, b);
-      if constexpr (std::is_same_v<T, A>) at.store(dx + i * p.channels + c, dz);
+      if constexpr (std::is_same_v<T, A>) {
+        at.store(dx + i * p.channels + c, dz);
+        prefetch_to_write(dx + (i + pixels) * p.channels + c);
+      }
       const V x_hat = madd<A>(centred, r, lost);
       dz_sum += dz;
       dz_x_sum = madd<A>(dz, x_hat, dz_x_sum);

@@ -1,0 +1,1 @@
+"""One file a workload: whole models, fastgen beside the same model in plain torch."""

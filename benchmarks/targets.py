@@ -1,0 +1,143 @@
+"""The targets fastgen sets itself on 2 CPU threads, as data: what is asked, and how it is read off a result document.
+
+A target is met, missed, or not measured; a red case counts as missed.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from .results import Document, Row
+from .timing import geometric_mean
+
+THREADS = 2  # the targets are stated for this many
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A measured figure: its value (None: not measured) and the case or count it comes from."""
+
+    value: float | None
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Target:
+    """``measure`` reads the figure; it must be at least ``bound``, or at most where ``at_most``."""
+
+    text: str
+    bound: float
+    measure: Callable[[Sequence[Row]], Figure]
+    at_most: bool = False
+    unit: str = "x"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    target: Target
+    figure: Figure
+    verdict: str  # "met", "missed" or "not measured"
+
+
+def select(rows: Sequence[Row], **fields: str) -> list[Row]:
+    """Rows whose fields have these values."""
+    return [row for row in rows if all(row[key] == value for key, value in fields.items())]
+
+
+def speedup(row: Row, baseline: str) -> float | None:
+    """Paired median speed-up over a baseline; None where it was not measured."""
+    ratio = row["ratios"].get(baseline)
+    return None if ratio is None else ratio["median"]
+
+
+def _mean_speedup(baseline: str, **fields: str) -> Callable[[Sequence[Row]], Figure]:
+    def measure(rows: Sequence[Row]) -> Figure:
+        chosen = select(rows, **fields)
+        values = [value for row in chosen if (value := speedup(row, baseline)) is not None]
+        if not values:
+            return Figure(None)
+        return Figure(geometric_mean(values), f"{len(values)} of {len(chosen)} rows, lowest {min(values):.2f}")
+
+    return measure
+
+
+def _lowest_against_best(family: str) -> Callable[[Sequence[Row]], Figure]:
+    def measure(rows: Sequence[Row]) -> Figure:
+        worst: tuple[float, str] | None = None
+        for row in select(rows, family=family):
+            values = [value for name in ("eager", "compile") if (value := speedup(row, name)) is not None]
+            if values and (worst is None or min(values) < worst[0]):
+                worst = min(values), row["id"]
+        return Figure(None) if worst is None else Figure(*worst)
+
+    return measure
+
+
+def _one(quantity: Callable[[Row], float | None], **fields: str) -> Callable[[Sequence[Row]], Figure]:
+    """The worst (largest) or only value of ``quantity`` over the rows with these fields."""
+
+    def measure(rows: Sequence[Row]) -> Figure:
+        values = [(value, row["id"]) for row in select(rows, **fields) if (value := quantity(row)) is not None]
+        return Figure(*max(values)) if values else Figure(None)
+
+    return measure
+
+
+def _over(baseline: str) -> Callable[[Row], float | None]:
+    return lambda row: speedup(row, baseline)
+
+
+def _microseconds(row: Row) -> float | None:
+    provider = row["providers"].get("fastgen")
+    return None if provider is None else provider["median"] * 1e6
+
+
+_SMALL, _LARGE, _FOUR_MILLION = "1x4x64x64", "16x3x256x256", "16x4x256x256"
+
+TARGETS: tuple[Target, ...] = (
+    Target("group_norm + SiLU, inference, geometric mean over eager", 2.0, _mean_speedup("eager", family="group_norm", mode="silu")),
+    Target("group_norm + SiLU, inference, geometric mean over compile", 2.0, _mean_speedup("compile", family="group_norm", mode="silu")),
+    Target("with scale and shift, geometric mean over eager", 3.0, _mean_speedup("eager", family="group_norm", mode="scale_shift")),
+    Target("with scale and shift, geometric mean over compile", 2.0, _mean_speedup("compile", family="group_norm", mode="scale_shift")),
+    Target("forward + backward, geometric mean over eager", 1.7, _mean_speedup("eager", family="group_norm", mode="backward")),
+    Target("no group_norm row slower than the better baseline (lowest row)", 0.95, _lowest_against_best("group_norm")),
+    Target("group_norm + SiLU at 2x320x64x64 fp32 within 3x of a copy (worse layout)", 3.0, _one(_over("floor"), family="group_norm", mode="silu", shape="2x320x64x64", dtype="fp32"), at_most=True),
+    Target("DDPM step at 16x3x256x256 over diffusers", 8.0, _one(_over("diffusers"), family="sampler_step", mode="ddpm", shape=_LARGE, dtype="fp32")),
+    Target("DDPM step at 1x4x64x64 over diffusers", 8.0, _one(_over("diffusers"), family="sampler_step", mode="ddpm", shape=_SMALL, dtype="fp32")),
+    Target("DDIM step at 16x3x256x256 over diffusers", 6.0, _one(_over("diffusers"), family="sampler_step", mode="ddim", shape=_LARGE, dtype="fp32")),
+    Target("DDIM step at 1x4x64x64 over diffusers", 5.0, _one(_over("diffusers"), family="sampler_step", mode="ddim", shape=_SMALL, dtype="fp32")),
+    Target("large DDPM step within 2x of its memory floor plus the noise", 2.0, _one(_over("floor"), family="sampler_step", mode="ddpm", shape=_LARGE, dtype="fp32"), at_most=True),
+    Target("large DDIM step within 2x of its memory floor", 2.0, _one(_over("floor"), family="sampler_step", mode="ddim", shape=_LARGE, dtype="fp32"), at_most=True),
+    Target("philox_normal at 4 Mi elements over torch.randn", 5.0, _one(_over("randn"), family="philox_normal", shape=_FOUR_MILLION)),
+    Target("group_norm on a tiny tensor, without gradients", 6.0, _one(_microseconds, family="dispatch"), at_most=True, unit=" us"),
+)  # fmt: skip
+
+
+def judge(document: Document) -> list[Verdict]:
+    """Every target with its measured figure. A target whose rows include a red one is missed, whatever the others say."""
+    rows = document["rows"]
+    return [_verdict(target, rows) for target in TARGETS]
+
+
+def _verdict(target: Target, rows: Sequence[Row]) -> Verdict:
+    red = _red_rows(target, rows)
+    if red:
+        return Verdict(target, Figure(None, f"red: {', '.join(red)}"), "missed")
+    figure = target.measure(rows)
+    if figure.value is None or math.isnan(figure.value):
+        return Verdict(target, figure, "not measured")
+    met = figure.value <= target.bound if target.at_most else figure.value >= target.bound
+    return Verdict(target, figure, "met" if met else "missed")
+
+
+def _red_rows(target: Target, rows: Sequence[Row]) -> list[str]:
+    """Red rows this target would have read: those that change its answer to "something" when given placeholder figures."""
+    red = []
+    one = {"median": 1.0, "q1": 1.0, "q3": 1.0}
+    for row in rows:
+        if not row["green"]:
+            ratios = dict.fromkeys(("eager", "compile", "diffusers", "randn", "floor"), one)
+            filled = row | {"ratios": ratios, "providers": {"fastgen": {"median": 1.0}}}
+            if target.measure([filled]).value is not None:
+                red.append(row["id"])
+    return red
