@@ -9,11 +9,14 @@ or `0` builds the CUDA library or not (default: if nvcc is found and torch is a 
 import importlib.util
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NoReturn
 
 from setuptools import Distribution, setup
 from setuptools.command.build_ext import build_ext
@@ -36,7 +39,7 @@ if platform.machine() not in ("x86_64", "AMD64"):
     ISA_FLAGS = {"portable": []}
 
 
-def fail(message: str) -> None:
+def fail(message: str) -> NoReturn:
     """One clear line on what to install, and no traceback below it."""
     sys.exit(f"fastgen: cannot build: {message}")
 
@@ -59,12 +62,20 @@ def find_compiler() -> str:
     return compiler
 
 
-def find_ninja() -> list[str]:
+def find_ninja() -> list[str] | None:
     if importlib.util.find_spec("ninja") is not None:
         return [sys.executable, "-m", "ninja"]
-    if shutil.which("ninja") is None:
-        fail("ninja is missing (pip install ninja)")
-    return ["ninja"]
+    return ["ninja"] if shutil.which("ninja") else None
+
+
+def pybind11_include() -> Path:
+    """The headers of pybind11, or the copy that every torch carries."""
+    spec = importlib.util.find_spec("pybind11")
+    own = Path(spec.origin).parent / "include" if spec is not None and spec.origin else None
+    for include in (own, torch_root() / "include"):
+        if include is not None and (include / "pybind11/pybind11.h").exists():
+            return include
+    fail("pybind11 is missing (pip install pybind11)")
 
 
 def selected_isas() -> list[str]:
@@ -94,8 +105,12 @@ class Ninja:
     def __init__(self, directory: Path) -> None:
         self.lines: list[str] = ["ninja_required_version = 1.5", f"builddir = {directory}", ""]
         self.targets: list[str] = []
+        self.rules: dict[str, str] = {}
+        self.compilations: list[tuple[str, str]] = []  # what it makes, and the command
+        self.links: list[tuple[str, str]] = []
 
     def rule(self, name: str, command: str, depfile: bool = False) -> None:
+        self.rules[name] = command
         self.lines += [f"rule {name}", f"  command = {command}", f"  description = {name} $out"]
         if depfile:
             self.lines += ["  depfile = $out.d", "  deps = gcc"]
@@ -108,6 +123,9 @@ class Ninja:
         after = f" | {' '.join(map(str, implicit))}" if implicit else ""
         self.lines.append(f"build {str(out).replace(' ', '$ ')}: {rule} {' '.join(escaped)}{after}")
         self.lines += [f"  {key} = {value}" for key, value in variables.items()]
+        command = self.rules[rule].replace("$in", " ".join(shlex.quote(str(path)) for path in inputs))
+        command = command.replace("$out", shlex.quote(str(out))).replace("$flags", variables.get("flags", ""))
+        (self.compilations if str(out).endswith(".o") else self.links).append((str(out), command))
         return str(out)
 
     def library(self, out: Path, rule: str, inputs: list[Path | str], **kwargs: object) -> None:
@@ -120,6 +138,17 @@ class Ninja:
             temporary = path.with_suffix(".tmp")
             temporary.write_text(text)
             temporary.replace(path)
+
+    def run_plainly(self) -> int:
+        """Everything anew, without ninja: compilations over all cores, then links. Returns the number of failures."""
+
+        def run(step: tuple[str, str]) -> bool:
+            out, command = step
+            Path(out).parent.mkdir(parents=True, exist_ok=True)
+            return subprocess.run(command, shell=True, cwd=ROOT).returncode != 0
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            return sum(pool.map(run, self.compilations)) or sum(pool.map(run, self.links))
 
 
 def describe_build(package: Path, objects: Path) -> Ninja:
@@ -146,20 +175,15 @@ def describe_build(package: Path, objects: Path) -> Ninja:
             flags=f"-Wl,--version-script={symbols} {torch_link}",
         )  # fmt: skip
 
-    if importlib.util.find_spec("pybind11") is not None:
-        python_include = Path(sysconfig.get_paths()["include"])
-        if not (python_include / "Python.h").exists():
-            fail("Python.h is missing (Debian/Ubuntu: apt-get install python3-dev)")
-        import pybind11
-
-        flags = f"-std=c++17 -O2 -fPIC -fvisibility=hidden -isystem {python_include} -isystem {pybind11.get_include()}"
-        record = f"-DFASTGEN_BUILT_ISAS='\"{','.join(selected_isas())}\"'"
-        module = ninja.build(
-            objects / "python/cpu.o", "compile", [ROOT / "csrc/python/cpu.cpp"], flags=f"{flags} {warnings} {record}"
-        )
-        ninja.library(package / f"_cpu{sysconfig.get_config_var('EXT_SUFFIX')}", "link", [module], flags="")
-    else:
-        fail("pybind11 is missing (pip install pybind11)")
+    python_include = Path(sysconfig.get_paths()["include"])
+    if not (python_include / "Python.h").exists():
+        fail("Python.h is missing (Debian/Ubuntu: apt-get install python3-dev)")
+    flags = f"-std=c++17 -O2 -fPIC -fvisibility=hidden -isystem {python_include} -isystem {pybind11_include()}"
+    record = f"-DFASTGEN_BUILT_ISAS='\"{','.join(selected_isas())}\"'"
+    module = ninja.build(
+        objects / "python/cpu.o", "compile", [ROOT / "csrc/python/cpu.cpp"], flags=f"{flags} {warnings} {record}"
+    )
+    ninja.library(package / f"_cpu{sysconfig.get_config_var('EXT_SUFFIX')}", "link", [module], flags="")
 
     nvcc = find_nvcc()
     if nvcc is not None:
@@ -187,10 +211,18 @@ class BuildExt(build_ext):
         if shutil.disk_usage(ROOT).free < 200 * 2**20:
             fail(f"less than 200 MiB free on the disk of {ROOT}")
         file = objects / ("inplace.ninja" if self.inplace else "package.ninja")
-        describe_build(package, objects).write(file)
+        build = describe_build(package, objects)
+        build.write(file)
         (package / "lib").mkdir(parents=True, exist_ok=True)
-        result = subprocess.run([*find_ninja(), "-f", str(file), *(["--quiet"] if not self.verbose else [])], cwd=ROOT)
-        if result.returncode != 0:
+        ninja = find_ninja()
+        if ninja is None:
+            print("fastgen: ninja is missing (pip install ninja): compiling everything anew", file=sys.stderr)
+            failures = build.run_plainly()
+        else:
+            failures = subprocess.run(
+                [*ninja, "-f", str(file), *(["--quiet"] if not self.verbose else [])], cwd=ROOT
+            ).returncode
+        if failures:
             fail("the compiler reported the errors above")
 
     def get_source_files(self) -> list[str]:
