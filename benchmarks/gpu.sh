@@ -6,28 +6,63 @@ cd "$(dirname "$0")/.."
 out=${OUT:-out/gpu}
 python=${PYTHON:-python3}
 mkdir -p "$out"
+rm -f "$out"/{*.log,*.xml,summary.txt,results.json,report.md,*.png}
 export PYTHONPATH=$PWD PYTHONUNBUFFERED=1
 summary=$out/summary.txt
-: >"$summary"
+last=520 # seconds after which nothing runs any more
 
-stage() { # stage NAME SECONDS COMMAND...
-  local name=$1 limit=$2 begin=$SECONDS rc
+# stage NAME SECONDS COMMAND...: runs it with its output in NAME.log, adds a line to the summary, returns its exit status
+stage() {
+  local name=$1 limit=$2 begin=$SECONDS rc verdict
   shift 2
-  echo "== $name"
+  [ $((begin + limit)) -gt $last ] && limit=$((last - begin))
+  if [ "$limit" -lt 5 ]; then
+    printf '%-13s %-9s no time was left\n' "$name" skipped >>"$summary"
+    return 1
+  fi
+  echo "== $name (at most $limit s)"
   timeout --kill-after=5 "$limit" "$@" >"$out/$name.log" 2>&1
   rc=$?
-  printf '%-12s %-10s %4d s  %s\n' "$name" "$([ $rc = 0 ] && echo ok || echo "failed $rc")" $((SECONDS - begin)) \
-    "$(grep -aE '[0-9]+ (passed|failed|skipped)|Error|error:' "$out/$name.log" | tail -1 | cut -c1-100)" >>"$summary"
+  case $rc in
+    0) verdict=ok ;;
+    124 | 137) verdict=timeout ;;
+    *) verdict="failed $rc" ;;
+  esac
+  printf '%-13s %-9s %4d s  %s\n' "$name" "$verdict" $((SECONDS - begin)) \
+    "$(grep -aE '[0-9]+ (passed|failed|skipped|error)|Error|error:|^fastgen:|^benchmarks:|^machine:' "$out/$name.log" | tail -1 | cut -c1-110)" \
+    >>"$summary"
+  return $rc
 }
 
-stage machine 30 sh -c "nvidia-smi; $python -c 'import torch, triton; print(torch.__version__, triton.__version__)'; git rev-parse HEAD"
-# Triton needs no build; without ninja or pybind11 the CPU side runs on the reference, and that is a line in the doctor.
-stage build 120 env FASTGEN_CUDA=1 "$python" setup.py build_ext --inplace
-stage doctor 30 "$python" -m fastgen.cli doctor
-stage tests 180 "$python" -m pytest -q -m gpu tests/gpu -p no:cacheprovider
-stage bench 170 "$python" -m benchmarks.run --device cuda --budget 150 --out "$out"
+describe='
+import torch, triton
+name = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU that torch sees"
+print(f"machine: {name}, torch {torch.__version__}, triton {triton.__version__}")
+'
+stage machine 40 "$python" -c "$describe"
+(nvidia-smi; git rev-parse HEAD; git status --short) >"$out/machine-details.log" 2>&1
+
+# Only this GPU's architecture: an older nvcc may not know the newest of the default list. Triton itself needs no build, and
+# where there is no nvcc, or it fails, the CPU libraries are built alone.
+arch=$("$python" -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())' 2>/dev/null)
+[ -n "$arch" ] && export FASTGEN_CUDA_ARCHS=${FASTGEN_CUDA_ARCHS:-$arch}
+stage build 100 "$python" setup.py -q build_ext --inplace ||
+  stage build-no-cuda 60 env FASTGEN_CUDA=0 "$python" setup.py -q build_ext --inplace
+stage doctor 25 "$python" -m fastgen.cli doctor
+
+# Most of the time of these is Triton compiling on one core, so the two files run side by side.
+pytest=("$python" -m pytest -q -m gpu -p no:cacheprovider --durations=5)
+stage test-ops 200 "${pytest[@]}" --junitxml="$out/test-ops.xml" tests/gpu/test_ops.py &
+stage test-kernels 200 "${pytest[@]}" --junitxml="$out/test-kernels.xml" tests/gpu/test_kernels.py &
+wait
+
+left=$((last - SECONDS))
+[ $left -gt 190 ] && left=190
+stage bench $left "$python" -m benchmarks.run --device cuda --budget $((left - 30)) --out "$out"
 
 echo
+[ -f "$out/report.md" ] && sed -n '/^## Geometric means/,/^## Targets/p' "$out/report.md" | grep '^|'
+echo
 cat "$summary"
-[ -f "$out/report.md" ] && sed -n '1,40p' "$out/report.md"
+echo "everything is in $out/ ($SECONDS s)"
 exit 0
