@@ -120,7 +120,7 @@ def _means(rows: Sequence[Row]) -> str:
                     f"{max(values):.2f}",
                     f"{sum(v >= 1 for v in values)} of {len(values)}",
                     str(len(group) - len(values)),
-                ]  # fmt: skip
+                ]
             )
     header = ("group", "over", "geometric mean", "lowest", "highest", "rows not slower", "rows without figure")
     return _table(header, lines)

@@ -135,7 +135,7 @@ def run(args: argparse.Namespace) -> results.Document:
                 seconds=0.0 if late else seconds,
                 min_rounds=LATE_ROUNDS if late else MIN_ROUNDS,
                 allow_compile=allow_compile,
-            )  # fmt: skip
+            )
         )
     limits["gemm_end"] = machine.gemm_rates(device)
     return {

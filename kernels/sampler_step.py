@@ -34,6 +34,12 @@ def coefficient(row, column: tl.constexpr, ACC: tl.constexpr):
 
 
 @triton.jit
+def take(coefficient, g):
+    """A coefficient of 0 takes nothing: an infinite model output that the clip tames must not come back as 0 * Inf."""
+    return tl.where(coefficient == 0.0, 0.0, coefficient * g)
+
+
+@triton.jit
 def read(pointer, at, mask, ACC: tl.constexpr):
     return tl.load(pointer + at, mask=mask, other=0.0).to(ACC)
 
@@ -57,7 +63,7 @@ def sampler_step_kernel(
     sample,  # all operands [N, *] in the memory order of the sample, each of its own dtype, or None
     model_output,
     uncond,
-    history,  # a tuple of them
+    history,  # a tuple of them, or None
     noise,
     variance,
     blend,  # the mask of inpainting
@@ -93,13 +99,14 @@ def sampler_step_kernel(
     high = coefficient(row, 7, ACC)
     p = tl.where(p < low, low, p)  # a NaN passes both
     p = tl.where(p > high, high, p)
-    y = tl.fma(coefficient(row, 0, ACC), x, tl.fma(coefficient(row, 1, ACC), p, coefficient(row, 2, ACC) * g))
+    y = tl.fma(coefficient(row, 0, ACC), x, tl.fma(coefficient(row, 1, ACC), p, take(coefficient(row, 2, ACC), g)))
     if second is not None:
-        value = tl.fma(coefficient(row, 10, ACC), p, coefficient(row, 11, ACC) * g)
+        value = tl.fma(coefficient(row, 10, ACC), p, take(coefficient(row, 11, ACC), g))
         value = tl.fma(coefficient(row, 9, ACC), x, value)
         tl.store(second + at, value.to(second.dtype.element_ty), mask=mask)
-    for k in tl.static_range(len(history)):
-        y = tl.fma(coefficient(row, _HISTORY + k, ACC), read(history[k], at, mask, ACC), y)
+    if history is not None:
+        for k in tl.static_range(len(history)):
+            y = tl.fma(coefficient(row, _HISTORY + k, ACC), read(history[k], at, mask, ACC), y)
     if seeds is not None or noise is not None:
         if seeds is not None:
             z = draw(seeds, n, tile, step, channels, pixels, CHANNELS_LAST, BLOCK).to(ACC)
@@ -154,9 +161,10 @@ def sampler_step_fwd(
         def operand(t: Tensor | None) -> Tensor | None:
             return None if t is None else dense(t, sample)
 
+        past = tuple(dense(h, sample) for h in history) or None
         with on_device(sample):
             sampler_step_kernel[(sample.numel() // size * tiles,)](
-                operand(sample), operand(model_output), operand(uncond), tuple(dense(h, sample) for h in history),
+                operand(sample), operand(model_output), operand(uncond), past,
                 operand(noise), operand(variance), operand(mask), operand(known), operand(known_noise), table,
                 None if seeds is None else seeds.contiguous(), out, second, low_word(step), table.stride(0), size, tiles,
                 channels, pixels, CHANNELS_LAST=is_channels_last(sample), BLOCK=BLOCK,

@@ -67,7 +67,7 @@ def cases(device: torch.device, full: bool) -> list[Case]:
             dtype,
             functools.partial(build, mode, shape, layout, dtype, device),
             layout=layout,
-        )  # fmt: skip
+        )
         for mode in MODES
         for shape in SHAPES
         for layout in LAYOUTS

@@ -101,6 +101,8 @@ void run_tile(const Step& s, const std::vector<double>& row, std::int64_t n, std
     const V low(coefficient(kClipMin)), high(coefficient(kClipMax));
     const V qx(coefficient(kOutputSample)), qp(coefficient(kOutputPrediction)), qm(coefficient(kOutputModel));
     T* second = s.second ? static_cast<T*>(s.second) + at_all : nullptr;
+    // A coefficient of 0 takes nothing: an infinite model output that the clip tames must not come back as 0 * Inf.
+    const bool takes_model = row[kModel] != 0, second_takes_model = row[kOutputModel] != 0;
     for_vectors<A>(count, [&](std::int64_t i, auto at) {
       const V xi = at.load(x + i);
       V g = at.load(model + i);
@@ -111,8 +113,8 @@ void run_tile(const Step& s, const std::vector<double>& row, std::int64_t n, std
       V p = madd<A>(px, xi, pm * g);
       stdx::where(p < low, p) = low;  // a NaN passes both
       stdx::where(p > high, p) = high;
-      at.store(acc + i, madd<A>(a, xi, madd<A>(b, p, d * g)));
-      if (second) at.store(second + i, madd<A>(qx, xi, madd<A>(qp, p, qm * g)));
+      at.store(acc + i, madd<A>(a, xi, madd<A>(b, p, takes_model ? d * g : V(A(0)))));
+      if (second) at.store(second + i, madd<A>(qx, xi, madd<A>(qp, p, second_takes_model ? qm * g : V(A(0)))));
     });
   }
   for (std::size_t k = 0; k < s.history.size(); ++k) {

@@ -60,7 +60,7 @@ def philox_normal(seeds: Tensor, shape: Sequence[int], step: int) -> Tensor:
     )
     z0, z1 = box_muller(words[0], words[1])
     z2, z3 = box_muller(words[2], words[3])
-    normals = torch.stack((z0, z1, z2, z3), dim=-1).reshape(n, -1)[:, :size]  # [N, size]
+    normals = torch.stack((z0, z1, z2, z3), dim=-1).reshape(n, 4 * block.shape[1])[:, :size]  # [N, size]
     return normals.to(torch.float32).reshape(tuple(shape)).contiguous()
 
 

@@ -53,7 +53,7 @@ def sampler_step_fwd(
         guided = uncond.to(dtype) + c["guidance_scale"] * (guided - uncond.to(dtype))
     prediction = c["prediction_sample"] * x + c["prediction_model"] * guided
     prediction = torch.clamp(prediction, c["clip_min"], c["clip_max"])
-    x_next = c["sample"] * x + c["prediction"] * prediction + c["model"] * guided
+    x_next = c["sample"] * x + c["prediction"] * prediction + _take(c["model"], guided)
     for c_k, h in zip(row[len(COLUMNS) :], history, strict=False):
         x_next = x_next + c_k * h.to(dtype)
     if seeds is not None:
@@ -70,9 +70,14 @@ def sampler_step_fwd(
         x_next = keep + mask.to(dtype) * (x_next - keep)
     second = sample.new_empty(0)
     if return_prediction:
-        output = c["output_sample"] * x + c["output_prediction"] * prediction + c["output_model"] * guided
+        output = c["output_sample"] * x + c["output_prediction"] * prediction + _take(c["output_model"], guided)
         second = empty_like_layout(sample).copy_(output)
     return empty_like_layout(sample).copy_(x_next), second
+
+
+def _take(coefficient: Tensor, guided: Tensor) -> Tensor:
+    """A coefficient of 0 takes nothing: an infinite model output that the clip tames must not come back as 0 * Inf."""
+    return torch.where(coefficient == 0, torch.zeros_like(guided), coefficient * guided)
 
 
 def sampler_step_fwd_fake(

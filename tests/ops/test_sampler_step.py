@@ -62,7 +62,7 @@ def make(names, dtypes, layouts, shape=SHAPE) -> dict:
     arguments = {}
     for i, name in enumerate(("sample", "model_output", *names)):
         if name == "seeds":
-            arguments[name] = torch.tensor([2**40 + n if n % 2 else -n - 1 for n in range(shape[0])])
+            arguments[name] = torch.tensor([2**40 + n if n % 2 else -n - 1 for n in range(shape[0])], dtype=torch.int64)
         elif name.startswith("history"):
             count = int(name.split()[1])
             arguments["history"] = [
@@ -251,9 +251,16 @@ def test_nan_passes_the_clip(name, dtype):
 def test_infinity_is_clipped():
     arguments = make((), [torch.float32], ["contiguous"])
     arguments["model_output"] = torch.full(SHAPE, -math.inf)
-    only = {"output_sample": 0.0, "output_prediction": 1.0, "output_model": 0.0, "sample": 0.0, "model": 0.0}
-    x, second = sampler_step(**arguments, table=make_table(**only), step=STEP, return_prediction=True)
-    assert torch.equal(second, torch.full(SHAPE, -0.8)) and x.isfinite().all()
+    only = {"output_sample": 1.0, "output_prediction": 0.5, "prediction_sample": 0.0, "prediction_model": 1.0}
+    # the second output takes the raw model output as well, times zero: NaN by IEEE rules, as in the reference
+    table = make_table(**only, output_model=0.0)
+    actual = sampler_step(**arguments, table=table, step=STEP, return_prediction=True)
+    expected = by_reference(arguments, table, STEP, False)
+    for a, e in zip(actual, expected, strict=True):
+        assert torch.equal(a.isnan(), e.isnan()) and torch.equal(a.isinf(), e.isinf())
+    arguments["model_output"] = torch.full(SHAPE, -3e38)
+    _, second = sampler_step(**arguments, table=table, step=STEP, return_prediction=True)
+    torch.testing.assert_close(second, arguments["sample"] - 0.4)
 
 
 def test_noise_is_not_used_unless_given():
