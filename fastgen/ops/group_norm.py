@@ -140,7 +140,9 @@ class _GroupNorm(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_output: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_output: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if grad_output is None:  # the output took no part in the loss
+            return (None,) * 9
         input, mean, rstd, *params = ctx.saved_tensors
         grads = torch.ops.fastgen.group_norm_bwd.default(
             grad_output, input, mean, rstd, ctx.num_groups, *params, ctx.activation
