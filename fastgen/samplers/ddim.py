@@ -7,7 +7,7 @@ from .solver import Plan, Solver
 from .table import coefficient_table, to_sample
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class DDIM(Solver):
     r"""Steps that keep the marginals of the diffusion without its chain (Song et al. 2021, equations 12 and 16):
 

@@ -11,7 +11,7 @@ VARIANCE_TYPES = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_
 _SMALLEST_VARIANCE = 1e-20  # the posterior variance of the last step is 0, and its logarithm is wanted
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class DDPM(Solver):
     r"""The reverse process as a chain of Gaussians (Ho et al. 2020, equations 6 and 7):
 
@@ -25,7 +25,8 @@ class DDPM(Solver):
         variance_type: of :math:`\sigma_t^2`. ``"fixed_small"``: the posterior's,
             :math:`\tilde\beta_t = \frac{1-\bar\alpha_{t-1}}{1-\bar\alpha_t}\beta_t`; ``"fixed_large"``: :math:`\beta_t`; the
             ``_log`` forms are the same numbers. ``"learned"``: the model's second half of channels is
-            :math:`\log\sigma_t^2`; ``"learned_range"``: it interpolates, from -1 to 1, between :math:`\log\tilde\beta_t` and
+            :math:`\log\sigma_t^2`, as in the code of the paper (diffusers' scheduler takes it for the variance itself);
+            ``"learned_range"``: it interpolates, from -1 to 1, between :math:`\log\tilde\beta_t` and
             :math:`\log\beta_t` (Nichol and Dhariwal 2021, equation 15).
 
     The other arguments are those of :class:`Solver`.

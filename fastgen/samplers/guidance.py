@@ -18,10 +18,10 @@ class ClassifierFreeGuidance:
     Args:
         model: takes x [2N, C, *], t [2N] and keyword arguments.
         cond, uncond: keyword arguments of the two halves, the same names; tensors of N rows are joined, everything else
-            must be equal on both sides and is passed as it is.
+            must be equal on both sides (a scalar tensor: the same object) and is passed as it is.
 
     Raises:
-        ValueError: the names differ, or a value that is no tensor does.
+        ValueError: the names differ, or a value that is no tensor of N rows does.
     """
 
     def __init__(self, model: Model, cond: Mapping[str, Any], uncond: Mapping[str, Any]) -> None:
@@ -31,11 +31,15 @@ class ClassifierFreeGuidance:
         self.kwargs: dict[str, Any] = {}
         for name, value in cond.items():
             other = uncond[name]
-            if isinstance(value, Tensor) and isinstance(other, Tensor):
+            if isinstance(value, Tensor) and value is other and value.dim() == 0:
+                self.kwargs[name] = value  # comparing two scalars would wait for the device
+            elif isinstance(value, Tensor) and isinstance(other, Tensor):
                 if value.shape != other.shape:
                     raise ValueError(
                         f"{name} must have one shape in cond and uncond, got {tuple(value.shape)} and {tuple(other.shape)}"
                     )
+                if value.dim() == 0:
+                    raise ValueError(f"{name} must have one row a sample, or be the same scalar tensor in both")
                 self.kwargs[name] = torch.cat([value, other])
             elif isinstance(value, Tensor) or isinstance(other, Tensor) or value != other:
                 raise ValueError(f"{name} must be a tensor in both cond and uncond, or equal in both")
@@ -44,6 +48,9 @@ class ClassifierFreeGuidance:
 
     def __call__(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """x [N, C, *], t [N] -> the model's outputs (conditional, unconditional), [N, C', *] each."""
+        for name, value in self.kwargs.items():
+            if isinstance(value, Tensor) and value.dim() > 0 and len(value) != 2 * len(x):
+                raise ValueError(f"{name} must have one row a sample ({len(x)}) on each side, got {len(value) // 2}")
         both = self.model(torch.cat([x, x]), torch.cat([t, t]), **self.kwargs)
         cond, uncond = both.chunk(2)
         return cond, uncond

@@ -50,7 +50,7 @@ def sample(
         seeds: N integers. The fused mode: all noise is drawn in the kernel, and an image depends on its seed alone.
         generator: None, one, or one a sample. The compatible mode: all noise is drawn by torch, in diffusers' order.
         guidance_scale: w of classifier-free guidance; at 1 the model is called without doubling the batch.
-        classes: [N] labels, passed to the model as ``y``.
+        classes: [N] labels, passed to the model as ``y``; checked against the model's ``num_classes`` where it has one.
         model_kwargs: further keyword arguments of the model.
         uncond_kwargs: those that replace them in the unconditional half; for ``classes`` it is the model's
             ``null_label`` without asking.
@@ -66,17 +66,22 @@ def sample(
         [N, C, *], as the last step leaves them.
 
     Raises:
+        TypeError: ``dtype`` is not floating-point, or seeds are no integers.
         ValueError: an argument does not fit; the message names it.
     """
     shape = tuple(shape)
     if len(shape) < 2:
         raise ValueError(f"shape must be [N, C, *], got {shape}")
+    if not dtype.is_floating_point:
+        raise TypeError(f"dtype must be floating-point, got {dtype}")
     place = torch.device(device) if device is not None else _device_of(model)
     source = NoiseSource(shape, place, dtype, seeds, generator)
     plan = solver.plan(steps, guidance_scale=guidance_scale).to(place, dtype)
     kwargs = dict(model_kwargs or {})
     if classes is not None:
-        kwargs["y"] = _check_classes(classes, shape[0], place)
+        if "y" in kwargs:
+            raise ValueError("give classes or model_kwargs['y'], not both")
+        kwargs["y"] = _check_classes(classes, shape[0], model).to(place)
     predict = _guided(model, kwargs, uncond_kwargs) if guidance_scale != 1 else _unguided(model, kwargs)
 
     x = _check_start(noise, shape, place, dtype) if noise is not None else source.initial()
@@ -96,11 +101,18 @@ def _device_of(model: Model) -> torch.device:
     return torch.device("cpu") if parameter is None else parameter.device
 
 
-def _check_classes(classes: Tensor | Sequence[int], n: int, device: torch.device) -> Tensor:
-    labels = torch.as_tensor(classes, device=device)
-    if labels.shape != (n,) or labels.is_floating_point():
+def _check_classes(classes: Tensor | Sequence[int], n: int, model: Model) -> Tensor:
+    """Labels as int64. Out of range, they would be an assertion on the device that ends the process's use of it."""
+    labels = torch.as_tensor(classes)
+    if labels.shape != (n,) or labels.dtype == torch.bool or labels.is_floating_point() or labels.is_complex():
         raise ValueError(f"classes must be [N] = [{n}] integers, got shape {tuple(labels.shape)} of {labels.dtype}")
-    return labels
+    num_classes, null_label = getattr(model, "num_classes", None), getattr(model, "null_label", None)
+    if isinstance(num_classes, int):
+        known = num_classes + (null_label == num_classes)
+        wrong = sorted({label for label in labels.tolist() if not 0 <= label < known})
+        if wrong:
+            raise ValueError(f"classes must be in [0, {known}), got {wrong}")
+    return labels.long()
 
 
 def _check_start(noise: Tensor, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:

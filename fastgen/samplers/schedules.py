@@ -5,6 +5,7 @@
 
 import itertools
 import math
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -52,13 +53,17 @@ def timestep_spacing(
 
     Args:
         num_train_timesteps: T, the length of the schedule.
-        steps: how many to take, 1 <= steps <= T.
+        steps: how many to take, 1 <= steps <= T; that many come back, also where the rounding of ``"trailing"`` makes
+            diffusers 0.42 append a timestep of -1 (61 steps of 1000, say).
         spacing: ``"linspace"`` (both ends), ``"leading"`` (multiples of T // steps) or ``"trailing"`` (ends at T - 1).
         steps_offset: added to the timesteps of ``"leading"``.
 
     Raises:
+        TypeError: ``steps`` is no integer.
         ValueError: ``spacing`` is not known, or ``steps`` is out of range.
     """
+    if not isinstance(steps, Integral) or isinstance(steps, bool):
+        raise TypeError(f"steps must be an integer, got {steps!r}")
     if not 1 <= steps <= num_train_timesteps:
         raise ValueError(f"steps must be in [1, {num_train_timesteps}], got {steps}")
     if spacing == "linspace":
@@ -66,7 +71,7 @@ def timestep_spacing(
     elif spacing == "leading":
         timesteps = (np.arange(0, steps) * (num_train_timesteps // steps)).round()[::-1] + steps_offset
     elif spacing == "trailing":
-        timesteps = np.round(np.arange(num_train_timesteps, 0, -num_train_timesteps / steps)) - 1
+        timesteps = np.round(np.arange(num_train_timesteps, 0, -num_train_timesteps / steps))[:steps] - 1
     else:
         raise ValueError(f"spacing must be one of {SPACINGS}, got {spacing!r}")
     return [int(t) for t in timesteps]

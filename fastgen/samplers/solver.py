@@ -13,7 +13,7 @@ from .schedules import alphas_cumprod, linear_betas, timestep_spacing
 from .table import check_prediction_type
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors inside have no single truth value to compare by
 class Plan:
     """A trajectory, worked out: which timesteps, and the coefficients of each step.
 
@@ -85,16 +85,22 @@ def _split(output: Tensor, sample: Tensor, name: str) -> tuple[Tensor, Tensor]:
     return output[:, :channels], output[:, channels:]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Solver(ABC):
     """The discrete schedule of a model and how a trajectory goes through it; the base of the solvers.
 
     Args:
-        betas: [T] float64, see :mod:`fastgen.samplers.schedules`.
+        betas: [T] float64, see :mod:`fastgen.samplers.schedules`; above 0 at the first timestep, 1 at most at the last.
         prediction_type: what the model predicts: ``"epsilon"``, ``"sample"`` or ``"v_prediction"``.
         clip_sample: clip the predicted clean sample to +- ``clip_sample_range``.
         timestep_spacing: ``"linspace"``, ``"leading"`` or ``"trailing"``.
         steps_offset: added to the timesteps of ``"leading"``.
+        thresholding: only False. Dynamic thresholding (Saharia et al. 2022) clips each sample at a quantile of its own
+            pixels, which coefficients worked out before the samples exist cannot say.
+
+    Raises:
+        NotImplementedError: ``thresholding`` is asked for.
+        ValueError: an argument is out of its range; the message names it.
     """
 
     betas: Tensor = field(default_factory=linear_betas)
@@ -103,11 +109,19 @@ class Solver(ABC):
     clip_sample_range: float = 1.0
     timestep_spacing: str = "leading"
     steps_offset: int = 0
+    thresholding: bool = False
 
     def __post_init__(self) -> None:
         check_prediction_type(self.prediction_type)
         if self.betas.dim() != 1 or not ((self.betas >= 0) & (self.betas <= 1)).all():
             raise ValueError(f"betas must be [T] within [0, 1], got shape {tuple(self.betas.shape)}")
+        alpha_bars = self.alpha_bars()
+        if alpha_bars[:1] == [1.0]:
+            raise ValueError("betas must begin above 0: at alpha_bar = 1 there is no noise to predict")
+        if 0.0 in alpha_bars[:-1]:
+            raise ValueError(f"betas lead to alpha_bar = 0 at timestep {alpha_bars.index(0.0)}; only the last may be 0")
+        if self.thresholding:
+            raise NotImplementedError("thresholding=True (dynamic thresholding) is not offered: use clip_sample")
         if not self.clip_sample_range > 0:
             raise ValueError(f"clip_sample_range must be positive, got {self.clip_sample_range}")
 
