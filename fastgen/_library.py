@@ -70,15 +70,14 @@ def load() -> None:
     try:
         _cpu = importlib.import_module("fastgen._cpu")
     except ImportError as error:
-        FAILURES["cpu"] = f"the compiled extension is not installed: {error}"
-        ISA_REASON = FAILURES["cpu"]
-        return
-    ISA, ISA_REASON = _load_cpu(_cpu)
+        FAILURES["cpu"] = ISA_REASON = f"the compiled extension is not installed: {error}"
+    else:
+        ISA, ISA_REASON = _load_cpu(_cpu)
     cuda = LIBRARY_DIR / "libfastgen_cuda.so"
-    if not cuda.exists():
+    if cuda.exists():
+        CUDA_LOADED = _try_load("cuda", cuda)
+    else:
         FAILURES["cuda"] = "the CUDA library was not built (FASTGEN_CUDA=1 at build time, with nvcc on PATH, builds it)"
-        return
-    CUDA_LOADED = _try_load("cuda", cuda)
 
 
 def _load_cpu(cpu: ModuleType) -> tuple[str | None, str]:
