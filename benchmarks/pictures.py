@@ -136,13 +136,28 @@ def _bar_panel(axis: Any, title: str, rows: Sequence[Row]) -> None:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    steps = [m * 10.0**e for e in range(-3, 6) for m in (1, 2, 5)]
-    inside = [t for t in steps if low <= t <= high]
-    if len(inside) > 6:
-        inside = [t for t in inside if math.isclose(math.log10(t) % 1, 0, abs_tol=1e-9)] or inside[::2]
-    if len(inside) < 3:
-        inside = sorted({1.0, *(t for t in (0.25, 0.5, 0.75, 0.9, 1.25, 1.5, 1.75, 2.5, 3, 4, 6) if low <= t <= high)})
-    return inside
+    """Round numbers in [low, high], far enough apart on a logarithmic axis for their labels; 1 is always among them."""
+    rounds = {m * 10.0**e for e in range(-3, 6) for m in (1, 2, 5)} | {
+        0.25,
+        0.75,
+        0.9,
+        1.1,
+        1.25,
+        1.5,
+        1.75,
+        2.5,
+        3,
+        4,
+        6,
+    }
+    gap = math.log(high / low) / 7
+    chosen = [1.0]
+    for tick in sorted(
+        rounds, key=lambda t: (f"{t:g}".strip("0.") not in "125", t)
+    ):  # 1, 2 and 5 before what lies between
+        if low <= tick <= high and all(abs(math.log(tick / other)) >= gap for other in chosen):
+            chosen.append(tick)
+    return sorted(chosen)
 
 
 def roofline(document: Document) -> Figure:

@@ -1,0 +1,22 @@
+"""Two runs against each other."""
+
+from benchmarks.compare import documents
+
+from .documents import document, row
+
+NAME = "group_norm/silu/1x8x4x4/NCHW/fp32"
+
+
+def test_the_drift_of_the_baselines_is_divided_out():
+    old = document(row(NAME, {"fastgen": [4.0], "eager": [8.0]}))
+    new = document(row(NAME, {"fastgen": [1.0], "eager": [4.0]}))  # the machine itself became twice as fast
+    table = documents(old, new)
+    line = next(line for line in table.splitlines() if NAME in line)
+    assert [cell.strip() for cell in line.split("|")[4:7]] == ["4.00", "2.00", "2.00"]
+    assert "geometric mean 2.000 over 1 cases; 0 rows have no partner" in table
+
+
+def test_rows_without_a_partner_are_counted():
+    old = document(row(NAME, {"fastgen": [4.0], "eager": [8.0]}))
+    new = document(row(NAME.replace("fp32", "bf16"), {"fastgen": [1.0], "eager": [4.0]}))
+    assert "over 0 cases; 2 rows have no partner" in documents(old, new)
