@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .. import _dispatch
 from .._schema import ACTIVATIONS
+from ._autograd import apply
 from ._check import fail, shape_of
 
 _ACTIVATION_CODE = {name: code for code, name in enumerate(ACTIVATIONS)}
@@ -83,7 +84,7 @@ def group_norm(
         return wide.to(input.dtype)
 
     if torch.is_grad_enabled() and _dispatch.needs_grad(input, weight, bias, channel_bias, scale, shift):
-        return _GroupNorm.apply(input, num_groups, weight, bias, channel_bias, scale, shift, eps, code)[0]
+        return apply(_GroupNorm, input, num_groups, weight, bias, channel_bias, scale, shift, eps, code)[0]
     return _forward(input, num_groups, weight, bias, channel_bias, scale, shift, eps, code)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from .. import _dispatch
 from ..reference import sampler_step as _reference
 from ..reference.sampler_step import COLUMNS
+from ._autograd import apply
 from ._check import fail, shape_of
 from .philox_normal import check_seeds
 
@@ -163,7 +164,7 @@ def _differentiable(
 ) -> tuple[Tensor, Tensor]:
     """The same call as autograd sees it: a Function takes tensors one by one, so the history goes last, spread."""
     tensors = (sample, model_output, uncond, noise, variance, mask, known, known_noise, *history)
-    return _SamplerStep.apply(table, step, seeds, return_prediction, *tensors)
+    return apply(_SamplerStep, table, step, seeds, return_prediction, *tensors)
 
 
 def _call(
