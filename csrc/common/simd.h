@@ -348,6 +348,18 @@ FASTGEN_INLINE VecU64 multiply_low_words(VecU64 a, VecU64 b) {
 #endif
 }
 
+// The high 32 bits of every lane, moved down; what then stands above them is not said. A shuffle, since the port that
+// shifts is the one that multiplies.
+FASTGEN_INLINE VecU64 high_words(VecU64 a) {
+#if defined(__AVX512F__)
+  return VecU64(_mm512_shuffle_epi32(static_cast<__m512i>(a), _MM_PERM_DDBB));
+#elif defined(__AVX2__)
+  return VecU64(_mm256_shuffle_epi32(static_cast<__m256i>(a), 0xf5));
+#else
+  return a >> 32;
+#endif
+}
+
 // The low words of the lanes of a, then of b.
 FASTGEN_INLINE VecU low_words(VecU64 a, VecU64 b) {
 #if defined(__AVX512F__)
