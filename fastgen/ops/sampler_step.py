@@ -1,7 +1,7 @@
 """`sampler_step`: one step of any diffusion sampler, as one row of a coefficient table, in one pass over memory."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -41,6 +41,7 @@ def sampler_step(
         x' &\leftarrow mask\,x' + (1 - mask)(k\,known + k_\varepsilon\,known\_noise)
 
     The coefficients are those of :data:`COLUMNS` (in that order: a, b, d, s, p_x, p_g, clip bounds, w, ...), then c_0, c_1, ...
+    Where d is zero, nothing of g is taken by it, not even an infinity that the clip has tamed; the same holds for ``output_model``.
     ``fastgen.samplers`` fills tables from noise schedules; a solver is nothing more.
 
     Args:
@@ -66,10 +67,8 @@ def sampler_step(
         ValueError: a shape, device or combination does not fit.
         IndexError: ``step`` is past the end of the table.
     """
-    if not isinstance(sample, Tensor) or not sample.dtype.is_floating_point:
-        raise TypeError(f"sampler_step: sample must be a floating-point tensor, got {_kind(sample)}")
-    if sample.dim() < 1:
-        fail("sampler_step", "sample must be [N, *], got a scalar")
+    if not isinstance(sample, Tensor) or sample.dtype not in _dispatch.KERNEL_DTYPES or sample.dim() < 1:
+        _refuse_sample(sample)
     _check_table(table, step, sample, len(history))
     _check_like("model_output", model_output, sample)
     if uncond is not None:
@@ -99,15 +98,27 @@ def sampler_step(
             fail("sampler_step", "known_noise comes with mask and known")
         known_noise = _expand("known_noise", known_noise, sample)
 
-    if sample.dtype not in _dispatch.KERNEL_DTYPES:
-        fail("sampler_step", f"sample must be float64, float32, bfloat16 or float16, got {sample.dtype}")
-    tensors = (sample, model_output, uncond, noise, variance, mask, known, known_noise, *history)
-    function = _differentiable if _dispatch.needs_grad(*tensors) else torch.ops.fastgen.sampler_step_fwd.default
+    function = _forward
+    if torch.is_grad_enabled():
+        tensors = (sample, model_output, uncond, noise, variance, mask, known, known_noise, *history)
+        if _dispatch.needs_grad(*tensors):
+            function = _differentiable
     x_next, prediction = function(
         sample, model_output, table, step, uncond, list(history), noise, seeds, variance, mask, known, known_noise,
         return_prediction,
     )  # fmt: skip
     return (x_next, prediction) if return_prediction else x_next
+
+
+_forward: Any = torch.ops.fastgen.sampler_step_fwd.default
+
+
+def _refuse_sample(sample: object) -> NoReturn:
+    if not isinstance(sample, Tensor) or not sample.dtype.is_floating_point:
+        raise TypeError(f"sampler_step: sample must be a floating-point tensor, got {_kind(sample)}")
+    if sample.dim() < 1:
+        fail("sampler_step", "sample must be [N, *], got a scalar")
+    fail("sampler_step", f"sample must be float64, float32, bfloat16 or float16, got {sample.dtype}")
 
 
 def _kind(value: object) -> str:
