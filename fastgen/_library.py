@@ -28,7 +28,7 @@ _libraries: list[torch.library.Library] = []  # an op lives as long as the Libra
 
 def family(op: str) -> str:
     """The op family of a raw op: ``group_norm`` for ``group_norm_fwd``. It names the file in every room."""
-    return op.removesuffix("_fwd").removesuffix("_bwd")
+    return op.removesuffix("_fwd").removesuffix("_bwd").removesuffix("_out")
 
 
 def families() -> list[str]:

@@ -20,7 +20,7 @@ from fastgen.kernels.philox_normal import low_word
 from fastgen.reference._layout import empty_like_layout, is_channels_last
 from fastgen.reference.sampler_step import COLUMNS
 
-__all__ = ["reasons", "sampler_step_fwd"]
+__all__ = ["reasons", "sampler_step_fwd", "sampler_step_out"]
 
 BLOCK = 512  # four elements a thread over 128 threads: one vector of fp32 of each operand, one Philox block
 MAX_HISTORY = 8  # pointers a compiled kernel holds; solvers use up to 4
@@ -69,13 +69,15 @@ def sampler_step_kernel(
     blend,  # the mask of inpainting
     known,
     known_noise,
+    threshold,  # [N] or None
     table,  # [steps, columns]
     seeds,  # [N] int64 or None
     out,
     second,  # or None
+    third,  # or None
     step,
     table_stride,
-    size,  # elements of a sample; of all samples together where nothing is drawn
+    size,  # elements of a sample; of all samples together where they are all alike
     tiles,  # programs a sample
     channels,
     pixels,
@@ -95,6 +97,8 @@ def sampler_step_kernel(
         u = read(uncond, at, mask, ACC)
         g = tl.fma(coefficient(row, 8, ACC), g - u, u)
     p = tl.fma(coefficient(row, 4, ACC), x, coefficient(row, 5, ACC) * g)
+    if threshold is not None:
+        p = p * (1.0 / tl.load(threshold + n).to(ACC))
     low = coefficient(row, 6, ACC)
     high = coefficient(row, 7, ACC)
     p = tl.where(p < low, low, p)  # a NaN passes both
@@ -104,9 +108,17 @@ def sampler_step_kernel(
         value = tl.fma(coefficient(row, 10, ACC), p, take(coefficient(row, 11, ACC), g))
         value = tl.fma(coefficient(row, 9, ACC), x, value)
         tl.store(second + at, value.to(second.dtype.element_ty), mask=mask)
+    if third is not None:
+        value = tl.fma(coefficient(row, 13, ACC), p, take(coefficient(row, 14, ACC), g))
+        corrected = tl.fma(coefficient(row, 12, ACC), x, value)
     if history is not None:
         for k in tl.static_range(len(history)):
-            y = tl.fma(coefficient(row, _HISTORY + k, ACC), read(history[k], at, mask, ACC), y)
+            h = read(history[k], at, mask, ACC)
+            y = tl.fma(coefficient(row, _HISTORY + k, ACC), h, y)
+            if third is not None:
+                corrected = tl.fma(coefficient(row, _HISTORY + len(history) + k, ACC), h, corrected)
+    if third is not None:
+        tl.store(third + at, corrected.to(third.dtype.element_ty), mask=mask)
     if seeds is not None or noise is not None:
         if seeds is not None:
             z = draw(seeds, n, tile, step, channels, pixels, CHANNELS_LAST, BLOCK).to(ACC)
@@ -114,27 +126,37 @@ def sampler_step_kernel(
             z = read(noise, at, mask, ACC)
         z = coefficient(row, 3, ACC) * z
         if variance is not None:
-            slope = coefficient(row, 13, ACC)
-            z = z * tl.exp(tl.fma(slope, read(variance, at, mask, ACC), coefficient(row, 12, ACC)))
+            slope = coefficient(row, 16, ACC)
+            z = z * tl.exp(tl.fma(slope, read(variance, at, mask, ACC), coefficient(row, 15, ACC)))
         y += z
     if blend is not None:
-        keep = coefficient(row, 14, ACC) * read(known, at, mask, ACC)
+        keep = coefficient(row, 17, ACC) * read(known, at, mask, ACC)
         if known_noise is not None:
-            keep = tl.fma(coefficient(row, 15, ACC), read(known_noise, at, mask, ACC), keep)
+            keep = tl.fma(coefficient(row, 18, ACC), read(known_noise, at, mask, ACC), keep)
         y = tl.fma(read(blend, at, mask, ACC), y - keep, keep)
     tl.store(out + at, y.to(out.dtype.element_ty), mask=mask)
 
 
 def reasons(op: str, *args: Any) -> list[str]:
     """Why Triton cannot take this call; empty where it can."""
-    sample, model_output, table, _, uncond, history, noise, _, variance, mask, known, known_noise, _ = args
-    found = tensor_reasons((sample, model_output, table, uncond, *history, noise, variance, mask, known, known_noise))
+    sample, model_output, table, _, uncond, history, noise, _, variance, mask, known, known_noise, threshold, *_ = args
+    operands = (uncond, *history, noise, variance, mask, known, known_noise, threshold)
+    found = tensor_reasons((sample, model_output, table, *operands))
     if len(history) > MAX_HISTORY:
         found.append(f"the kernel takes at most {MAX_HISTORY} history tensors, got {len(history)}")
     return found
 
 
-def sampler_step_fwd(
+def sampler_step_fwd(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *inputs, return_prediction, return_corrected = args
+    sample = inputs[0]
+    out = empty_like_layout(sample)
+    second, third = (empty_like_layout(sample) if wanted else None for wanted in (return_prediction, return_corrected))
+    sampler_step_out(*inputs, out, second, third)
+    return out, *(sample.new_empty(0) if t is None else t for t in (second, third))
+
+
+def sampler_step_out(
     sample: Tensor,
     model_output: Tensor,
     table: Tensor,
@@ -147,27 +169,33 @@ def sampler_step_fwd(
     mask: Tensor | None,
     known: Tensor | None,
     known_noise: Tensor | None,
-    return_prediction: bool,
-) -> tuple[Tensor, Tensor]:
-    out = empty_like_layout(sample)
-    second = empty_like_layout(sample) if return_prediction else None
-    if sample.numel() > 0:
-        table = table if table.stride(1) == 1 else table.contiguous()
-        channels = sample.shape[1] if sample.dim() > 1 else 1
-        pixels = math.prod(sample.shape[2:])
-        size = sample.numel() if seeds is None else channels * pixels
-        tiles = triton.cdiv(size, BLOCK)
+    threshold: Tensor | None,
+    out: Tensor,
+    prediction: Tensor | None,
+    corrected: Tensor | None,
+) -> None:
+    if sample.numel() == 0:
+        return
+    table = table if table.stride(1) == 1 else table.contiguous()
+    channels = sample.shape[1] if sample.dim() > 1 else 1
+    pixels = math.prod(sample.shape[2:])
+    size = sample.numel() if seeds is None and threshold is None else channels * pixels
+    tiles = triton.cdiv(size, BLOCK)
 
-        def operand(t: Tensor | None) -> Tensor | None:
-            return None if t is None else dense(t, sample)
+    def operand(t: Tensor | None) -> Tensor | None:
+        return None if t is None else dense(t, sample)
 
-        past = tuple(dense(h, sample) for h in history) or None
-        with on_device(sample):
-            sampler_step_kernel[(sample.numel() // size * tiles,)](
-                operand(sample), operand(model_output), operand(uncond), past,
-                operand(noise), operand(variance), operand(mask), operand(known), operand(known_noise), table,
-                None if seeds is None else seeds.contiguous(), out, second, low_word(step), table.stride(0), size, tiles,
-                channels, pixels, CHANNELS_LAST=is_channels_last(sample), BLOCK=BLOCK,
-                ACC=tl.float64 if sample.dtype == torch.float64 else tl.float32, num_warps=4, enable_fp_fusion=False,
-            )  # fmt: skip
-    return out, sample.new_empty(0) if second is None else second
+    past = tuple(dense(h, sample) for h in history) or None
+    results = [operand(t) for t in (out, prediction, corrected)]  # copies, where an output has other strides
+    with on_device(sample):
+        sampler_step_kernel[(sample.numel() // size * tiles,)](
+            operand(sample), operand(model_output), operand(uncond), past,
+            operand(noise), operand(variance), operand(mask), operand(known), operand(known_noise),
+            None if threshold is None else threshold.contiguous(), table,
+            None if seeds is None else seeds.contiguous(), *results, low_word(step), table.stride(0), size, tiles,
+            channels, pixels, CHANNELS_LAST=is_channels_last(sample), BLOCK=BLOCK,
+            ACC=tl.float64 if sample.dtype == torch.float64 else tl.float32, num_warps=4, enable_fp_fusion=False,
+        )  # fmt: skip
+    for given, result in zip((out, prediction, corrected), results, strict=True):
+        if given is not None and result is not None and result is not given:
+            given.copy_(result)

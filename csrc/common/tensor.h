@@ -7,10 +7,6 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include <optional>
 #include <utility>
 #include <vector>
@@ -49,19 +45,6 @@ inline auto dispatch_dtype(const char* op, ScalarType dtype, F&& f) {
 
 inline ScalarType opmath_type(ScalarType dtype) { return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float; }
 
-// From this size on (numpy's) the pages of an output are asked to be huge: fresh memory of 12 MB then costs 6 page faults
-// instead of 3,000, which on a virtual machine take longer than most kernels here. It is a hint, and refused without harm.
-inline constexpr std::int64_t kHugePageBytes = std::int64_t{1} << 22;
-
-inline void advise_huge_pages(void* data, std::int64_t bytes) {
-#if defined(__linux__)
-  constexpr std::uintptr_t page = 4096;
-  if (bytes < kHugePageBytes) return;
-  const auto begin = (reinterpret_cast<std::uintptr_t>(data) + page - 1) / page * page;
-  madvise(reinterpret_cast<void*>(begin), reinterpret_cast<std::uintptr_t>(data) + bytes - begin, MADV_HUGEPAGE);
-#endif
-}
-
 inline Tensor empty_strided(const Tensor& like, const std::vector<std::int64_t>& sizes,
                             const std::vector<std::int64_t>& strides, ScalarType dtype) {
   static const std::int32_t codes[] = {aoti_torch_dtype_float64(), aoti_torch_dtype_float32(), aoti_torch_dtype_bfloat16(),
@@ -71,10 +54,7 @@ inline Tensor empty_strided(const Tensor& like, const std::vector<std::int64_t>&
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<std::int64_t>(sizes.size()), sizes.data(), strides.data(),
                                                   codes[index], aoti_torch_device_type_cpu(), 0, &handle));
   (void)like;
-  Tensor t(handle);
-  static const std::int64_t item_bytes[] = {8, 4, 2, 2};
-  advise_huge_pages(t.mutable_data_ptr(), t.numel() * item_bytes[index]);
-  return t;
+  return Tensor(handle);
 }
 
 inline std::vector<std::int64_t> sizes_of(const Tensor& t) {

@@ -16,7 +16,8 @@ constexpr std::int64_t kTile = 1024;  // five operands of 4 KB fit 32 KB
 // The columns of a table, as in fastgen/reference/sampler_step.py.
 enum Column {
   kSample, kPrediction, kModel, kNoise, kPredictionSample, kPredictionModel, kClipMin, kClipMax, kGuidanceScale,
-  kOutputSample, kOutputPrediction, kOutputModel, kLogNoise, kLogNoiseSlope, kKnown, kKnownNoise, kNumColumns
+  kOutputSample, kOutputPrediction, kOutputModel, kCorrectedSample, kCorrectedPrediction, kCorrectedModel, kLogNoise,
+  kLogNoiseSlope, kKnown, kKnownNoise, kNumColumns
 };  // clang-format off
 
 // One input in the memory order of the sample, of any dtype.
@@ -44,17 +45,19 @@ struct Operand {
 struct Step {
   Operand sample, model, uncond, noise, variance, mask, known, known_noise;
   std::vector<Operand> history;
+  std::vector<double> inverse_threshold;  // one a sample, or empty
   const std::int64_t* seeds = nullptr;
   std::int64_t seed_stride = 0, step = 0;
   bool channels_last = false;
-  std::int64_t samples = 1, channels = 1, pixels = 0;  // [samples, channels, pixels]; flat without seeds
+  std::int64_t samples = 1, channels = 1, pixels = 0;  // [samples, channels, pixels]; flat where samples are all alike
   void* out = nullptr;
-  void* second = nullptr;
+  void* prediction = nullptr;
+  void* corrected = nullptr;
 };
 
 template <class A>
 struct Scratch {  // one thread's tiles
-  explicit Scratch(std::int64_t n, bool draws) : memory(new A[10 * n]), normals(new float[draws ? n : 0]), size(n) {}
+  explicit Scratch(std::int64_t n, bool draws) : memory(new A[11 * n]), normals(new float[draws ? n : 0]), size(n) {}
   A* operator[](int i) { return memory.get() + i * size; }
   std::unique_ptr<A[]> memory;  // not set to zero, unlike a vector's
   std::unique_ptr<float[]> normals;
@@ -88,8 +91,10 @@ void run_tile(const Step& s, const std::vector<double>& row, std::int64_t n, std
   const auto coefficient = [&](int column) { return static_cast<A>(row[column]); };
   const std::int64_t at_all = n * s.channels * s.pixels + offset;
   T* out = static_cast<T*>(s.out) + at_all;
-  A* acc = scratch[0];
-  if constexpr (std::is_same_v<T, A>) acc = out;
+  T* prediction = s.prediction ? static_cast<T*>(s.prediction) + at_all : nullptr;
+  T* corrected = s.corrected ? static_cast<T*>(s.corrected) + at_all : nullptr;
+  A *acc = scratch[0], *acc_corrected = scratch[10];
+  if constexpr (std::is_same_v<T, A>) acc = out, acc_corrected = corrected;
   const bool last_pass_writes = !std::is_same_v<T, A>;
 
   const A* x = s.sample.tile<A>(at_all, count, scratch[1]);
@@ -100,9 +105,11 @@ void run_tile(const Step& s, const std::vector<double>& row, std::int64_t n, std
     const V px(coefficient(kPredictionSample)), pm(coefficient(kPredictionModel));
     const V low(coefficient(kClipMin)), high(coefficient(kClipMax));
     const V qx(coefficient(kOutputSample)), qp(coefficient(kOutputPrediction)), qm(coefficient(kOutputModel));
-    T* second = s.second ? static_cast<T*>(s.second) + at_all : nullptr;
+    const V rx(coefficient(kCorrectedSample)), rp(coefficient(kCorrectedPrediction)), rm(coefficient(kCorrectedModel));
+    const V scale(s.inverse_threshold.empty() ? A(1) : static_cast<A>(s.inverse_threshold[n]));
     // A coefficient of 0 takes nothing: an infinite model output that the clip tames must not come back as 0 * Inf.
-    const bool takes_model = row[kModel] != 0, second_takes_model = row[kOutputModel] != 0;
+    const auto take = [](bool takes, V term) { return takes ? term : V(A(0)); };
+    const bool model_taken = row[kModel] != 0, output_taken = row[kOutputModel] != 0, corrected_taken = row[kCorrectedModel] != 0;
     for_vectors<A>(count, [&](std::int64_t i, auto at) {
       const V xi = at.load(x + i);
       V g = at.load(model + i);
@@ -110,17 +117,23 @@ void run_tile(const Step& s, const std::vector<double>& row, std::int64_t n, std
         const V u = at.load(uncond + i);
         g = madd<A>(w, g - u, u);
       }
-      V p = madd<A>(px, xi, pm * g);
+      V p = madd<A>(px, xi, pm * g) * scale;
       stdx::where(p < low, p) = low;  // a NaN passes both
       stdx::where(p > high, p) = high;
-      at.store(acc + i, madd<A>(a, xi, madd<A>(b, p, takes_model ? d * g : V(A(0)))));
-      if (second) at.store(second + i, madd<A>(qx, xi, madd<A>(qp, p, second_takes_model ? qm * g : V(A(0)))));
+      if (prediction) at.store(prediction + i, madd<A>(qx, xi, madd<A>(qp, p, take(output_taken, qm * g))));
+      if (corrected) at.store(acc_corrected + i, madd<A>(rx, xi, madd<A>(rp, p, take(corrected_taken, rm * g))));
+      at.store(acc + i, madd<A>(a, xi, madd<A>(b, p, take(model_taken, d * g))));
     });
   }
   for (std::size_t k = 0; k < s.history.size(); ++k) {
     const V c(coefficient(kNumColumns + static_cast<int>(k)));
     const A* h = s.history[k].tile<A>(at_all, count, scratch[4]);
     for_vectors<A>(count, [&](std::int64_t i, auto at) { at.store(acc + i, madd<A>(c, at.load(h + i), at.load(acc + i))); });
+    if (!corrected) continue;
+    const V e(coefficient(kNumColumns + static_cast<int>(s.history.size() + k)));
+    for_vectors<A>(count, [&](std::int64_t i, auto at) {
+      at.store(acc_corrected + i, madd<A>(e, at.load(h + i), at.load(acc_corrected + i)));
+    });
   }
   if (s.noise.data || s.seeds) {
     const A* noise = s.seeds ? draw_noise<A>(s, n, offset, count, scratch.normals.get(), scratch[5])
@@ -144,13 +157,15 @@ void run_tile(const Step& s, const std::vector<double>& row, std::int64_t n, std
       at.store(acc + i, madd<A>(at.load(mask + i), at.load(acc + i) - keep, keep));
     });
   }
-  if (last_pass_writes) for_vectors<A>(count, [&](std::int64_t i, auto at) { at.store(out + i, at.load(acc + i)); });
+  if (!last_pass_writes) return;
+  for_vectors<A>(count, [&](std::int64_t i, auto at) { at.store(out + i, at.load(acc + i)); });
+  if (corrected) for_vectors<A>(count, [&](std::int64_t i, auto at) { at.store(corrected + i, at.load(acc_corrected + i)); });
 }
 
 template <class T>
 void run(const Step& s, const std::vector<double>& row) {
   const std::int64_t size = s.channels * s.pixels;
-  const bool whole_pixels = s.channels_last && s.seeds;
+  const bool whole_pixels = s.channels > 1;
   const std::int64_t tile = whole_pixels ? std::max<std::int64_t>(kTile / s.channels, 1) * s.channels : kTile;
   const std::int64_t tiles = (size + tile - 1) / tile;
   const std::int64_t work = s.samples * size * (s.seeds ? kNormalWork : 1);
@@ -175,11 +190,25 @@ std::vector<double> read_row(const Tensor& table, std::int64_t step, std::size_t
   return row;
 }
 
-std::tuple<Tensor, Tensor> sampler_step_fwd(
+std::vector<double> read_inverses(const Tensor& threshold, std::int64_t samples) {
+  STD_TORCH_CHECK(threshold.dim() == 1 && threshold.size(0) == samples, "sampler_step: threshold must be one per sample");
+  std::vector<double> inverses(samples);
+  dispatch_dtype("sampler_step", threshold.scalar_type(), [&]<class T>() {
+    const T* p = static_cast<const T*>(threshold.data_ptr());
+    for (std::int64_t i = 0; i < samples; ++i) inverses[i] = 1.0 / static_cast<double>(widen(p[i * threshold.stride(0)]));
+  });
+  return inverses;
+}
+
+// Writes into `out` and, where they are given, `prediction` and `corrected`. An output may be `sample` itself: an element is
+// read before it is written.
+void sampler_step_out(
     const Tensor& sample, const Tensor& model_output, const Tensor& table, std::int64_t step, OptionalTensor uncond,
     std::vector<Tensor> history, OptionalTensor noise, OptionalTensor seeds, OptionalTensor variance, OptionalTensor mask,
-    OptionalTensor known, OptionalTensor known_noise, bool return_prediction) {
+    OptionalTensor known, OptionalTensor known_noise, OptionalTensor threshold, Tensor out, OptionalTensor prediction,
+    OptionalTensor corrected) {
   const auto sizes = sizes_of(sample);
+  const ScalarType dtype = sample.scalar_type();
   Step s;
   s.channels_last = is_channels_last(sample);
   std::vector<Tensor> kept;  // dense copies, alive until the kernel has run
@@ -209,21 +238,50 @@ std::tuple<Tensor, Tensor> sampler_step_fwd(
     s.seeds = static_cast<const std::int64_t*>(seeds->data_ptr());
     s.seed_stride = seeds->stride(0);
     s.step = step;
+  }
+  if (threshold) s.inverse_threshold = read_inverses(*threshold, sizes.at(0));
+  if (seeds || threshold) {
     s.samples = sizes[0];
     s.channels = s.channels_last ? sizes[1] : 1;
     s.pixels = s.samples == 0 ? 0 : sample.numel() / (s.samples * s.channels);
   }
-  const auto row = read_row(table, step, history.size());
-  const ScalarType dtype = sample.scalar_type();
-  Tensor out = empty_dense(sample, s.channels_last, dtype);
-  Tensor second = return_prediction ? empty_dense(sample, s.channels_last, dtype) : empty_contiguous(sample, {0}, dtype);
-  s.out = out.mutable_data_ptr();
-  s.second = return_prediction ? second.mutable_data_ptr() : nullptr;
+  const auto row = read_row(table, step, corrected ? 2 * history.size() : history.size());
+
+  std::vector<std::pair<Tensor, Tensor>> copies;  // (what the caller gave, dense memory that stands for it)
+  const auto output = [&](const char* name, const Tensor& t) {
+    STD_TORCH_CHECK(sizes_of(t) == sizes && t.scalar_type() == dtype, "sampler_step: ", name,
+                    " must have the shape and dtype of sample");
+    Tensor dense = t;
+    if (!is_dense(t, s.channels_last)) copies.emplace_back(t, dense = empty_dense(sample, s.channels_last, dtype));
+    return dense.mutable_data_ptr();
+  };
+  s.out = output("out", out);
+  if (prediction) s.prediction = output("prediction", *prediction);
+  if (corrected) s.corrected = output("corrected", *corrected);
   dispatch_dtype("sampler_step", dtype, [&]<class T>() { run<T>(s, row); });
-  return {out, second};
+  for (auto& [given, dense] : copies) torch::stable::copy_(given, dense);
+}
+
+std::tuple<Tensor, Tensor, Tensor> sampler_step_fwd(
+    const Tensor& sample, const Tensor& model_output, const Tensor& table, std::int64_t step, OptionalTensor uncond,
+    std::vector<Tensor> history, OptionalTensor noise, OptionalTensor seeds, OptionalTensor variance, OptionalTensor mask,
+    OptionalTensor known, OptionalTensor known_noise, OptionalTensor threshold, bool return_prediction, bool return_corrected) {
+  const bool channels_last = is_channels_last(sample);
+  const auto fresh = [&] { return empty_dense(sample, channels_last, sample.scalar_type()); };
+  Tensor out = fresh();
+  OptionalTensor prediction, corrected;
+  if (return_prediction) prediction = fresh();
+  if (return_corrected) corrected = fresh();
+  sampler_step_out(sample, model_output, table, step, uncond, std::move(history), noise, seeds, variance, mask, known,
+                   known_noise, threshold, out, prediction, corrected);
+  const auto or_empty = [&](const OptionalTensor& t) { return t ? *t : empty_contiguous(sample, {0}, sample.scalar_type()); };
+  return {out, or_empty(prediction), or_empty(corrected)};
 }
 
 }  // namespace
 }  // namespace fastgen
 
-STABLE_TORCH_LIBRARY_IMPL(fastgen, CPU, m) { m.impl("sampler_step_fwd", TORCH_BOX(&fastgen::sampler_step_fwd)); }
+STABLE_TORCH_LIBRARY_IMPL(fastgen, CPU, m) {
+  m.impl("sampler_step_fwd", TORCH_BOX(&fastgen::sampler_step_fwd));
+  m.impl("sampler_step_out", TORCH_BOX(&fastgen::sampler_step_out));
+}

@@ -30,13 +30,16 @@ def sampler_step(
     mask: Tensor | None = None,
     known: Tensor | None = None,
     known_noise: Tensor | None = None,
+    threshold: Tensor | None = None,
     return_prediction: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+    return_corrected: bool = False,
+    out: Tensor | Sequence[Tensor] | None = None,
+) -> Tensor | tuple[Tensor, ...]:
     r"""Apply row ``step`` of a coefficient table to ``sample``.
 
     .. math::
         g &= uncond + w\,(model - uncond) \quad\text{(or the model output itself)} \\
-        p &= \mathrm{clip}(p_x\,x + p_g\,g) \\
+        p &= \mathrm{clip}\big((p_x\,x + p_g\,g) / threshold\big) \\
         x' &= a\,x + b\,p + d\,g + \sum_k c_k h_k + s\,e^{l + m v}\,\varepsilon \\
         x' &\leftarrow mask\,x' + (1 - mask)(k\,known + k_\varepsilon\,known\_noise)
 
@@ -56,11 +59,17 @@ def sampler_step(
         variance: v, like ``sample``: a learned (log-)variance that scales the noise.
         mask, known, known_noise: inpainting; broadcastable to ``sample`` (already of its shape costs no copy). ``mask`` 1 keeps
             x', 0 takes the known image; ``known`` comes with ``mask``, ``known_noise`` is optional.
+        threshold: [N], divides the prediction of each sample before the clip: dynamic thresholding (Saharia et al. 2022).
         return_prediction: also return ``output_sample * x + output_prediction * p + output_model * g``.
+        return_corrected: also return what a predictor-corrector starts its next step from, ``corrected_sample * x +
+            corrected_prediction * p + corrected_model * g + sum_k e_k h_k``; the columns e_0, e_1, ... follow c_0, c_1, ...
+        out: where to write, as many tensors as are returned, shape and dtype of ``sample``. The first may be ``sample`` itself;
+            otherwise none may share memory with an argument. For loops without gradients: fresh memory of the size of
+            a batch costs more than the step.
 
     Returns:
-        x' in the shape, dtype and layout of ``sample``; with ``return_prediction`` the pair (x', second output). Differentiable in
-        sample, model_output, uncond, history, noise, variance, mask, known and known_noise (any number of times).
+        x' in the shape, dtype and layout of ``sample``, or a tuple of it and the outputs asked for. Differentiable in sample,
+        model_output, uncond, history, noise, variance, mask, known and known_noise (any number of times).
 
     Raises:
         TypeError: an argument has the wrong type or dtype.
@@ -69,7 +78,7 @@ def sampler_step(
     """
     if not isinstance(sample, Tensor) or sample.dtype not in _dispatch.KERNEL_DTYPES or sample.dim() < 1:
         _refuse_sample(sample)
-    _check_table(table, step, sample, len(history))
+    _check_table(table, step, sample, 2 * len(history) if return_corrected else len(history))
     _check_like("model_output", model_output, sample)
     if uncond is not None:
         _check_like("uncond", uncond, sample)
@@ -98,16 +107,60 @@ def sampler_step(
             fail("sampler_step", "known_noise comes with mask and known")
         known_noise = _expand("known_noise", known_noise, sample)
 
-    function = _forward
+    if threshold is not None:
+        _check_threshold(threshold, sample)
+    inputs = (
+        sample, model_output, table, step, uncond, list(history), noise, seeds, variance, mask, known, known_noise, threshold,
+    )  # fmt: skip
+    differentiable = False
     if torch.is_grad_enabled():
         tensors = (sample, model_output, uncond, noise, variance, mask, known, known_noise, *history)
-        if _dispatch.needs_grad(*tensors):
-            function = _differentiable
-    x_next, prediction = function(
-        sample, model_output, table, step, uncond, list(history), noise, seeds, variance, mask, known, known_noise,
-        return_prediction,
-    )  # fmt: skip
-    return (x_next, prediction) if return_prediction else x_next
+        differentiable = _dispatch.needs_grad(*tensors)
+    if out is not None:
+        if differentiable:
+            raise ValueError("sampler_step: out= has no gradient: call it under torch.no_grad()")
+        return _into(out, inputs, return_prediction, return_corrected)
+    function = _differentiable if differentiable else _forward
+    x_next, prediction, corrected = function(*inputs, return_prediction, return_corrected)
+    if not (return_prediction or return_corrected):
+        return x_next
+    return (x_next, *((prediction,) if return_prediction else ()), *((corrected,) if return_corrected else ()))
+
+
+def _into(
+    out: Tensor | Sequence[Tensor], inputs: tuple[Any, ...], return_prediction: bool, return_corrected: bool
+) -> Tensor | tuple[Tensor, ...]:
+    """The call with ``out``; under the compiler, which wants functions without side effects, by copies."""
+    sample = inputs[0]
+    targets = (out,) if isinstance(out, Tensor) else tuple(out)
+    wanted = 1 + return_prediction + return_corrected
+    if len(targets) != wanted:
+        fail("sampler_step", f"out must be {wanted} tensors, as many as are returned, got {len(targets)}")
+    for i, target in enumerate(targets):
+        _check_like(f"out[{i}]", target, sample)
+        if target.dtype != sample.dtype:
+            raise TypeError(
+                f"sampler_step: out[{i}] must have the dtype of sample ({sample.dtype}), got {target.dtype}"
+            )
+    # What the kernel reads after it has begun to write; an element of sample, model_output and uncond is read before.
+    _, _, _, _, _, history, noise, _, variance, mask, known, known_noise, _ = inputs
+    read_later = [t for t in (*history, noise, variance, mask, known, known_noise) if t is not None]
+    if (read_later or wanted > 1) and sample.numel() and not torch.compiler.is_compiling():
+        taken = {t.data_ptr() for t in read_later} | ({sample.data_ptr()} if wanted > 1 else set())
+        for i, target in enumerate(targets):
+            if target.data_ptr() in taken and (i or target.data_ptr() != sample.data_ptr()):
+                fail("sampler_step", f"out[{i}] shares its memory with another argument")
+            taken.add(target.data_ptr())
+    prediction = targets[1] if return_prediction else None
+    corrected = targets[-1] if return_corrected else None
+    if torch.compiler.is_compiling():
+        results = _forward(*inputs, return_prediction, return_corrected)
+        for written, result in zip((targets[0], prediction, corrected), results, strict=True):
+            if written is not None:
+                written.copy_(result)
+    else:
+        torch.ops.fastgen.sampler_step_out.default(*inputs, targets[0], prediction, corrected)
+    return targets[0] if wanted == 1 else targets
 
 
 _forward: Any = torch.ops.fastgen.sampler_step_fwd.default
@@ -144,6 +197,15 @@ def _expand(name: str, tensor: Tensor, sample: Tensor) -> Tensor:
     return tensor
 
 
+def _check_threshold(threshold: Tensor, sample: Tensor) -> None:
+    if not isinstance(threshold, Tensor) or threshold.dtype not in _dispatch.KERNEL_DTYPES:
+        raise TypeError(f"sampler_step: threshold must be a floating-point tensor, got {_kind(threshold)}")
+    if threshold.shape != sample.shape[:1]:
+        fail("sampler_step", f"threshold must be one per sample ({sample.shape[0]}), got {shape_of(threshold)}")
+    if threshold.device != sample.device:
+        fail("sampler_step", f"threshold must be on the device of sample ({sample.device}), got {threshold.device}")
+
+
 def _check_table(table: Tensor, step: int, sample: Tensor, num_history: int) -> None:
     if not isinstance(table, Tensor) or table.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"sampler_step: table must be a float32 or float64 tensor, got {_kind(table)}")
@@ -158,61 +220,75 @@ def _check_table(table: Tensor, step: int, sample: Tensor, num_history: int) -> 
         raise IndexError(f"sampler_step: step must be in [0, {table.shape[0]}), got {step}")
 
 
-def _differentiable(
-    sample: Tensor,
-    model_output: Tensor,
-    table: Tensor,
-    step: int,
-    uncond: Tensor | None,
-    history: list[Tensor],
-    noise: Tensor | None,
-    seeds: Tensor | None,
-    variance: Tensor | None,
-    mask: Tensor | None,
-    known: Tensor | None,
-    known_noise: Tensor | None,
-    return_prediction: bool,
-) -> tuple[Tensor, Tensor]:
+def _differentiable(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The same call as autograd sees it: a Function takes tensors one by one, so the history goes last, spread."""
-    tensors = (sample, model_output, uncond, noise, variance, mask, known, known_noise, *history)
-    return apply(_SamplerStep, table, step, seeds, return_prediction, *tensors)
+    (
+        sample,
+        model,
+        table,
+        step,
+        uncond,
+        history,
+        noise,
+        seeds,
+        variance,
+        mask,
+        known,
+        known_noise,
+        threshold,
+        *wanted,
+    ) = args
+    tensors = (sample, model, uncond, noise, variance, mask, known, known_noise, *history)
+    return apply(_SamplerStep, table, step, seeds, threshold, *wanted, *tensors)
 
 
-def _call(
-    function: Any, table: Tensor, step: int, seeds: Tensor | None, return_prediction: bool, tensors: Sequence[Any]
-) -> tuple[Tensor, Tensor]:
-    sample, model_output, uncond, noise, variance, mask, known, known_noise, *history = tensors
+def _call(function: Any, fixed: Sequence[Any], tensors: Sequence[Any]) -> tuple[Tensor, Tensor, Tensor]:
+    """``function`` in the order of the schema; ``fixed`` and ``tensors`` as :class:`_SamplerStep` takes them."""
+    table, step, seeds, threshold, *wanted = fixed
+    sample, model, uncond, noise, variance, mask, known, known_noise, *history = tensors
     return function(
-        sample, model_output, table, step, uncond, history, noise, seeds, variance, mask, known, known_noise,
-        return_prediction,
-    )  # fmt: skip
+        sample,
+        model,
+        table,
+        step,
+        uncond,
+        history,
+        noise,
+        seeds,
+        variance,
+        mask,
+        known,
+        known_noise,
+        threshold,
+        *wanted,
+    )
+
+
+_FIXED = 6  # arguments of _SamplerStep without gradient, before the tensors
 
 
 class _SamplerStep(torch.autograd.Function):
     """Forward by the kernel, backward by the vector-Jacobian product of the reference, itself differentiable."""
 
     @staticmethod
-    def forward(
-        table: Tensor, step: int, seeds: Tensor | None, return_prediction: bool, *tensors: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        kernel = torch.ops.fastgen.sampler_step_fwd.default
-        return _call(kernel, table, step, seeds, return_prediction, tensors)
+    def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+        return _call(_forward, args[:_FIXED], args[_FIXED:])
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        table, ctx.step, seeds, ctx.return_prediction, *tensors = inputs
-        ctx.save_for_backward(table, seeds, *tensors)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        table, ctx.step, seeds, threshold, *ctx.wanted = inputs[:_FIXED]
+        ctx.save_for_backward(table, seeds, threshold, *inputs[_FIXED:])
 
     @staticmethod
-    def backward(ctx: Any, grad_next: Tensor, grad_second: Tensor) -> tuple[Tensor | None, ...]:
-        table, seeds, *tensors = ctx.saved_tensors
-        present = [i for i, tensor in enumerate(tensors) if tensor is not None and ctx.needs_input_grad[4 + i]]
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        table, seeds, threshold, *tensors = ctx.saved_tensors
+        present = [i for i, t in enumerate(tensors) if t is not None and ctx.needs_input_grad[_FIXED + i]]
 
-        def forward(*inputs: Tensor) -> tuple[Tensor, Tensor]:
+        def forward(*inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             given = dict(zip(present, inputs, strict=True))
             full = [given.get(i, tensor) for i, tensor in enumerate(tensors)]
-            return _call(_reference.sampler_step_fwd, table, ctx.step, seeds, ctx.return_prediction, full)
+            return _call(_reference.sampler_step_fwd, (table, ctx.step, seeds, threshold, *ctx.wanted), full)
 
         vjp: Any = torch.func.vjp(forward, *(tensors[i] for i in present))[1]
-        grads = dict(zip(present, vjp((grad_next, grad_second)), strict=True))
-        return None, None, None, None, *(grads.get(i) for i in range(len(tensors)))
+        grads = dict(zip(present, vjp(grad_outputs), strict=True))
+        return (None,) * _FIXED + tuple(grads.get(i) for i in range(len(tensors)))

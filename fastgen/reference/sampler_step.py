@@ -1,6 +1,7 @@
 """What `sampler_step` means, in plain torch: one row of a coefficient table applied to a sample."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,7 +9,8 @@ from torch import Tensor
 from ._layout import empty_like_layout, opmath_dtype
 from .philox_normal import philox_normal
 
-# The columns of a coefficient table, in order; the coefficients c_k of the history follow, one column each.
+# The columns of a coefficient table, in order; the coefficients c_k of the history follow, one column each, and then, for the
+# third output, its e_k.
 COLUMNS: tuple[str, ...] = (
     "sample",  # a: x_next takes a * sample
     "prediction",  # b: ... + b * prediction
@@ -22,6 +24,9 @@ COLUMNS: tuple[str, ...] = (
     "output_sample",  # second output = output_sample * sample + output_prediction * prediction + output_model * guided
     "output_prediction",
     "output_model",
+    "corrected_sample",  # third output = corrected_sample * sample + corrected_prediction * prediction + ...
+    "corrected_prediction",
+    "corrected_model",  # ... + corrected_model * guided + sum_k e_k * history_k
     "log_noise",  # with a learned variance v, s becomes s * exp(log_noise + log_noise_slope * v)
     "log_noise_slope",
     "known",  # inpainting: where mask is 0, x_next is known * known + known_noise * known_noise instead
@@ -42,20 +47,29 @@ def sampler_step_fwd(
     mask: Tensor | None,
     known: Tensor | None,
     known_noise: Tensor | None,
+    threshold: Tensor | None,
     return_prediction: bool,
-) -> tuple[Tensor, Tensor]:
-    """Arithmetic in fp32, or fp64 for an fp64 sample. Returns (x_next like sample, second output or an empty tensor)."""
+    return_corrected: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Arithmetic in fp32, or fp64 for an fp64 sample. Returns (x_next, second, third), like sample or empty tensors."""
     dtype = opmath_dtype(sample.dtype)
     row = table[step].to(dtype)
     c = dict(zip(COLUMNS, row.unbind(), strict=False))
+    past = [h.to(dtype) for h in history]
     x, guided = sample.to(dtype), model_output.to(dtype)
     if uncond is not None:
         guided = uncond.to(dtype) + c["guidance_scale"] * (guided - uncond.to(dtype))
     prediction = c["prediction_sample"] * x + c["prediction_model"] * guided
+    if threshold is not None:
+        prediction = prediction * (1 / threshold.to(dtype)).reshape(-1, *[1] * (sample.dim() - 1))
     prediction = torch.clamp(prediction, c["clip_min"], c["clip_max"])
-    x_next = c["sample"] * x + c["prediction"] * prediction + _take(c["model"], guided)
-    for c_k, h in zip(row[len(COLUMNS) :], history, strict=False):
-        x_next = x_next + c_k * h.to(dtype)
+
+    def combined(of_sample: str, of_prediction: str, of_model: str) -> Tensor:
+        return c[of_sample] * x + c[of_prediction] * prediction + _take(c[of_model], guided)
+
+    x_next = combined("sample", "prediction", "model")
+    for c_k, h in zip(row[len(COLUMNS) :], past, strict=False):
+        x_next = x_next + c_k * h
     if seeds is not None:
         noise = philox_normal(seeds, sample.shape, step)
     if noise is not None:
@@ -68,11 +82,16 @@ def sampler_step_fwd(
         if known_noise is not None:
             keep = keep + c["known_noise"] * known_noise.to(dtype)
         x_next = keep + mask.to(dtype) * (x_next - keep)
-    second = sample.new_empty(0)
+    second, third = sample.new_empty(0), sample.new_empty(0)
     if return_prediction:
-        output = c["output_sample"] * x + c["output_prediction"] * prediction + _take(c["output_model"], guided)
-        second = empty_like_layout(sample).copy_(output)
-    return empty_like_layout(sample).copy_(x_next), second
+        second = combined("output_sample", "output_prediction", "output_model")
+        second = empty_like_layout(sample).copy_(second)
+    if return_corrected:
+        corrected = combined("corrected_sample", "corrected_prediction", "corrected_model")
+        for e_k, h in zip(row[len(COLUMNS) + len(past) :], past, strict=False):
+            corrected = corrected + e_k * h
+        third = empty_like_layout(sample).copy_(corrected)
+    return empty_like_layout(sample).copy_(x_next), second, third
 
 
 def _take(coefficient: Tensor, guided: Tensor) -> Tensor:
@@ -93,7 +112,25 @@ def sampler_step_fwd_fake(
     mask: Tensor | None,
     known: Tensor | None,
     known_noise: Tensor | None,
+    threshold: Tensor | None,
     return_prediction: bool,
-) -> tuple[Tensor, Tensor]:
-    second = empty_like_layout(sample) if return_prediction else sample.new_empty(0)
-    return empty_like_layout(sample), second
+    return_corrected: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    second, third = (
+        empty_like_layout(sample) if wanted else sample.new_empty(0) for wanted in (return_prediction, return_corrected)
+    )
+    return empty_like_layout(sample), second, third
+
+
+def sampler_step_out(*args: Any) -> None:
+    """As :func:`sampler_step_fwd`, into the last three of its arguments: out, and prediction and corrected or None."""
+    out, prediction, corrected = args[-3:]
+    inputs: Any = (*args[:-3], prediction is not None, corrected is not None)
+    results = sampler_step_fwd(*inputs)
+    for target, result in zip((out, prediction, corrected), results, strict=True):
+        if target is not None:
+            target.copy_(result)
+
+
+def sampler_step_out_fake(*args: Any) -> None:
+    """Nothing comes back."""

@@ -1,7 +1,8 @@
 """`sample`: the loop from noise to images, for any model and any solver.
 
 Inside the loop there is the model, one kernel a step and nothing else: no host-device synchronisation, no arithmetic on
-tensors. Coefficients and timesteps are on the device before it begins.
+tensors. Coefficients and timesteps are on the device before it begins, and a step writes over its own sample where nobody
+else holds it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -88,12 +89,19 @@ def sample(
     inpainting = _inpainting(known, mask, shape, place, dtype, source)
     timesteps = torch.tensor(plan.timesteps, device=place)
     for i, t in enumerate(tqdm(plan.timesteps, disable=not progress, unit="step", leave=False)):
-        model_output, uncond = predict(x, timesteps[i].expand(shape[0]))
+        holders = _holders(x)
+        model_output, uncond = predict(x.detach(), timesteps[i].expand(shape[0]))
+        ours = callback is None and x is not noise and _holders(x) == holders  # else the model has kept its input
         drawn = source.step() if plan.draws_noise[i] else {}
-        x = plan.step(model_output, i, x, uncond=uncond, **drawn, **inpainting)  # type: ignore[assignment]
+        x = plan.step(model_output, i, x, uncond=uncond, out=x if ours else None, **drawn, **inpainting)  # type: ignore[assignment]
         if callback is not None:
             callback(i, t, x)
     return x
+
+
+def _holders(x: Tensor) -> int:
+    """How many tensors share the memory of ``x``: the same before and after a model that keeps nothing of it."""
+    return torch._C._storage_Use_Count(x.untyped_storage()._cdata)
 
 
 def _device_of(model: Model) -> torch.device:

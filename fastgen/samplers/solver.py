@@ -47,7 +47,7 @@ class Plan:
         noise: Tensor | None = None,
         seeds: Tensor | Sequence[int] | None = None,
         **kwargs: Any,
-    ) -> Tensor | tuple[Tensor, Tensor]:
+    ) -> Tensor | tuple[Tensor, ...]:
         """Step i of the trajectory: one call of :func:`fastgen.ops.sampler_step`, whose arguments it takes.
 
         Args:

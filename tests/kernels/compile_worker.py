@@ -91,12 +91,14 @@ def _sampler_step(
     shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool, full: bool, table_dtype: torch.dtype
 ) -> None:
     x = _image(shape, dtype, channels_last)
-    table = torch.zeros(2, 20, dtype=table_dtype)
+    table = torch.zeros(2, 27, dtype=table_dtype)
     if full:
         seeds = torch.zeros(shape[0], dtype=torch.int64)
-        sampler_step.sampler_step_fwd(x, x, table, 1, x, [x] * 4, None, seeds, x, x, x, x, True)
+        sampler_step.sampler_step_fwd(
+            x, x, table, 1, x, [x] * 4, None, seeds, x, x, x, x, torch.zeros(shape[0]), True, True
+        )
     else:
-        sampler_step.sampler_step_fwd(x, x, table, 0, None, [], x, None, None, None, None, None, False)
+        sampler_step.sampler_step_fwd(x, x, table, 0, None, [], x, None, None, None, None, None, None, False, False)
 
 
 def cases(arch: int) -> Iterator[tuple[str, Callable[[], None]]]:

@@ -176,7 +176,7 @@ def test_tables_are_checked():
         coefficient_table([{"sample": float("nan")}])
     with pytest.raises(ValueError, match="one entry a row"):
         coefficient_table([{}], history=[[1.0], [2.0]])
-    assert coefficient_table([{}, {}], history=[[1.0, 2.0], [3.0, 4.0]]).shape == (2, 18)
+    assert coefficient_table([{}, {}], history=[[1.0, 2.0], [3.0, 4.0]]).shape == (2, 21)
 
 
 def test_guidance_wrapper_refuses_unequal_conditions():
@@ -186,3 +186,33 @@ def test_guidance_wrapper_refuses_unequal_conditions():
         ClassifierFreeGuidance(model, {"y": torch.zeros(3)}, {"y": torch.zeros(2)})
     with pytest.raises(ValueError, match="equal in both"):
         ClassifierFreeGuidance(model, {"y": 1}, {"y": 2})
+
+
+@pytest.mark.parametrize("keeps", ["nothing", "its input", "a view of it"])
+def test_a_step_writes_over_its_sample_only_where_nobody_holds_it(keeps):
+    kept, copies, places = [], [], []
+
+    def recording(x, t):
+        places.append(x.data_ptr())
+        if keeps != "nothing":
+            kept.append(x if keeps == "its input" else x[:, 1:])
+            copies.append(kept[-1].clone())
+        return 0.1 * x
+
+    start = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
+    before = start.clone()
+    sample(recording, SHAPE, DDPM(), steps=6, noise=start, seeds=[1, 2, 3], progress=False)
+    assert torch.equal(start, before)
+    assert all(torch.equal(a, b) for a, b in zip(kept, copies, strict=True))
+    assert len(set(places)) == (2 if keeps == "nothing" else 6)
+
+
+def test_a_callback_may_keep_what_it_is_given():
+    kept, copies = [], []
+
+    def callback(i, t, x):
+        kept.append(x)
+        copies.append(x.clone())
+
+    sample(model, SHAPE, DDPM(), steps=5, seeds=[1, 2, 3], callback=callback, progress=False)
+    assert all(torch.equal(a, b) for a, b in zip(kept, copies, strict=True))

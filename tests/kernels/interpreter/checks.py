@@ -42,6 +42,15 @@ def on_device(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *args: moved(function(*moved(args, DEVICE)), "cpu")
 
 
+def written(sample: torch.Tensor, *inputs: Any) -> tuple[torch.Tensor, ...]:
+    """What `sampler_step_out` writes into the sample itself, and into memory of two other layouts."""
+    second = torch.zeros(*sample.shape[:-1], 2 * sample.shape[-1], device=sample.device)[..., ::2]
+    third = torch.zeros_like(sample, memory_format=torch.contiguous_format)
+    sample = sample.clone()
+    modules["sampler_step"].sampler_step_out(sample, *inputs, sample, second, third)
+    return sample, second, third
+
+
 modules = {
     name: importlib.import_module(f"fastgen.kernels.{name}") for name in ("group_norm", "philox_normal", "sampler_step")
 }
@@ -51,6 +60,7 @@ kernels = SimpleNamespace(
     group_norm_bwd=on_device(modules["group_norm"].group_norm_bwd),
     philox_normal=on_device(modules["philox_normal"].philox_normal),
     sampler_step_fwd=on_device(modules["sampler_step"].sampler_step_fwd),
+    sampler_step_out=on_device(lambda *args: written(*args)),
 )
 
 # Largest error, relative to the largest value: a few roundings of the arithmetic, then one of the output.
@@ -268,22 +278,22 @@ def test_philox_normal_equals_the_cpu_kernel():
 @pytest.mark.parametrize("shape", [(2, 3, 19, 21), (2, 4, 8, 16), (3, 7), (2,)])
 def test_normals_do_not_depend_on_the_kernel(shape):
     """x = 0 + 1 * noise: the normals drawn inside a step, in either layout, have the bits of `philox_normal`."""
-    table = torch.zeros(4, 16)
+    table = torch.zeros(4, 19)
     table[:, 3] = 1
     seeds = torch.arange(shape[0]) - 1
     expected = kernels.philox_normal(seeds, shape, 3)
     for sample in (torch.zeros(shape), channels_last(torch.zeros(shape)) if len(shape) > 2 else torch.zeros(shape)):
-        arguments = (sample, table, 3, None, [], None, seeds, None, None, None, None, False)
+        arguments = (sample, table, 3, None, [], None, seeds, *[None] * 5, False, False)
         with guarded_outputs():
             drawn = kernels.sampler_step_fwd(sample, *arguments)[0]
         assert torch.equal(drawn, expected)
 
 
 def test_sampler_step_nothing():
-    empty, table = torch.zeros(2, 0, 3), torch.zeros(1, 16)
-    arguments = (empty, table, 0, None, [], None, torch.zeros(2).long(), None, None, None, None, True)
-    first, second = kernels.sampler_step_fwd(empty, *arguments)
-    assert first.shape == second.shape == (2, 0, 3)
+    empty, table = torch.zeros(2, 0, 3), torch.zeros(1, 19)
+    arguments = (empty, table, 0, None, [], None, torch.zeros(2).long(), *[None] * 5, True, True)
+    outputs = kernels.sampler_step_fwd(empty, *arguments)
+    assert all(output.shape == (2, 0, 3) for output in outputs)
     assert kernels.philox_normal(torch.zeros(0).long(), (0, 5), 1).shape == (0, 5)
 
 
@@ -291,9 +301,9 @@ def test_sampler_step_nothing():
 def test_sampler_step_strides(kind):
     generator = torch.Generator().manual_seed(3)
     sample, model, mask = (torch.randn(2, 4, 5, 6, generator=generator) for _ in range(3))
-    table = torch.randn(2, 40, generator=generator)[:, ::2]
+    table = torch.randn(2, 46, generator=generator)[:, ::2]
     table[:, 6], table[:, 7] = -2.0, float("inf")
-    arguments = (model, table, 1, None, [mask], None, torch.tensor([5, 6]), None, mask, model, None, True)
+    arguments = (model, table, 1, None, [mask], None, torch.tensor([5, 6]), None, mask, model, None, None, True, True)
     actual = kernels.sampler_step_fwd(strided(sample)[kind], *arguments)
     expected = step_reference.sampler_step_fwd(strided(sample)[kind].double(), *arguments)
     for a, e in zip(actual, expected, strict=True):
@@ -304,7 +314,15 @@ def test_sampler_step_strides(kind):
 STEP_CASES = {
     "plain": {},
     "guided, noise": {"uncond": 1, "noise": 1},
-    "history, seeds, variance, second": {"uncond": 1, "history": 4, "seeds": 1, "variance": 1, "second": 1},
+    "history, seeds, variance, outputs": {
+        "uncond": 1,
+        "history": 4,
+        "seeds": 1,
+        "variance": 1,
+        "second": 1,
+        "third": 1,
+    },
+    "threshold": {"threshold": 1, "third": 1},
     "inpainting": {"seeds": 1, "mask": 1, "known": 1, "known_noise": 1, "second": 1},
     "inpainting without noise": {"mask": 1, "known": 1},
 }
@@ -324,7 +342,7 @@ def test_sampler_step(case, dtype, layout, shape):
     sample = draw(dtype)
     if layout == "channels_last":
         sample = guarded(channels_last(sample))
-    table = torch.randn(5, 20, generator=generator, dtype=torch.float64)
+    table = torch.randn(5, 27, generator=generator, dtype=torch.float64)
     table[:, 6], table[:, 7] = -1.0, 1.0
     optional = {
         name: draw() if options.get(name) else None
@@ -334,7 +352,9 @@ def test_sampler_step(case, dtype, layout, shape):
     arguments = (
         draw(), table, 3, optional["uncond"], history, optional["noise"],
         torch.arange(5, 5 + shape[0]) if options.get("seeds") else None, optional["variance"], optional["mask"],
-        optional["known"], optional["known_noise"], bool(options.get("second")),
+        optional["known"], optional["known_noise"],
+        torch.linspace(0.5, 2, shape[0]) if options.get("threshold") else None,
+        bool(options.get("second")), bool(options.get("third")),
     )  # fmt: skip
     with guarded_outputs():
         actual = kernels.sampler_step_fwd(sample, *arguments)
@@ -343,18 +363,31 @@ def test_sampler_step(case, dtype, layout, shape):
     assert all(torch.equal(a, b) for a, b in zip(actual, again, strict=True))
     # normals are made in float32, so even a float64 sample carries their rounding
     tolerance = torch.float32 if dtype == torch.float64 and options.get("seeds") else dtype
-    close(actual[0], expected[0], tolerance)
-    assert list(actual[0].stride()) == output_strides(sample)
-    assert actual[1].numel() == (expected[0].numel() if options.get("second") else 0)
-    if options.get("second"):
-        close(actual[1], expected[1], tolerance)
+    for a, e in zip(actual, expected, strict=True):
+        assert a.shape == e.shape
+        if e.numel():
+            close(a, e, tolerance)
+            assert list(a.stride()) == output_strides(sample)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_sampler_step_out(layout):
+    """Into the sample itself, and into memory of other strides."""
+    generator = torch.Generator().manual_seed(4)
+    sample, model = (torch.randn(2, 4, 9, 7, generator=generator) for _ in range(2))
+    sample = channels_last(sample) if layout == "channels_last" else sample
+    table = torch.randn(2, 21, generator=generator)
+    table[:, 6], table[:, 7] = -1.0, 1.0
+    inputs = (model, table, 1, None, [model], None, torch.tensor([5, 6]), *[None] * 5)
+    expected = kernels.sampler_step_fwd(sample, *inputs, True, True)
+    assert all(torch.equal(a, e) for a, e in zip(kernels.sampler_step_out(sample, *inputs), expected, strict=True))
 
 
 def test_reasons_are_sentences():
     x, byte = torch.zeros(1, 1), torch.zeros(1, 1, dtype=torch.uint8)
 
     def step(model, history):
-        arguments = (x, model, x, 0, None, history, None, None, None, None, None, None, False)
+        arguments = (x, model, x, 0, None, history, *[None] * 7, False, False)
         return modules["sampler_step"].reasons("sampler_step_fwd", *arguments)
 
     assert step(x, [x] * 9) == ["the kernel takes at most 8 history tensors, got 9"]
