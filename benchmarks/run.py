@@ -13,7 +13,7 @@ import torch
 
 from . import compare, machine, report, results
 from .cases import Case, Workload, collect
-from .timing import clock_for, interleave, paired_ratio, quartiles
+from .timing import clock_for, interleave, keep_memory, paired_ratio, quartiles
 from .verify import Check
 
 # Seconds: of timed rounds a case, and of the whole run. Past the share of the budget below no new compilation starts, and past
@@ -120,6 +120,7 @@ def run(args: argparse.Namespace) -> results.Document:
     seconds = args.seconds if args.seconds is not None else preset["seconds"]
     budget = args.budget if args.budget is not None else preset["budget"]
 
+    memory_kept = keep_memory()
     cases, notes = collect(device, args.full, args.cases)
     limits: dict[str, Any] = {"gemm_start": machine.gemm_rates(device)}
     load_start = machine.load_average()
@@ -148,7 +149,7 @@ def run(args: argparse.Namespace) -> results.Document:
         "threads": torch.get_num_threads(),
         "settings": {
             "full": args.full, "cases": args.cases, "seconds": seconds, "budget": budget, "compile": not args.no_compile,
-            "min_rounds": MIN_ROUNDS, "wall_seconds": round(time.monotonic() - started, 1),
+            "min_rounds": MIN_ROUNDS, "memory_kept": memory_kept, "wall_seconds": round(time.monotonic() - started, 1),
         },
         "limits": limits,
         "notes": notes,

@@ -4,6 +4,7 @@ A slow moment of the machine hits all providers of its round, so the ratio withi
 medians. Short calls are repeated inside a sample until it is long enough for the clock.
 """
 
+import ctypes
 import gc
 import math
 import statistics
@@ -16,6 +17,7 @@ import torch
 
 SAMPLE_SECONDS = 5e-4  # a sample repeats its call until it lasts this long: 10,000 times the clock's resolution
 MAX_ITERATIONS = 2000
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 L2_FLUSH_BYTES = 256 * 2**20  # several times the L2 cache of any GPU of today
 
 Calls = Mapping[str, Callable[[], Any]]
@@ -156,6 +158,19 @@ def interleave(
         if collecting:
             gc.enable()
     return _transpose(rounds), iterations
+
+
+def keep_memory() -> bool:
+    """Tell glibc not to give freed memory back to the system, for all providers alike; whether it could be told.
+
+    Otherwise a large output costs thousands of page faults for whichever provider comes after one that freed much: the order
+    of a round would decide, by a factor of up to four.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    return all(mallopt(option, 2**31 - 1) for option in (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD))
 
 
 def _transpose(rounds: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:

@@ -86,6 +86,9 @@ def main() -> int:
 
     if args.threads:
         torch.set_num_threads(args.threads)
+    from benchmarks.timing import keep_memory
+
+    keep_memory()
     answers = sys.stdout
     sys.stdout = sys.stderr  # whatever a library prints must not mix with the answers
     session = Session(args.device)

@@ -163,6 +163,7 @@ def _into(
     return targets[0] if wanted == 1 else targets
 
 
+_TABLE_DTYPES = frozenset({torch.float32, torch.float64})
 _forward: Any = torch.ops.fastgen.sampler_step_fwd.default
 
 
@@ -207,17 +208,18 @@ def _check_threshold(threshold: Tensor, sample: Tensor) -> None:
 
 
 def _check_table(table: Tensor, step: int, sample: Tensor, num_history: int) -> None:
-    if not isinstance(table, Tensor) or table.dtype not in (torch.float32, torch.float64):
+    if not isinstance(table, Tensor) or table.dtype not in _TABLE_DTYPES:
         raise TypeError(f"sampler_step: table must be a float32 or float64 tensor, got {_kind(table)}")
-    if table.dim() != 2 or table.shape[1] < len(COLUMNS) + num_history:
+    shape = table.shape
+    if len(shape) != 2 or shape[1] < len(COLUMNS) + num_history:
         fail(
             "sampler_step",
             f"table must be [steps, >= {len(COLUMNS)} + {num_history} of the history], got {shape_of(table)}",
         )
     if table.device != sample.device:
         fail("sampler_step", f"table must be on the device of sample ({sample.device}), got {table.device}")
-    if not 0 <= step < table.shape[0]:
-        raise IndexError(f"sampler_step: step must be in [0, {table.shape[0]}), got {step}")
+    if not 0 <= step < shape[0]:
+        raise IndexError(f"sampler_step: step must be in [0, {shape[0]}), got {step}")
 
 
 def _differentiable(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
