@@ -1,0 +1,475 @@
+"""Stand-ins that live on the discrete schedule of alpha_bar: DDPM, DDIM and its inverse, LCM, TCD, PNDM, RePaint."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...ops import sampler_step
+from ..formulas import ddim as _ddim
+from ..formulas import ddpm as _ddpm
+from ..formulas import multistep as _multistep
+from ..noise import Generators, draw_normal
+from ..path import Path
+from ..plan import Plan
+from ..prediction import Prediction
+from ..table import coefficient_table
+from ..trace import Trace
+from .noise_levels import SPACINGS, make_betas, spaced_timesteps
+from .scheduler import LazyTuple, Scheduler, SchedulerOutput, Timestep, combine, to_timesteps
+
+BETAS: dict[str, Any] = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "trained_betas": None,
+}
+THRESHOLDING: dict[str, Any] = {"thresholding": False, "dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0}
+KARRAS_FAMILY = (
+    "DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "LMSDiscreteScheduler", "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler", "EulerAncestralDiscreteScheduler", "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler",
+    "DEISMultistepScheduler", "UniPCMultistepScheduler", "DPMSolverSDEScheduler", "EDMEulerScheduler",
+)  # fmt: skip
+
+
+class DiscreteScheduler(Scheduler):
+    """Base: betas, alphas and alphas_cumprod, as attributes too."""
+
+    _compatible_names = KARRAS_FAMILY
+
+    def _setup(self) -> None:
+        self.betas = make_betas(self.config)
+        self.alphas = 1.0 - self.betas
+        self.alphas_cumprod = torch.cumprod(self.alphas, dim=0)
+        self.one = torch.tensor(1.0)
+        self.init_noise_sigma = 1.0
+        set_alpha_to_one = self.config.get("set_alpha_to_one", True)
+        self.final_alpha_cumprod = torch.tensor(1.0) if set_alpha_to_one else self.alphas_cumprod[0]
+        self.timesteps = torch.arange(len(self.betas) - 1, -1, -1)
+        self._restart()
+
+    def _marginal(self, t: int) -> tuple[float, float]:
+        """(alpha, sigma) at a timestep; below 0 those of the end."""
+        if t >= len(self.alphas_cumprod):
+            raise ValueError(f"timestep {t} is past the schedule of {len(self.alphas_cumprod)}")
+        bar = float(self.alphas_cumprod[t] if t >= 0 else self.final_alpha_cumprod)
+        return math.sqrt(bar), math.sqrt(1 - bar)
+
+    def _path(self, timesteps: Sequence[int], following: Sequence[int]) -> Path:
+        levels = [self._marginal(int(t)) for t in timesteps]
+        ends = [self._marginal(int(t)) for t in following]
+        if any(abs(a[0] - b[0]) > 0 for a, b in zip(levels[1:], ends[:-1], strict=True)):
+            raise ValueError("the steps of a path follow each other")
+        alphas, sigmas = zip(*levels, ends[-1], strict=True)
+        return Path([int(t) for t in timesteps], alphas, sigmas)
+
+    def _set(self, timesteps: np.ndarray, device: Any) -> None:
+        self.timesteps = to_timesteps(timesteps, device, torch.int64)
+        self._restart()
+
+    def _check_steps(self, steps: int) -> None:
+        total = self.config["num_train_timesteps"]
+        if isinstance(steps, bool) or int(steps) != steps or not 1 <= steps <= total:
+            raise ValueError(f"num_inference_steps must be in [1, {total}], the length of the schedule, got {steps}")
+
+    def _marginals(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        bars = self.alphas_cumprod.to(timesteps.device)[timesteps].double()
+        return bars.sqrt(), (1 - bars).sqrt()
+
+    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """alpha eps - sigma x0, what a v-prediction model is trained on; arguments as of `add_noise`."""
+        alpha, sigma = (m.to(sample.dtype) for m in self._marginals(torch.atleast_1d(timesteps)))
+        return combine(alpha, noise, -sigma, sample)
+
+
+def _check_descending(timesteps: Sequence[int], total: int) -> np.ndarray:
+    values = np.array(timesteps, dtype=np.int64)
+    if (np.diff(values) >= 0).any():
+        raise ValueError(f"timesteps must be descending, got {values.tolist()}")
+    if values[0] >= total:
+        raise ValueError(f"timesteps must begin below num_train_timesteps = {total}, got {values[0]}")
+    return values
+
+
+class DDPMScheduler(DiscreteScheduler):
+    """Ancestral sampling (Ho et al. 2020); see :class:`fastgen.samplers.DDPM`.
+
+    ``variance_type="learned"`` takes the model's second half for log sigma^2, as the code of the paper does, where diffusers takes
+    its square root; ``"fixed_large_log"`` is the variance of ``"fixed_large"``, where diffusers returns NaN.
+    """
+
+    defaults = {
+        **BETAS, "variance_type": "fixed_small", "clip_sample": True, "prediction_type": "epsilon", **THRESHOLDING,
+        "clip_sample_range": 1.0, "timestep_spacing": "leading", "steps_offset": 0, "rescale_betas_zero_snr": False,
+    }  # fmt: skip
+    second_output = "pred_original_sample"
+    needs_set_timesteps = False
+    stateless = True
+
+    def _setup(self) -> None:
+        super()._setup()
+        types = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range")
+        if self.config["variance_type"] not in types:
+            raise ValueError(f"variance_type must be one of {types}, got {self.config['variance_type']!r}")
+        self.variance_type = self.config["variance_type"]
+        self.custom_timesteps = False
+
+    def set_timesteps(
+        self, num_inference_steps: int | None = None, device: Any = None, timesteps: Sequence[int] | None = None
+    ) -> None:
+        if (num_inference_steps is None) == (timesteps is None):
+            raise ValueError("give num_inference_steps or timesteps, and not both")
+        self.custom_timesteps = timesteps is not None
+        if timesteps is not None:
+            self._set(_check_descending(timesteps, self.config["num_train_timesteps"]), device)
+            return
+        self._check_steps(num_inference_steps)  # type: ignore[arg-type]
+        self.num_inference_steps = num_inference_steps
+        self._set(spaced_timesteps(self.config, num_inference_steps), device)  # type: ignore[arg-type]
+
+    def previous_timestep(self, timestep: Timestep) -> int:
+        """The timestep after this one on the way to the image, -1 after the last."""
+        return int([*self._values, -1][self.index_for_timestep(timestep) + 1])
+
+    def _learns_variance(self) -> bool:
+        return str(self.config["variance_type"]).startswith("learned")
+
+    def _trace(self, trace: Trace, start: int, **options: Any) -> None:
+        values = [int(t) for t in self._values[start:]]
+        _ddpm.ddpm(trace, self._path(values, [*values[1:], -1]), variance_type=self.config["variance_type"])
+
+    def step(
+        self, model_output: Tensor, timestep: Timestep, sample: Tensor, generator: Generators = None, return_dict: bool = True,
+        *, seeds: Tensor | Sequence[int] | None = None,
+    ) -> Any:  # fmt: skip
+        return self._advance(
+            model_output, timestep, sample, generator=generator, seeds=seeds, return_dict=return_dict
+        )
+
+
+class DDIMScheduler(DiscreteScheduler):
+    """Implicit sampling (Song et al. 2021); see :class:`fastgen.samplers.DDIM`."""
+
+    defaults = {
+        **BETAS, "clip_sample": True, "set_alpha_to_one": True, "steps_offset": 0, "prediction_type": "epsilon", **THRESHOLDING,
+        "clip_sample_range": 1.0, "timestep_spacing": "leading", "rescale_betas_zero_snr": False,
+    }  # fmt: skip
+    second_output = "pred_original_sample"
+    stateless = True
+
+    def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
+        self._check_steps(num_inference_steps)
+        self.num_inference_steps = num_inference_steps
+        self._set(spaced_timesteps(self.config, num_inference_steps), device)
+
+    def _trace(self, trace: Trace, start: int, **options: Any) -> None:
+        _stepwise_ddim(self, trace, start, **options)
+
+    def step(
+        self, model_output: Tensor, timestep: Timestep, sample: Tensor, eta: float = 0.0, use_clipped_model_output: bool = False,
+        generator: Generators = None, variance_noise: Tensor | None = None, return_dict: bool = True,
+        *, seeds: Tensor | Sequence[int] | None = None,
+    ) -> Any:  # fmt: skip
+        if variance_noise is not None and generator is not None:
+            raise ValueError("give generator or variance_noise, not both")
+        return self._advance(
+            model_output, timestep, sample, generator=generator, noise=variance_noise, seeds=seeds, return_dict=return_dict,
+            eta=eta, use_clipped_model_output=use_clipped_model_output,
+        )  # fmt: skip
+
+
+def _stepwise_ddim(scheduler: DiscreteScheduler, trace: Trace, start: int, **options: Any) -> None:
+    """Each timestep's own step, `num_train_timesteps // num_inference_steps` down: with some spacings that is not quite where the
+    next one begins."""
+    stride = scheduler.config["num_train_timesteps"] // (scheduler.num_inference_steps or 1)
+    x = None
+    for t in scheduler._values[start:]:
+        (alpha, sigma), (alpha_next, sigma_next) = scheduler._marginal(int(t)), scheduler._marginal(int(t) - stride)
+        x = _ddim.ddim_step(trace, x, (t, alpha, sigma), (alpha_next, sigma_next), **options)
+    trace.finish(x, alpha_next, sigma_next)  # type: ignore[arg-type]
+
+
+class DDIMInverseScheduler(DiscreteScheduler):
+    """DDIM from image to noise (as diffusers' pix2pix-zero pipeline inverts)."""
+
+    defaults = {
+        **BETAS, "clip_sample": True, "set_alpha_to_one": True, "steps_offset": 0, "prediction_type": "epsilon",
+        "clip_sample_range": 1.0, "timestep_spacing": "leading", "rescale_betas_zero_snr": False,
+    }  # fmt: skip
+    second_output = "pred_original_sample"
+    stateless = True
+
+    def _setup(self) -> None:
+        super()._setup()
+        self.initial_alpha_cumprod = self.final_alpha_cumprod
+        self.timesteps = torch.arange(len(self.betas))
+        self._restart()
+
+    def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
+        self._check_steps(num_inference_steps)
+        if self.config["timestep_spacing"] == "linspace":
+            raise ValueError(f"timestep_spacing must be one of {SPACINGS[1:]}, got 'linspace'")
+        self.num_inference_steps = num_inference_steps
+        self._set(spaced_timesteps(self.config, num_inference_steps)[::-1], device)
+
+    def _trace(self, trace: Trace, start: int, **options: Any) -> None:
+        total = self.config["num_train_timesteps"]
+        stride = total // (self.num_inference_steps or 1)
+        x = None
+        for t in self._values[start:]:
+            here, there = self._marginal(min(int(t) - stride, total - 1)), self._marginal(int(t))
+            x = _ddim.ddim_step(trace, x, (t, *here), there)
+        trace.finish(x, *there)  # type: ignore[arg-type]
+
+    def step(self, model_output: Tensor, timestep: Timestep, sample: Tensor, return_dict: bool = True) -> Any:
+        return self._advance(model_output, timestep, sample, return_dict=return_dict)
+
+
+DISTILLED = {
+    "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
+    "trained_betas": None, "original_inference_steps": 50, "clip_sample": False, "clip_sample_range": 1.0,
+    "set_alpha_to_one": True, "steps_offset": 0, "prediction_type": "epsilon", **THRESHOLDING, "timestep_spacing": "leading",
+    "timestep_scaling": 10.0, "rescale_betas_zero_snr": False,
+}  # fmt: skip
+
+
+class DistilledScheduler(DiscreteScheduler):
+    """Base of LCM and TCD: the timesteps are a subset of those the model was distilled on."""
+
+    _compatible_names = ()
+
+    def _origin(self, original_inference_steps: int | None, strength: float) -> np.ndarray:
+        total = self.config["num_train_timesteps"]
+        original = original_inference_steps or self.config["original_inference_steps"]
+        if original > total:
+            raise ValueError(f"original_inference_steps must be at most num_train_timesteps = {total}, got {original}")
+        return np.arange(1, int(original * strength) + 1) * (total // original) - 1
+
+    def set_timesteps(
+        self, num_inference_steps: int | None = None, device: Any = None, original_inference_steps: int | None = None,
+        timesteps: Sequence[int] | None = None, strength: float = 1.0,
+    ) -> None:  # fmt: skip
+        if (num_inference_steps is None) == (timesteps is None):
+            raise ValueError("give num_inference_steps or timesteps, and not both")
+        if timesteps is not None:
+            values = _check_descending(timesteps, self.config["num_train_timesteps"])
+            self.num_inference_steps = len(values)
+            keep = min(int(len(values) * strength), len(values))
+            self._set(values[max(len(values) - keep, 0) :], device)
+            return
+        origin = self._origin(original_inference_steps, strength)[::-1].copy()
+        self._check_steps(num_inference_steps)  # type: ignore[arg-type]
+        if num_inference_steps > len(origin):  # type: ignore[operator]
+            raise ValueError(
+                f"num_inference_steps must be at most {len(origin)} (original_inference_steps x strength), "
+                f"got {num_inference_steps}"
+            )
+        self.num_inference_steps = num_inference_steps
+        chosen = np.floor(np.linspace(0, len(origin), num=num_inference_steps, endpoint=False)).astype(np.int64)  # type: ignore[call-overload]
+        self._set(origin[chosen], device)
+
+    def _following_path(self, start: int, end: int) -> Path:
+        values = [int(t) for t in self._values[start:]]
+        return self._path(values, [*values[1:], end])
+
+
+class LCMScheduler(DistilledScheduler):
+    """Latent consistency models (Luo et al. 2023)."""
+
+    defaults = DISTILLED
+    second_output = "denoised"
+
+    def _trace(self, trace: Trace, start: int, **options: Any) -> None:
+        path = self._following_path(start, int(self._values[-1]))
+        _ddim.lcm(trace, path, timestep_scaling=self.config["timestep_scaling"])
+
+    def _second(self, plan: Plan, i: int, model_output: Tensor, sample: Tensor) -> Any:
+        c_skip, c_out = _ddim.lcm_boundary(self._values[self._start + i], self.config["timestep_scaling"])
+        return lambda: c_out * plan.predicted_sample(model_output, i, sample) + c_skip * sample
+
+    def step(
+        self, model_output: Tensor, timestep: Timestep, sample: Tensor, generator: Generators = None, return_dict: bool = True,
+        *, seeds: Tensor | Sequence[int] | None = None,
+    ) -> Any:  # fmt: skip
+        return self._advance(
+            model_output, timestep, sample, generator=generator, seeds=seeds, return_dict=return_dict
+        )
+
+
+class TCDScheduler(DistilledScheduler):
+    """Trajectory consistency distillation (Zheng et al. 2024)."""
+
+    defaults = DISTILLED
+    second_output = "pred_noised_sample"
+
+    def _origin(self, original_inference_steps: int | None, strength: float) -> np.ndarray:
+        if original_inference_steps is None:
+            return super()._origin(None, strength)
+        return np.arange(int(self.config["num_train_timesteps"] * strength))
+
+    def _prediction(self) -> Prediction:
+        return Prediction(prediction_type=self.config["prediction_type"])  # diffusers' does not clip
+
+    def _between(self, start: int, eta: float) -> list[tuple[float, float]]:
+        following = [*self._values[start + 1 :], 0]
+        return [self._marginal(math.floor((1 - eta) * t)) for t in following]
+
+    def _trace(self, trace: Trace, start: int, *, eta: float = 0.3) -> None:  # type: ignore[override]
+        _ddim.tcd(trace, self._following_path(start, 0), self._between(start, eta), eta=eta)
+        self._eta = eta
+
+    def _second(self, plan: Plan, i: int, model_output: Tensor, sample: Tensor) -> Any:
+        index = self._start + i
+        (alpha, sigma), (alpha_s, sigma_s) = self._marginal(int(self._values[index])), self._between(index, self._eta)[0]
+
+        def predict() -> Tensor:
+            clean = plan.predicted_sample(model_output, i, sample)
+            return (alpha_s - sigma_s * alpha / sigma) * clean + sigma_s / sigma * sample
+
+        return predict
+
+    def step(
+        self, model_output: Tensor, timestep: Timestep, sample: Tensor, eta: float = 0.3, generator: Generators = None,
+        return_dict: bool = True, *, seeds: Tensor | Sequence[int] | None = None,
+    ) -> Any:  # fmt: skip
+        if not 0 <= eta <= 1:
+            raise ValueError(f"eta must be in [0, 1], got {eta}")
+        return self._advance(
+            model_output, timestep, sample, generator=generator, seeds=seeds, return_dict=return_dict, eta=eta
+        )
+
+
+class PNDMScheduler(DiscreteScheduler):
+    """Pseudo numerical methods (Liu et al. 2022)."""
+
+    defaults = {
+        **BETAS, "skip_prk_steps": False, "set_alpha_to_one": False, "prediction_type": "epsilon",
+        "timestep_spacing": "leading", "steps_offset": 0,
+    }  # fmt: skip
+
+    def _setup(self) -> None:
+        super()._setup()
+        if self.config["prediction_type"] not in ("epsilon", "v_prediction"):
+            raise ValueError(
+                f"prediction_type must be 'epsilon' or 'v_prediction' for PNDM, got {self.config['prediction_type']!r}"
+            )
+
+    def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
+        self._check_steps(num_inference_steps)
+        self.num_inference_steps = num_inference_steps
+        up = spaced_timesteps(self.config, num_inference_steps)[::-1]
+        if self.config["skip_prk_steps"]:
+            self.prk_timesteps = np.array([], dtype=np.int64)
+            self.plms_timesteps = np.concatenate([up[:-1], up[-2:-1], up[-1:]])[::-1].copy()
+        else:
+            if num_inference_steps < 4:
+                raise ValueError(f"num_inference_steps must be at least 4 with skip_prk_steps=False, got {num_inference_steps}")
+            half = self.config["num_train_timesteps"] // num_inference_steps // 2
+            pairs = np.array(up[-4:]).repeat(2) + np.tile(np.array([0, half]), 4)
+            self.prk_timesteps = pairs[:-1].repeat(2)[1:-1][::-1].copy()
+            self.plms_timesteps = up[:-3][::-1].copy()
+        self._set(np.concatenate([self.prk_timesteps, self.plms_timesteps]).astype(np.int64), device)
+
+    def index_for_timestep(self, timestep: Timestep, schedule_timesteps: Tensor | None = None) -> int:
+        """Timesteps repeat in the warm-up: the first place is where a trajectory begins."""
+        place = self._place_in_memory(timestep)
+        if place is not None:
+            return place
+        value = int(timestep)
+        if value not in self._values:
+            raise ValueError(f"timestep {value} is not in the schedule {[int(t) for t in self._values]}")
+        return self._values.index(value)
+
+    def _trace(self, trace: Trace, start: int, **options: Any) -> None:
+        stride = self.config["num_train_timesteps"] // (self.num_inference_steps or 1)
+        values = [int(t) for t in self._values]
+        if self.config["skip_prk_steps"]:
+            _multistep.pndm_plms(trace, values, self._marginal, stride, start=start)
+        elif start == 0:
+            warm_up = len(self.prk_timesteps)
+            _multistep.pndm_prk(trace, values[:warm_up], values[warm_up:], self._marginal, stride)
+        else:
+            raise ValueError("a trajectory that begins later (image to image) needs skip_prk_steps=True")
+
+    def step(self, model_output: Tensor, timestep: Timestep, sample: Tensor, return_dict: bool = True) -> Any:
+        return self._advance(model_output, timestep, sample, return_dict=return_dict)
+
+
+class RePaintScheduler(DiscreteScheduler):
+    """Inpainting by resampling (Lugmayr et al. 2022)."""
+
+    defaults = {**{k: v for k, v in BETAS.items() if k != "trained_betas"}, "eta": 0.0, "trained_betas": None, "clip_sample": True}
+    _compatible_names = ()
+    second_output = "pred_original_sample"
+    stateless = True
+
+    def _setup(self) -> None:
+        super()._setup()
+        self.eta = self.config["eta"]
+        self._masks: tuple[Tensor, int, Tensor] | None = None
+
+    def set_timesteps(
+        self, num_inference_steps: int, jump_length: int = 10, jump_n_sample: int = 10, device: Any = None
+    ) -> None:
+        total = self.config["num_train_timesteps"]
+        steps = self.num_inference_steps = min(total, num_inference_steps)
+        jumps = {j: jump_n_sample - 1 for j in range(0, steps - jump_length, jump_length)}
+        values, t = [], steps
+        while t >= 1:
+            t -= 1
+            values.append(t)
+            if jumps.get(t, 0) > 0:
+                jumps[t] -= 1
+                values += range(t + 1, t + jump_length + 1)
+                t += jump_length
+        self._set(np.array(values) * (total // steps), device)
+
+    def index_for_timestep(self, timestep: Timestep, schedule_timesteps: Tensor | None = None) -> int:
+        """The row of a timestep: of all its visits the first, their steps are the same."""
+        value = int(timestep)
+        if value not in self._values:
+            raise ValueError(f"timestep {value} is not in the schedule")
+        return self._values.index(value)
+
+    def _trace(self, trace: Trace, start: int, **options: Any) -> None:
+        _stepwise_ddim(self, trace, start, eta=self.config["eta"], always_draw=True)
+
+    def step(
+        self, model_output: Tensor, timestep: Timestep, sample: Tensor, original_image: Tensor, mask: Tensor,
+        generator: Generators = None, return_dict: bool = True,
+    ) -> Any:  # fmt: skip
+        """``mask`` is 1 where ``original_image`` is known; both broadcast to ``sample``."""
+        noise = draw_normal(model_output.shape, generator, model_output.device, model_output.dtype)
+        index = self.index_for_timestep(timestep)
+        plan = self._plan(0, sample, {})
+        self._start = 0
+        known = {"known": original_image.to(sample.dtype), "mask": self._inverse(mask, sample), "known_noise": noise}
+        following = plan.step(model_output, index, sample, noise=noise, **known)
+        output = SchedulerOutput(following, self._second(plan, index, model_output, sample), "pred_original_sample")
+        return output if return_dict else LazyTuple(output)
+
+    def _inverse(self, mask: Tensor, sample: Tensor) -> Tensor:
+        if self._masks is None or self._masks[0] is not mask or self._masks[1] != mask._version:
+            self._masks = mask, mask._version, (1 - mask.to(sample.dtype)).expand(sample.shape).contiguous()
+        return self._masks[2]
+
+    def undo_step(self, sample: Tensor, timestep: Timestep, generator: Generators = None) -> Tensor:
+        """Back up one stride of the schedule, noise drawn for each of its timesteps."""
+        stride = self.config["num_train_timesteps"] // (self.num_inference_steps or 1)
+        rows = [{"sample": math.sqrt(1 - b), "noise": math.sqrt(b)} for b in self.betas.double().tolist()]
+        key = ("undo", sample.device, sample.dtype == torch.float64)
+        if key not in self._plans:
+            table = coefficient_table(rows).to(sample.device, torch.float64 if key[2] else torch.float32)
+            self._plans[key] = table  # type: ignore[assignment]
+        for t in range(int(timestep), int(timestep) + stride):
+            noise = draw_normal(sample.shape, generator, sample.device, sample.dtype)
+            sample = sampler_step(sample, sample, self._plans[key], t, noise=noise)  # type: ignore[arg-type, assignment]
+        return sample
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        raise ValueError("RePaint has no training noise of its own: use DDPMScheduler.add_noise")
