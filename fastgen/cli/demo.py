@@ -13,7 +13,7 @@ from tqdm import tqdm
 from ..data import IMAGE_SHAPE, NUM_CLASSES
 from ..models import UNet
 from ..nn import PlainGroupNorm
-from ..samplers import DDIM, DDPM, ClassifierFreeGuidance, Plan, Solver, draw_normal, squared_cosine_betas
+from ..samplers import DDIM, DDPM, ClassifierFreeGuidance, DiscreteSolver, Plan, draw_normal, squared_cosine_betas
 from ._demo_pictures import draw_grid, draw_trajectory
 from ._demo_report import Comparison, Side, print_report, write_report
 from ._digit_scores import DigitJudge
@@ -48,7 +48,10 @@ def run(args: argparse.Namespace) -> int:
     judge = DigitJudge()
     labels = torch.arange(NUM_CLASSES).repeat_interleave(PER_CLASS)
     betas = squared_cosine_betas()
-    solvers: dict[str, Solver] = {"DDIM": DDIM(betas=betas, use_clipped_model_output=True), "DDPM": DDPM(betas=betas)}
+    solvers: dict[str, DiscreteSolver] = {
+        "DDIM": DDIM(betas=betas, use_clipped_model_output=True),
+        "DDPM": DDPM(betas=betas),
+    }
     comparisons = [_compare(name, solver, args.steps or STEPS[name], args, labels) for name, solver in solvers.items()]
     scores = {c.name: judge.recognised(c.fused.images, labels) for c in comparisons}
     held_out = judge.held_out_recognised()
@@ -72,13 +75,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 @torch.no_grad()
-def _compare(name: str, solver: Solver, steps: int, args: argparse.Namespace, labels: Tensor) -> Comparison:
+def _compare(name: str, solver: DiscreteSolver, steps: int, args: argparse.Namespace, labels: Tensor) -> Comparison:
     """Both trajectories at once, step by step, in turns, so that neither has the quieter machine."""
     n, shape = len(labels), (len(labels), *IMAGE_SHAPE)
     plain_model = UNet.load(args.weights, norm=PlainGroupNorm)
     fused_model = UNet.load(args.weights)
     plan = solver.plan(steps, guidance_scale=GUIDANCE_SCALE).to("cpu")
-    plain_sampler = PlainSampler(name.lower(), solver.betas, plan.timesteps, GUIDANCE_SCALE)
+    plain_sampler = PlainSampler(name.lower(), solver.betas, [int(t) for t in plan.timesteps], GUIDANCE_SCALE)
     null = {"y": torch.full((n,), fused_model.null_label or 0)}
     plain_guided = ClassifierFreeGuidance(plain_model, {"y": labels}, null)
     fused_guided = ClassifierFreeGuidance(fused_model, {"y": labels}, null)

@@ -1,26 +1,66 @@
-"""Noise schedules, solvers, guidance and the loop. A solver is a way of filling a table that one kernel executes."""
+"""Noise schedules, solvers, guidance and the loop. A solver is a formula; traced once, it is a table that one kernel executes.
 
+Stand-ins for other people's samplers are in ``fastgen.samplers.diffusers`` and ``fastgen.samplers.k_diffusion``.
+"""
+
+from . import diffusers, k_diffusion
+from .brownian import BrownianTree
 from .ddim import DDIM
 from .ddpm import DDPM
+from .diffusers import from_diffusers
 from .guidance import ClassifierFreeGuidance
 from .loop import sample
 from .noise import draw_normal
-from .schedules import alphas_cumprod, linear_betas, scaled_linear_betas, squared_cosine_betas, timestep_spacing
-from .solver import Plan, Solver
+from .path import Path
+from .plan import Plan
+from .prediction import Prediction
+from .schedules import (
+    alphas_cumprod,
+    flow_shift,
+    linear_betas,
+    scaled_linear_betas,
+    sigmoid_betas,
+    spaced_sigmas,
+    squared_cosine_betas,
+    timestep_spacing,
+    zero_terminal_snr,
+)
+from .solver import DiscreteSolver, EDMSolver, FlowSolver, SigmaSolver, Solver
+from .solvers import (
+    DEIS,
+    DPM2,
+    LCM,
+    LMS,
+    PNDM,
+    SOLVERS,
+    TCD,
+    Consistency,
+    DPM2Ancestral,
+    DPMSolverPP,
+    DPMSolverPP2SAncestral,
+    DPMSolverPPMultistepSDE,
+    DPMSolverPPSDE,
+    EDMDPMSolverPP,
+    EDMEuler,
+    EDMHeun,
+    Euler,
+    EulerAncestral,
+    FlowEuler,
+    FlowHeun,
+    Heun,
+    SASolver,
+    UniPC,
+    make_solver,
+)
 from .table import coefficient_table
+from .trace import Linear, Trace
 
 __all__ = [
-    "DDIM",
-    "DDPM",
-    "ClassifierFreeGuidance",
-    "Plan",
-    "Solver",
-    "alphas_cumprod",
-    "coefficient_table",
-    "draw_normal",
-    "linear_betas",
-    "sample",
-    "scaled_linear_betas",
-    "squared_cosine_betas",
-    "timestep_spacing",
-]
+    "DDIM", "DDPM", "DEIS", "DPM2", "LCM", "LMS", "PNDM", "SOLVERS", "TCD", "BrownianTree", "ClassifierFreeGuidance",
+    "Consistency", "DPM2Ancestral", "DPMSolverPP", "DPMSolverPP2SAncestral", "DPMSolverPPMultistepSDE", "DPMSolverPPSDE",
+    "DiscreteSolver", "EDMDPMSolverPP", "EDMEuler", "EDMHeun", "EDMSolver", "Euler", "EulerAncestral", "FlowEuler", "FlowHeun",
+    "FlowSolver", "Heun", "Linear", "Path", "Plan", "Prediction", "SASolver", "SigmaSolver", "Solver", "Trace", "UniPC",
+    "alphas_cumprod", "coefficient_table", "diffusers", "draw_normal", "flow_shift", "from_diffusers", "k_diffusion",
+    "linear_betas", "make_solver", "sample", "scaled_linear_betas", "sigmoid_betas", "spaced_sigmas", "squared_cosine_betas",
+    "timestep_spacing", "zero_terminal_snr",
+]  # fmt: skip

@@ -12,9 +12,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .brownian import BrownianTree
 from .guidance import ClassifierFreeGuidance, Model
 from .noise import Generators, NoiseSource
-from .solver import Solver
+from .plan import Plan
+from .solver import Solver, on_device
+from .solvers import make_solver
+from .trace import Symbol
 
 Callback = Callable[[int, int, Tensor], None]
 
@@ -23,7 +27,7 @@ Callback = Callable[[int, int, Tensor], None]
 def sample(
     model: Model,
     shape: Sequence[int],
-    solver: Solver,
+    solver: Solver | str = "dpmpp_2m",
     *,
     steps: int,
     seeds: Tensor | Sequence[int] | None = None,
@@ -33,6 +37,7 @@ def sample(
     model_kwargs: Mapping[str, Any] | None = None,
     uncond_kwargs: Mapping[str, Any] | None = None,
     noise: Tensor | None = None,
+    brownian: bool = False,
     known: Tensor | None = None,
     mask: Tensor | None = None,
     callback: Callback | None = None,
@@ -43,10 +48,10 @@ def sample(
     """Draw samples.
 
     Args:
-        model: ``model(x, t, **kwargs)`` with x [N, C, *] and t [N] int64, returning the prediction, [N, C, *] or, for a
-            solver with learned variance, [N, 2C, *].
+        model: ``model(x, t, **kwargs)`` with x [N, C, *] and t [N] (int64, or float32 where a solver looks between timesteps),
+            returning the prediction, [N, C, *] or, for a solver with learned variance, [N, 2C, *].
         shape: [N, C, *].
-        solver: say ``DDIM(betas=squared_cosine_betas())``.
+        solver: say ``DDIM(betas=squared_cosine_betas())``, or a name of :data:`fastgen.samplers.SOLVERS` for its defaults.
         steps: of the trajectory.
         seeds: N integers. The fused mode: all noise is drawn in the kernel, and an image depends on its seed alone.
         generator: None, one, or one a sample. The compatible mode: all noise is drawn by torch, in diffusers' order.
@@ -56,6 +61,8 @@ def sample(
         uncond_kwargs: those that replace them in the unconditional half; for ``classes`` it is the model's
             ``null_label`` without asking.
         noise: [N, C, *], the start of the trajectory; drawn where it is None.
+        brownian: with ``seeds`` and a stochastic solver of sigma space: its noise is cut out of one Brownian path a seed, so
+            more steps follow the same path more closely; costs some 20 draws a step instead of one.
         known, mask: inpainting, both broadcastable to ``shape``: where ``mask`` is 0 the samples follow the noised known
             image and end in it.
         callback: called as ``callback(i, t, x)`` after each step.
@@ -77,7 +84,9 @@ def sample(
         raise TypeError(f"dtype must be floating-point, got {dtype}")
     place = torch.device(device) if device is not None else _device_of(model)
     source = NoiseSource(shape, place, dtype, seeds, generator)
-    plan = solver.plan(steps, guidance_scale=guidance_scale).to(place, dtype)
+    chosen = make_solver(solver) if isinstance(solver, str) else solver
+    plan = chosen.plan(steps, guidance_scale=guidance_scale).to(place, dtype)
+    tree = _brownian_tree(plan, source, shape, place, dtype) if brownian else None
     kwargs = dict(model_kwargs or {})
     if classes is not None:
         if "y" in kwargs:
@@ -87,16 +96,38 @@ def sample(
 
     x = _check_start(noise, shape, place, dtype) if noise is not None else source.initial()
     inpainting = _inpainting(known, mask, shape, place, dtype, source)
-    timesteps = torch.tensor(plan.timesteps, device=place)
+    timesteps = on_device(plan.timesteps, place)
+    history: dict[Symbol, Tensor] = {}
     for i, t in enumerate(tqdm(plan.timesteps, disable=not progress, unit="step", leave=False)):
+        stage = plan.stages[i]
         holders = _holders(x)
-        model_output, uncond = predict(x.detach(), timesteps[i].expand(shape[0]))
-        ours = callback is None and x is not noise and _holders(x) == holders  # else the model has kept its input
-        drawn = source.step() if plan.draws_noise[i] else {}
-        x = plan.step(model_output, i, x, uncond=uncond, out=x if ours else None, **drawn, **inpainting)  # type: ignore[assignment]
+        model_output, uncond = x, None
+        if stage.calls_model:
+            model_output, uncond = predict(x.detach(), timesteps[i].expand(shape[0]))
+        # else the model, or whoever gave x or is shown it, has kept it
+        ours = callback is None and x is not noise and not stage.keeps_sample and _holders(x) == holders
+        drawn: dict[str, Tensor] = {}
+        if plan.draws_noise[i]:
+            drawn = {"noise": tree(*stage.interval)} if tree and stage.interval else source.step()
+        x = plan.step(
+            model_output, i, x, history=history, uncond=uncond, out=x if ours and model_output is not x else None,
+            **drawn, **inpainting,
+        )  # fmt: skip
         if callback is not None:
             callback(i, t, x)
     return x
+
+
+def _brownian_tree(
+    plan: Plan, source: NoiseSource, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype
+) -> BrownianTree:
+    if source.seeds is None:
+        raise ValueError("brownian=True needs seeds")
+    ends = [s for stage in plan.stages if stage.interval for s in stage.interval if s > 0]
+    if not ends:
+        raise ValueError("brownian=True needs a stochastic solver in sigma space, such as 'dpmpp_2m_sde'")
+    # the ends of the schedule, not of this trajectory, so that other step counts see the same path
+    return BrownianTree(source.seeds, shape, min(1e-3, min(ends)), max(1e3, max(ends)), dtype=dtype, device=device)
 
 
 def _holders(x: Tensor) -> int:

@@ -23,6 +23,9 @@ class Stage:
 
     Attributes:
         alpha, sigma: the marginal at which the model is called, x = alpha x0 + sigma eps for the x it sees.
+        calls_model: False where a step only adds noise.
+        between: whether the call is made on the way of a step, after its first.
+        interval: the sigmas its noise belongs between.
         reads: kept values, in the order of the table's history columns.
         second, third: the values its further outputs are.
         keeps_sample, keeps_noise: whether later steps read this one's sample or noise.
@@ -32,6 +35,8 @@ class Stage:
     alpha: float
     sigma: float
     calls_model: bool
+    between: bool
+    interval: tuple[float, float] | None
     reads: tuple[Symbol, ...]
     second: Symbol | None
     third: Symbol | None
@@ -139,9 +144,7 @@ class Plan:
                 history.pop(symbol, None)
         return following
 
-    def predicted_sample(
-        self, model_output: Tensor, i: int, sample: Tensor, *, uncond: Tensor | None = None
-    ) -> Tensor:
+    def predicted_sample(self, model_output: Tensor, i: int, sample: Tensor, *, uncond: Tensor | None = None) -> Tensor:
         """The clean sample that step i predicts, clipped as the step clips it, like ``sample``."""
         self._check_index(i)
         if self.learned_variance:
@@ -166,7 +169,9 @@ class Plan:
         return [out] + [torch.empty_like(sample) for symbol in (stage.second, stage.third) if symbol is not None]
 
 
-def compile_trace(trace: Trace, *, guidance_scales: Sequence[float] | float = 1.0, learned_variance: bool = False) -> Plan:
+def compile_trace(
+    trace: Trace, *, guidance_scales: Sequence[float] | float = 1.0, learned_variance: bool = False
+) -> Plan:
     """The table of a finished trace, and what its steps keep for each other.
 
     Args:
@@ -202,6 +207,8 @@ def compile_trace(trace: Trace, *, guidance_scales: Sequence[float] | float = 1.
                 alpha=step.alpha * step.scale,
                 sigma=step.sigma * step.scale,
                 calls_model=step.calls_model,
+                between=step.between,
+                interval=step.interval,
                 reads=reads,
                 second=second[0] if second else None,
                 third=third[0] if third else None,

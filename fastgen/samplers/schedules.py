@@ -77,6 +77,62 @@ def timestep_spacing(
     return [int(t) for t in timesteps]
 
 
+SIGMA_SPACINGS = ("karras", "exponential", "polyexponential", "beta", "lu")
+
+
+def spaced_sigmas(
+    steps: int, sigma_min: float, sigma_max: float, spacing: str = "karras", rho: float | None = None
+) -> list[float]:
+    """Noise levels from ``sigma_max`` down to ``sigma_min``, both among them.
+
+    Args:
+        steps: how many; one alone is ``sigma_max``.
+        sigma_min, sigma_max: the ends, above 0.
+        spacing: ``"karras"`` (Karras et al. 2022, equation 5), ``"exponential"`` and ``"lu"`` (evenly in log sigma, Lu et al.
+            2022a), ``"polyexponential"`` (a power of that) or ``"beta"`` (quantiles of Beta(0.6, 0.6), Lee et al.
+            2024; needs scipy).
+        rho: exponent, 7 of ``"karras"`` and 1 of ``"polyexponential"`` where it is None.
+    """
+    if not 0 < sigma_min <= sigma_max:
+        raise ValueError(f"sigma_min and sigma_max must satisfy 0 < min <= max, got {sigma_min} and {sigma_max}")
+    ramp = np.linspace(0, 1, steps)
+    if spacing == "karras":
+        exponent = 1 / (7.0 if rho is None else rho)
+        levels = (sigma_max**exponent + ramp * (sigma_min**exponent - sigma_max**exponent)) ** (1 / exponent)
+    elif spacing in ("exponential", "polyexponential", "lu"):
+        power = 1.0 if rho is None or spacing != "polyexponential" else rho
+        levels = np.exp((1 - ramp) ** power * math.log(sigma_max / sigma_min) + math.log(sigma_min))
+    elif spacing == "beta":
+        try:
+            from scipy.stats import beta
+        except ImportError:
+            raise ImportError("the beta spacing needs scipy: pip install scipy") from None
+        levels = sigma_min + beta.ppf(1 - ramp, 0.6, 0.6) * (sigma_max - sigma_min)
+    else:
+        raise ValueError(f"spacing must be one of {SIGMA_SPACINGS}, got {spacing!r}")
+    return [float(level) for level in levels]
+
+
+def flow_shift(sigma: float, shift: float) -> float:
+    """s sigma / (1 + (s - 1) sigma) (Esser et al. 2024, section 5.3.2)."""
+    return shift * sigma / (1 + (shift - 1) * sigma)
+
+
+def sigmoid_betas(num_train_timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Tensor:
+    """[T] float64, a sigmoid over [-6, 6] between the ends (Xu et al. 2022, GeoDiff)."""
+    _check(num_train_timesteps, beta_start, beta_end)
+    ramp = torch.linspace(-6, 6, num_train_timesteps, dtype=torch.float64)
+    return torch.sigmoid(ramp) * (beta_end - beta_start) + beta_start
+
+
+def zero_terminal_snr(betas: Tensor) -> Tensor:
+    """[T] float64: ``betas`` rescaled so that the last timestep is all noise (Lin et al. 2024, algorithm 1)."""
+    root = alphas_cumprod(betas).sqrt()
+    root = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
+    bars = root**2
+    return 1 - torch.cat([bars[:1], bars[1:] / bars[:-1]])
+
+
 def _check(num_train_timesteps: int, beta_start: float, beta_end: float) -> None:
     if num_train_timesteps < 1:
         raise ValueError(f"num_train_timesteps must be at least 1, got {num_train_timesteps}")

@@ -1,93 +1,60 @@
-"""What all solvers share: the schedule they are built on, and the `Plan` that carries a table through a trajectory."""
+"""What all solvers share: the schedule they are built on, and how their formula becomes a `Plan`."""
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ..ops import sampler_step
-from .schedules import alphas_cumprod, linear_betas, timestep_spacing
-from .table import check_prediction_type
+from .path import Path
+from .plan import Plan, compile_trace
+from .prediction import Prediction
+from .schedules import SIGMA_SPACINGS, alphas_cumprod, flow_shift, linear_betas, spaced_sigmas, timestep_spacing
+from .trace import Trace
+
+__all__ = ["DiscreteSolver", "EDMSolver", "FlowSolver", "Plan", "Scales", "SigmaSolver", "Solver"]
+
+Scales = float | Callable[[Plan], Sequence[float]]
 
 
-@dataclass(frozen=True, eq=False)  # tensors inside have no single truth value to compare by
-class Plan:
-    """A trajectory, worked out: which timesteps, and the coefficients of each step.
+@dataclass(frozen=True, kw_only=True, eq=False)  # tensors inside have no single truth value to compare by
+class Solver(ABC):
+    """A sampler: a schedule, a parameterisation of the model, and a formula."""
 
-    Attributes:
-        timesteps: from noise to image, what the model is called with.
-        table: [steps, columns], see :func:`fastgen.samplers.coefficient_table`; on the device of the sample by :meth:`to`.
-        draws_noise: for each step whether it takes noise.
-        learned_variance: whether the model's output has a second half of channels that scales the noise.
-    """
+    @abstractmethod
+    def prediction(self) -> Prediction:
+        """What the model predicts, and how that is clipped."""
 
-    timesteps: list[int]
-    table: Tensor
-    draws_noise: list[bool]
-    learned_variance: bool = False
+    @abstractmethod
+    def follow(self, trace: Trace, steps: int) -> None:
+        """Trace a trajectory of ``steps`` steps."""
 
-    def __len__(self) -> int:
-        return len(self.timesteps)
+    def learns_variance(self) -> bool:
+        """Whether the model's output has a second half of channels, the variance."""
+        return False
 
-    def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> "Plan":
-        """The same plan with the table on ``device``, in float64 for float64 samples and else in float32."""
-        wide = torch.float64 if dtype == torch.float64 else torch.float32
-        return Plan(self.timesteps, self.table.to(device, wide), self.draws_noise, self.learned_variance)
-
-    def step(
-        self,
-        model_output: Tensor,
-        i: int,
-        sample: Tensor,
-        *,
-        uncond: Tensor | None = None,
-        noise: Tensor | None = None,
-        seeds: Tensor | Sequence[int] | None = None,
-        **kwargs: Any,
-    ) -> Tensor | tuple[Tensor, ...]:
-        """Step i of the trajectory: one call of :func:`fastgen.ops.sampler_step`, whose arguments it takes.
+    def plan(self, steps: int, *, guidance_scale: float = 1.0) -> Plan:
+        """Work out a trajectory of ``steps`` steps.
 
         Args:
-            model_output: [N, C, *], or [N, 2C, *] with a learned variance.
-            i: 0 <= i < len(self).
-            sample: [N, C, *].
-            uncond: the model's output without the condition, like ``model_output``.
-            noise, seeds: used where the step draws noise, and not otherwise.
+            steps: as many as the schedule allows; a step of a solver of order 2 calls the model twice.
+            guidance_scale: w of classifier-free guidance, uncond + w (cond - uncond), applied where ``uncond`` is given.
 
         Raises:
-            IndexError: ``i`` is past the end.
-            ValueError: a step that draws noise got neither noise nor seeds, or a shape does not fit.
+            TypeError: ``steps`` is no integer.
+            ValueError: ``steps`` is out of range.
         """
-        if not 0 <= i < len(self):
-            raise IndexError(f"step must be in [0, {len(self)}), got {i}")
-        variance = None
-        if self.learned_variance:
-            model_output, variance = _split(model_output, sample, "model_output")
-            uncond = None if uncond is None else _split(uncond, sample, "uncond")[0]
-        if not self.draws_noise[i]:
-            noise = seeds = variance = None
-        elif noise is None and seeds is None:
-            raise ValueError(f"step {i} of {len(self)} draws noise: give noise or seeds")
-        return sampler_step(
-            sample, model_output, self.table, i, uncond=uncond, noise=noise, seeds=seeds, variance=variance, **kwargs
-        )
-
-
-def _split(output: Tensor, sample: Tensor, name: str) -> tuple[Tensor, Tensor]:
-    channels = sample.shape[1]
-    if output.shape[1] != 2 * channels:
-        raise ValueError(
-            f"{name} must have {2 * channels} channels (a learned variance beside {channels}), got {output.shape[1]}"
-        )
-    return output[:, :channels], output[:, channels:]
+        trace = Trace(self.prediction())
+        self.follow(trace, steps)
+        return compile_trace(trace, guidance_scales=guidance_scale, learned_variance=self.learns_variance())
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Solver(ABC):
-    """The discrete schedule of a model and how a trajectory goes through it; the base of the solvers.
+class DiscreteSolver(Solver):
+    """Base of the solvers on a schedule of betas.
 
     Args:
         betas: [T] float64, see :mod:`fastgen.samplers.schedules`; above 0 at the first timestep, 1 at most at the last.
@@ -95,11 +62,11 @@ class Solver(ABC):
         clip_sample: clip the predicted clean sample to +- ``clip_sample_range``.
         timestep_spacing: ``"linspace"``, ``"leading"`` or ``"trailing"``.
         steps_offset: added to the timesteps of ``"leading"``.
-        thresholding: only False. Dynamic thresholding (Saharia et al. 2022) clips each sample at a quantile of its own
-            pixels, which coefficients worked out before the samples exist cannot say.
+        thresholding: clip at a quantile of each sample's own values instead (dynamic thresholding, Saharia et al. 2022).
+        dynamic_thresholding_ratio: that quantile.
+        sample_max_value: the largest bound it may choose.
 
     Raises:
-        NotImplementedError: ``thresholding`` is asked for.
         ValueError: an argument is out of its range; the message names it.
     """
 
@@ -110,9 +77,10 @@ class Solver(ABC):
     timestep_spacing: str = "leading"
     steps_offset: int = 0
     thresholding: bool = False
+    dynamic_thresholding_ratio: float = 0.995
+    sample_max_value: float = 1.0
 
     def __post_init__(self) -> None:
-        check_prediction_type(self.prediction_type)
         if self.betas.dim() != 1 or not ((self.betas >= 0) & (self.betas <= 1)).all():
             raise ValueError(f"betas must be [T] within [0, 1], got shape {tuple(self.betas.shape)}")
         alpha_bars = self.alpha_bars()
@@ -120,27 +88,32 @@ class Solver(ABC):
             raise ValueError("betas must begin above 0: at alpha_bar = 1 there is no noise to predict")
         if 0.0 in alpha_bars[:-1]:
             raise ValueError(f"betas lead to alpha_bar = 0 at timestep {alpha_bars.index(0.0)}; only the last may be 0")
-        if self.thresholding:
-            raise NotImplementedError("thresholding=True (dynamic thresholding) is not offered: use clip_sample")
         if not self.clip_sample_range > 0:
             raise ValueError(f"clip_sample_range must be positive, got {self.clip_sample_range}")
+        if self.prediction_type == "flow_prediction":
+            raise ValueError("prediction_type 'flow_prediction' is for FlowEuler and FlowHeun")
+        self.prediction()
 
     @property
     def num_train_timesteps(self) -> int:
         return len(self.betas)
 
-    @abstractmethod
-    def plan(self, steps: int, *, guidance_scale: float = 1.0) -> Plan:
-        """Work out a trajectory of ``steps`` steps.
-
-        Args:
-            steps: 1 <= steps <= T.
-            guidance_scale: w of classifier-free guidance, uncond + w (cond - uncond), applied where ``uncond`` is given.
-        """
+    def prediction(self) -> Prediction:
+        return Prediction(
+            prediction_type=self.prediction_type,
+            clip=self.clip_sample_range if self.clip_sample and not self.thresholding else None,
+            threshold_ratio=self.dynamic_thresholding_ratio if self.thresholding else None,
+            sample_max_value=self.sample_max_value,
+        )
 
     def alpha_bars(self) -> list[float]:
         """The cumulative products of 1 - beta, as Python floats."""
         return alphas_cumprod(self.betas).tolist()
+
+    def marginal(self, t: int) -> tuple[float, float]:
+        """(alpha, sigma) at timestep t; below 0 the clean sample."""
+        bar = self.alpha_bars()[t] if t >= 0 else 1.0
+        return math.sqrt(bar), math.sqrt(1 - bar)
 
     def trajectory(self, steps: int) -> list[int]:
         """The timesteps of ``steps`` steps; raises ValueError where an offset leads out of the schedule."""
@@ -152,6 +125,147 @@ class Solver(ABC):
             )
         return timesteps
 
-    def clipping(self) -> dict[str, float]:
-        """The columns of the clip bounds."""
-        return {"clip_min": -self.clip_sample_range, "clip_max": self.clip_sample_range} if self.clip_sample else {}
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SigmaSolver(DiscreteSolver):
+    """Base of the solvers that choose their noise levels by sigma = sqrt((1 - alpha_bar) / alpha_bar).
+
+    Args:
+        sigma_spacing: ``"timesteps"``, those of ``timestep_spacing``; or between the ends of the schedule ``"karras"``,
+            ``"exponential"``, ``"polyexponential"``, ``"beta"`` (needs scipy) or ``"lu"`` (evenly in log sigma).
+        rho: the exponent of ``"karras"`` (7 where None) and ``"polyexponential"`` (1).
+        sigma_min, sigma_max: the ends; those of the schedule where None.
+        final_sigma: ``"zero"``, the clean sample, or ``"min"``, the first timestep of the schedule.
+
+    The other arguments are those of :class:`DiscreteSolver`; here nothing is clipped unless asked for, and timesteps are spaced
+    from one end of the schedule to the other.
+    """
+
+    clip_sample: bool = False
+    timestep_spacing: str = "linspace"
+    sigma_spacing: str = "timesteps"
+    rho: float | None = None
+    sigma_min: float | None = None
+    sigma_max: float | None = None
+    final_sigma: str = "zero"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sigma_spacing not in ("timesteps", *SIGMA_SPACINGS):
+            raise ValueError(
+                f"sigma_spacing must be one of {('timesteps', *SIGMA_SPACINGS)}, got {self.sigma_spacing!r}"
+            )
+        if self.final_sigma not in ("zero", "min"):
+            raise ValueError(f"final_sigma must be 'zero' or 'min', got {self.final_sigma!r}")
+
+    def train_sigmas(self) -> np.ndarray:
+        """[T] float64, finite: where the last alpha_bar is 0, it counts as 2^-24."""
+        bars = np.maximum(np.array(self.alpha_bars()), 2.0**-24)
+        return np.sqrt((1 - bars) / bars)
+
+    def sigmas(self, steps: int) -> tuple[list[float], list[float]]:
+        """(timesteps, sigmas) of a trajectory, and what it ends in."""
+        train = self.train_sigmas()
+        last = float(train[0]) if self.final_sigma == "min" else 0.0
+        if self.sigma_spacing == "timesteps":
+            at = self._spaced(steps)
+            return at, [*np.interp(at, np.arange(len(train)), train).tolist(), last]
+        timestep_spacing(self.num_train_timesteps, min(steps, self.num_train_timesteps))  # checks steps
+        low = float(train[0]) if self.sigma_min is None else self.sigma_min
+        high = float(train[-1]) if self.sigma_max is None else self.sigma_max
+        levels = spaced_sigmas(steps, low, high, self.sigma_spacing, self.rho)
+        return [self.timestep_at(s) for s in levels], [*levels, last]
+
+    def _spaced(self, steps: int) -> list[float]:
+        """The timesteps; at ``"min"`` the trajectory ends in the first timestep, so that is not one of them."""
+        if self.final_sigma == "min" and self.timestep_spacing == "linspace":
+            return [float(t) for t in self.trajectory(steps + 1)[:-1]]
+        return [float(t) for t in self.trajectory(steps)]
+
+    def timestep_at(self, sigma: float) -> float:
+        """The (fractional) timestep of a sigma, by interpolation in log sigma."""
+        train = self.train_sigmas()
+        return float(np.interp(math.log(max(sigma, 1e-10)), np.log(train), np.arange(len(train))))
+
+    def sigma_path(self, steps: int) -> Path:
+        """x = x0 + sigma eps."""
+        timesteps, sigmas = self.sigmas(steps)
+        return Path(timesteps, [1.0] * len(sigmas), sigmas, self._cached_timestep_at())
+
+    def _cached_timestep_at(self) -> Callable[[float], float]:
+        logs = np.log(self.train_sigmas())
+        places = np.arange(len(logs))
+        return lambda sigma: float(np.interp(math.log(max(sigma, 1e-10)), logs, places))
+
+    def vp_path(self, steps: int) -> Path:
+        """x = alpha x0 + sigma eps with alpha^2 + sigma^2 = 1."""
+        timesteps, sigmas = self.sigmas(steps)
+        norms = [math.hypot(1.0, s) for s in sigmas]
+        return Path(timesteps, [1 / n for n in norms], [s / n for s, n in zip(sigmas, norms, strict=True)])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FlowSolver(Solver):
+    r"""Base of the solvers of flow matching, :math:`x = (1 - \sigma) x_0 + \sigma\varepsilon` (Lipman et al. 2023).
+
+    Args:
+        shift: of sigma towards noise, s sigma / (1 + (s - 1) sigma) (Esser et al. 2024, section 5.3.2).
+        num_train_timesteps: the model is called with sigma times this.
+    """
+
+    shift: float = 1.0
+    num_train_timesteps: int = 1000
+
+    def __post_init__(self) -> None:
+        if not self.shift > 0:
+            raise ValueError(f"shift must be positive, got {self.shift}")
+
+    def prediction(self) -> Prediction:
+        return Prediction(prediction_type="flow_prediction")
+
+    def flow_path(self, steps: int) -> Path:
+        _check_steps(steps)
+        sigmas = [flow_shift(float(s), self.shift) for s in np.linspace(1, 0, steps + 1)]
+        return Path([s * self.num_train_timesteps for s in sigmas[:-1]], [1 - s for s in sigmas], sigmas)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EDMSolver(Solver):
+    """Base of the solvers of models preconditioned as in Karras et al. 2022, table 1.
+
+    Args:
+        sigma_data: the deviation of the data.
+        sigma_min, sigma_max, rho: of Karras' schedule (equation 5).
+        prediction_type: ``"epsilon"`` for c_out of the paper, ``"v_prediction"`` for its negative.
+    """
+
+    sigma_data: float = 0.5
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    rho: float = 7.0
+    prediction_type: str = "epsilon"
+
+    def prediction(self) -> Prediction:
+        return Prediction(prediction_type=self.prediction_type, sigma_data=self.sigma_data)
+
+    def sigma_path(self, steps: int) -> Path:
+        _check_steps(steps)
+        sigmas = [*spaced_sigmas(steps, self.sigma_min, self.sigma_max, "karras", self.rho), 0.0]
+        return Path([edm_timestep(s) for s in sigmas[:-1]], [1.0] * len(sigmas), sigmas, edm_timestep)
+
+
+def edm_timestep(sigma: float) -> float:
+    """c_noise."""
+    return 0.25 * math.log(sigma)
+
+
+def _check_steps(steps: int) -> None:
+    timestep_spacing(max(int(steps), 1) if isinstance(steps, int) else 1, steps)
+
+
+def on_device(timesteps: Sequence[float], device: torch.device) -> Tensor:
+    """The model's timesteps: int64 where all are whole, else float32."""
+    whole = all(float(t).is_integer() for t in timesteps)
+    return torch.tensor(
+        [int(t) if whole else t for t in timesteps], device=device, dtype=torch.int64 if whole else torch.float32
+    )

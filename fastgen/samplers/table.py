@@ -8,8 +8,6 @@ from torch import Tensor
 
 from ..ops import COLUMNS
 
-PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
-
 _DEFAULTS = {"clip_min": -math.inf, "clip_max": math.inf, "guidance_scale": 1.0}
 
 
@@ -41,25 +39,3 @@ def coefficient_table(rows: Sequence[Mapping[str, float]], history: Sequence[Seq
     if table.isnan().any():
         raise ValueError(f"coefficient_table: NaN in rows {table.isnan().any(1).nonzero().flatten().tolist()}")
     return table
-
-
-def to_sample(prediction_type: str, alpha_bar: float) -> dict[str, float]:
-    """The columns that turn a model's output into the clean sample x0, with x = sqrt(a) x0 + sqrt(1 - a) eps.
-
-    epsilon: x0 = (x - sqrt(1 - a) eps) / sqrt(a); v (Salimans and Ho 2022, appendix D): x0 = sqrt(a) x - sqrt(1 - a) v.
-    """
-    signal, noise = math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
-    if prediction_type == "epsilon":
-        if signal == 0:
-            raise ValueError("epsilon prediction at alpha_bar = 0 says nothing about the sample: use v_prediction")
-        return {"prediction_sample": 1 / signal, "prediction_model": -noise / signal}
-    if prediction_type == "sample":
-        return {"prediction_sample": 0.0, "prediction_model": 1.0}
-    return {"prediction_sample": signal, "prediction_model": -noise}
-
-
-def check_prediction_type(prediction_type: str) -> str:
-    """``prediction_type`` itself; raises ValueError where it is none of :data:`PREDICTION_TYPES`."""
-    if prediction_type not in PREDICTION_TYPES:
-        raise ValueError(f"prediction_type must be one of {PREDICTION_TYPES}, got {prediction_type!r}")
-    return prediction_type

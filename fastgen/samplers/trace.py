@@ -60,9 +60,11 @@ class Step:
         timestep: what the model is called with.
         alpha, sigma: the marginal there, x = alpha x0 + sigma eps.
         scale: of the sample as the model sees it, beside the x of the formulas.
+        between: whether the call is made on the way of a step, after its first.
         result: the sample of the next step, divided by what that one's model wants, as a combination.
         keeps: new values of this step for later ones.
         log_noise: (l, m), where the noise is scaled by exp(l + m v) with a learned variance v.
+        interval: the sigmas the noise belongs between, where it is an increment of a Brownian path.
         known: what inpainting's known image and its noise are multiplied by after the step.
     """
 
@@ -71,10 +73,12 @@ class Step:
     sigma: float
     scale: float = 1.0
     calls_model: bool = True
+    between: bool = False
     result: Linear = ZERO
     keeps: dict[Symbol, Linear] = field(default_factory=dict)
     draws_noise: bool = False
     log_noise: tuple[float, float] | None = None
+    interval: tuple[float, float] | None = None
     known: tuple[float, float] | None = None
 
 
@@ -94,16 +98,16 @@ class Trace:
         self._num_kept = 0
 
     def call(
-        self, x: Linear | None, timestep: float, alpha: float, sigma: float
+        self, x: Linear | None, timestep: float, alpha: float, sigma: float, *, between: bool = False
     ) -> tuple[Linear, Linear]:
-        """Call the model at ``x`` (None: the start of the trajectory).
+        """Call the model at ``x`` (None: the start of the trajectory); ``between`` as in :class:`Step`.
 
         Returns:
             (x, x0): the sample as it now stands in memory, and the predicted clean sample.
         """
         scale = self.prediction.input_scale(alpha, sigma) if self.scale_inputs else 1.0
         self._close(x, scale, alpha, sigma)
-        self.steps.append(Step(timestep, alpha, sigma, scale))
+        self.steps.append(Step(timestep, alpha, sigma, scale, between=between))
         now = len(self.steps) - 1
         return Linear({("sample", now): 1 / scale}), Linear({("prediction", now): 1.0})
 
@@ -118,12 +122,14 @@ class Trace:
         """The model's output at the last call, guided, before conversion and clipping."""
         return Linear({("model", len(self.steps) - 1): 1.0})
 
-    def noise(self, log_noise: tuple[float, float] | None = None) -> Linear:
-        """Standard normal noise drawn after the last call, one a step; ``log_noise`` as in :class:`Step`."""
+    def noise(
+        self, log_noise: tuple[float, float] | None = None, interval: tuple[float, float] | None = None
+    ) -> Linear:
+        """Standard normal noise drawn after the last call, one a step; ``log_noise`` and ``interval`` as in :class:`Step`."""
         if self.steps[-1].draws_noise:
             raise ValueError("a step draws noise once")
         self.steps[-1].draws_noise = True
-        self.steps[-1].log_noise = log_noise
+        self.steps[-1].log_noise, self.steps[-1].interval = log_noise, interval
         return Linear({("noise", len(self.steps) - 1): 1.0})
 
     def keep(self, value: Linear) -> Linear:
@@ -134,7 +140,7 @@ class Trace:
         self.steps[-1].keeps[symbol] = Linear({s: v for s, v in value.terms.items() if s not in noise})
         return Linear({symbol: 1.0, **noise})
 
-    def finish(self, x: Linear, alpha: float = 1.0, sigma: float = 0.0) -> None:
+    def finish(self, x: Linear | None, alpha: float = 1.0, sigma: float = 0.0) -> None:
         """End the trajectory in ``x``."""
         self._close(x, 1.0, alpha, sigma)
 

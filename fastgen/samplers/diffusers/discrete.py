@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ KARRAS_FAMILY = (
 class DiscreteScheduler(Scheduler):
     """Base: betas, alphas and alphas_cumprod, as attributes too."""
 
-    _compatible_names = KARRAS_FAMILY
+    _compatible_names: tuple[str, ...] = KARRAS_FAMILY
 
     def _setup(self) -> None:
         self.betas = make_betas(self.config)
@@ -103,7 +103,7 @@ class DDPMScheduler(DiscreteScheduler):
     its square root; ``"fixed_large_log"`` is the variance of ``"fixed_large"``, where diffusers returns NaN.
     """
 
-    defaults = {
+    defaults: ClassVar[dict[str, Any]] = {
         **BETAS, "variance_type": "fixed_small", "clip_sample": True, "prediction_type": "epsilon", **THRESHOLDING,
         "clip_sample_range": 1.0, "timestep_spacing": "leading", "steps_offset": 0, "rescale_betas_zero_snr": False,
     }  # fmt: skip
@@ -147,15 +147,13 @@ class DDPMScheduler(DiscreteScheduler):
         self, model_output: Tensor, timestep: Timestep, sample: Tensor, generator: Generators = None, return_dict: bool = True,
         *, seeds: Tensor | Sequence[int] | None = None,
     ) -> Any:  # fmt: skip
-        return self._advance(
-            model_output, timestep, sample, generator=generator, seeds=seeds, return_dict=return_dict
-        )
+        return self._advance(model_output, timestep, sample, generator=generator, seeds=seeds, return_dict=return_dict)
 
 
 class DDIMScheduler(DiscreteScheduler):
     """Implicit sampling (Song et al. 2021); see :class:`fastgen.samplers.DDIM`."""
 
-    defaults = {
+    defaults: ClassVar[dict[str, Any]] = {
         **BETAS, "clip_sample": True, "set_alpha_to_one": True, "steps_offset": 0, "prediction_type": "epsilon", **THRESHOLDING,
         "clip_sample_range": 1.0, "timestep_spacing": "leading", "rescale_betas_zero_snr": False,
     }  # fmt: skip
@@ -191,13 +189,13 @@ def _stepwise_ddim(scheduler: DiscreteScheduler, trace: Trace, start: int, **opt
     for t in scheduler._values[start:]:
         (alpha, sigma), (alpha_next, sigma_next) = scheduler._marginal(int(t)), scheduler._marginal(int(t) - stride)
         x = _ddim.ddim_step(trace, x, (t, alpha, sigma), (alpha_next, sigma_next), **options)
-    trace.finish(x, alpha_next, sigma_next)  # type: ignore[arg-type]
+    trace.finish(x, alpha_next, sigma_next)
 
 
 class DDIMInverseScheduler(DiscreteScheduler):
     """DDIM from image to noise (as diffusers' pix2pix-zero pipeline inverts)."""
 
-    defaults = {
+    defaults: ClassVar[dict[str, Any]] = {
         **BETAS, "clip_sample": True, "set_alpha_to_one": True, "steps_offset": 0, "prediction_type": "epsilon",
         "clip_sample_range": 1.0, "timestep_spacing": "leading", "rescale_betas_zero_snr": False,
     }  # fmt: skip
@@ -224,7 +222,7 @@ class DDIMInverseScheduler(DiscreteScheduler):
         for t in self._values[start:]:
             here, there = self._marginal(min(int(t) - stride, total - 1)), self._marginal(int(t))
             x = _ddim.ddim_step(trace, x, (t, *here), there)
-        trace.finish(x, *there)  # type: ignore[arg-type]
+        trace.finish(x, *there)
 
     def step(self, model_output: Tensor, timestep: Timestep, sample: Tensor, return_dict: bool = True) -> Any:
         return self._advance(model_output, timestep, sample, return_dict=return_dict)
@@ -270,7 +268,7 @@ class DistilledScheduler(DiscreteScheduler):
                 f"got {num_inference_steps}"
             )
         self.num_inference_steps = num_inference_steps
-        chosen = np.floor(np.linspace(0, len(origin), num=num_inference_steps, endpoint=False)).astype(np.int64)  # type: ignore[call-overload]
+        chosen = np.floor(np.linspace(0, len(origin), num=num_inference_steps, endpoint=False)).astype(np.int64)  # type: ignore[arg-type]
         self._set(origin[chosen], device)
 
     def _following_path(self, start: int, end: int) -> Path:
@@ -296,9 +294,7 @@ class LCMScheduler(DistilledScheduler):
         self, model_output: Tensor, timestep: Timestep, sample: Tensor, generator: Generators = None, return_dict: bool = True,
         *, seeds: Tensor | Sequence[int] | None = None,
     ) -> Any:  # fmt: skip
-        return self._advance(
-            model_output, timestep, sample, generator=generator, seeds=seeds, return_dict=return_dict
-        )
+        return self._advance(model_output, timestep, sample, generator=generator, seeds=seeds, return_dict=return_dict)
 
 
 class TCDScheduler(DistilledScheduler):
@@ -325,7 +321,10 @@ class TCDScheduler(DistilledScheduler):
 
     def _second(self, plan: Plan, i: int, model_output: Tensor, sample: Tensor) -> Any:
         index = self._start + i
-        (alpha, sigma), (alpha_s, sigma_s) = self._marginal(int(self._values[index])), self._between(index, self._eta)[0]
+        (alpha, sigma), (alpha_s, sigma_s) = (
+            self._marginal(int(self._values[index])),
+            self._between(index, self._eta)[0],
+        )
 
         def predict() -> Tensor:
             clean = plan.predicted_sample(model_output, i, sample)
@@ -347,7 +346,7 @@ class TCDScheduler(DistilledScheduler):
 class PNDMScheduler(DiscreteScheduler):
     """Pseudo numerical methods (Liu et al. 2022)."""
 
-    defaults = {
+    defaults: ClassVar[dict[str, Any]] = {
         **BETAS, "skip_prk_steps": False, "set_alpha_to_one": False, "prediction_type": "epsilon",
         "timestep_spacing": "leading", "steps_offset": 0,
     }  # fmt: skip
@@ -368,7 +367,9 @@ class PNDMScheduler(DiscreteScheduler):
             self.plms_timesteps = np.concatenate([up[:-1], up[-2:-1], up[-1:]])[::-1].copy()
         else:
             if num_inference_steps < 4:
-                raise ValueError(f"num_inference_steps must be at least 4 with skip_prk_steps=False, got {num_inference_steps}")
+                raise ValueError(
+                    f"num_inference_steps must be at least 4 with skip_prk_steps=False, got {num_inference_steps}"
+                )
             half = self.config["num_train_timesteps"] // num_inference_steps // 2
             pairs = np.array(up[-4:]).repeat(2) + np.tile(np.array([0, half]), 4)
             self.prk_timesteps = pairs[:-1].repeat(2)[1:-1][::-1].copy()
@@ -403,7 +404,12 @@ class PNDMScheduler(DiscreteScheduler):
 class RePaintScheduler(DiscreteScheduler):
     """Inpainting by resampling (Lugmayr et al. 2022)."""
 
-    defaults = {**{k: v for k, v in BETAS.items() if k != "trained_betas"}, "eta": 0.0, "trained_betas": None, "clip_sample": True}
+    defaults: ClassVar[dict[str, Any]] = {
+        **{k: v for k, v in BETAS.items() if k != "trained_betas"},
+        "eta": 0.0,
+        "trained_betas": None,
+        "clip_sample": True,
+    }
     _compatible_names = ()
     second_output = "pred_original_sample"
     stateless = True
@@ -448,7 +454,11 @@ class RePaintScheduler(DiscreteScheduler):
         index = self.index_for_timestep(timestep)
         plan = self._plan(0, sample, {})
         self._start = 0
-        known = {"known": original_image.to(sample.dtype), "mask": self._inverse(mask, sample), "known_noise": noise}
+        known: dict[str, Any] = {
+            "known": original_image.to(sample.dtype),
+            "mask": self._inverse(mask, sample),
+            "known_noise": noise,
+        }
         following = plan.step(model_output, index, sample, noise=noise, **known)
         output = SchedulerOutput(following, self._second(plan, index, model_output, sample), "pred_original_sample")
         return output if return_dict else LazyTuple(output)

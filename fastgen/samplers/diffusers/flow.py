@@ -1,7 +1,7 @@
 """Stand-ins for flow matching (Lipman et al. 2023; Esser et al. 2024): Euler and Heun."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -65,7 +65,7 @@ class FlowScheduler(Scheduler):
 class FlowMatchEulerDiscreteScheduler(FlowScheduler):
     """Euler's method on dx/dsigma = v."""
 
-    defaults = {
+    defaults: ClassVar[dict[str, Any]] = {
         "num_train_timesteps": 1000, "shift": 1.0, "use_dynamic_shifting": False, "base_shift": 0.5, "max_shift": 1.15,
         "base_image_seq_len": 256, "max_image_seq_len": 4096, "invert_sigmas": False, "shift_terminal": None, **SIGMA_CHOICES,
         "time_shift_type": "exponential", "stochastic_sampling": False,
@@ -75,7 +75,9 @@ class FlowMatchEulerDiscreteScheduler(FlowScheduler):
     def _setup(self) -> None:
         check_sigma_choices(self.config)
         if self.config["time_shift_type"] not in ("exponential", "linear"):
-            raise ValueError(f"time_shift_type must be 'exponential' or 'linear', got {self.config['time_shift_type']!r}")
+            raise ValueError(
+                f"time_shift_type must be 'exponential' or 'linear', got {self.config['time_shift_type']!r}"
+            )
         super()._setup()
 
     def set_shift(self, shift: float) -> None:
@@ -91,7 +93,7 @@ class FlowMatchEulerDiscreteScheduler(FlowScheduler):
         lengths = {len(v) for v in (sigmas, timesteps) if v is not None}
         lengths |= {_positive(num_inference_steps)} if num_inference_steps is not None else set()
         if len(lengths) != 1:
-            raise ValueError(f"num_inference_steps, sigmas and timesteps must agree and one be given, got lengths {sorted(lengths)}")
+            raise ValueError(f"give num_inference_steps, sigmas or timesteps, all of one length, got {sorted(lengths)}")
         steps = self.num_inference_steps = lengths.pop()
         at = None if timesteps is None else np.array(timesteps).astype(np.float32)
         if sigmas is None:
@@ -129,14 +131,20 @@ class FlowMatchEulerDiscreteScheduler(FlowScheduler):
         if per_token_timesteps is not None:
             raise ValueError("per_token_timesteps must be None: one timestep for all of a sample")
         return self._advance(
-            model_output, timestep, sample, generator=generator, noise_dtype=sample.dtype, seeds=seeds, return_dict=return_dict
+            model_output,
+            timestep,
+            sample,
+            generator=generator,
+            noise_dtype=sample.dtype,
+            seeds=seeds,
+            return_dict=return_dict,
         )
 
 
 class FlowMatchHeunDiscreteScheduler(FlowScheduler):
     """Heun's method on dx/dsigma = v: two calls of the model a step, one for the last."""
 
-    defaults = {"num_train_timesteps": 1000, "shift": 1.0}
+    defaults: ClassVar[dict[str, Any]] = {"num_train_timesteps": 1000, "shift": 1.0}
     order = 2
     needs_set_timesteps = False
 

@@ -1,8 +1,9 @@
 """Stand-ins in the sigma space of Karras et al.: Euler, Heun, KDPM2, LMS, DPM-Solver-SDE, and their ancestral forms."""
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -72,7 +73,8 @@ class SigmaScheduler(Scheduler):
         sigmas: Sequence[float] | None = None,
     ) -> None:  # fmt: skip
         """Timesteps and sigmas of ``num_inference_steps``, or those given."""
-        given = [name for name, v in (("num_inference_steps", num_inference_steps), ("timesteps", timesteps), ("sigmas", sigmas)) if v is not None]  # fmt: skip
+        asked = {"num_inference_steps": num_inference_steps, "timesteps": timesteps, "sigmas": sigmas}
+        given = [name for name, value in asked.items() if value is not None]
         if len(given) != 1:
             raise ValueError(f"give one of num_inference_steps, timesteps and sigmas, got {given}")
         chosen = [name for name in SIGMA_CHOICES if self.config.get(name)]
@@ -87,7 +89,11 @@ class SigmaScheduler(Scheduler):
             return
         steps = len(timesteps) if timesteps is not None else _positive(num_inference_steps)
         self.num_inference_steps = steps
-        at = np.array(timesteps, dtype=np.float32) if timesteps is not None else spaced_timesteps(config, steps, np.float32)
+        at = (
+            np.array(timesteps, dtype=np.float32)
+            if timesteps is not None
+            else spaced_timesteps(config, steps, np.float32)
+        )
         if config.get("interpolation_type") == "log_linear":
             levels = torch.linspace(np.log(train[-1]), np.log(train[0]), steps + 1).exp().numpy()
         else:
@@ -122,7 +128,7 @@ class SigmaScheduler(Scheduler):
 
     def _pairs(self) -> list[tuple[float, ...]]:
         levels = self._levels.tolist()
-        return [(a, self._second_sigma(a, b)) for a, b in zip(levels, levels[1:], strict=False)]
+        return [(a, self._second_sigma(a, b)) for a, b in itertools.pairwise(levels)]
 
     def _second_sigma(self, sigma: float, sigma_next: float) -> float:
         return sigma_next
@@ -171,7 +177,7 @@ def _positive(steps: int | None) -> int:
 class EulerDiscreteScheduler(SigmaScheduler):
     """Euler's method (Karras et al. 2022, algorithm 2 without its correction)."""
 
-    defaults = {
+    defaults: ClassVar[dict[str, Any]] = {
         **BETAS, "prediction_type": "epsilon", "interpolation_type": "linear", **SIGMA_CHOICES, "sigma_min": None,
         "sigma_max": None, "timestep_spacing": "linspace", "timestep_type": "discrete", "steps_offset": 0,
         "rescale_betas_zero_snr": False, "final_sigmas_type": "zero",
@@ -230,13 +236,13 @@ def _euler_churned_after(trace: Trace, path: Path, churn: _karras.Churn, start: 
             p, q = prediction.to_sample(1.0, hat if prediction.prediction_type == "epsilon" else sigma)
             x0 = p * x + q * trace.output
         x = x + (path.sigmas[i + 1] - hat) * ((x - x0) / hat)
-    trace.finish(x)  # type: ignore[arg-type]
+    trace.finish(x)
 
 
 class EulerAncestralDiscreteScheduler(SigmaScheduler):
     """Euler's method down to sigma_down, then noise."""
 
-    defaults = {
+    defaults: ClassVar[dict[str, Any]] = {
         **BETAS, "prediction_type": "epsilon", "timestep_spacing": "linspace", "steps_offset": 0,
         "rescale_betas_zero_snr": False,
     }  # fmt: skip
@@ -255,9 +261,7 @@ class EulerAncestralDiscreteScheduler(SigmaScheduler):
         *, seeds: Tensor | Sequence[int] | None = None,
     ) -> Any:  # fmt: skip
         self._check_call(timestep)
-        return self._advance(
-            model_output, timestep, sample, generator=generator, seeds=seeds, return_dict=return_dict
-        )
+        return self._advance(model_output, timestep, sample, generator=generator, seeds=seeds, return_dict=return_dict)
 
 
 SECOND_ORDER = {**BETAS, "beta_start": 0.00085, "beta_end": 0.012}
@@ -266,7 +270,7 @@ SECOND_ORDER = {**BETAS, "beta_start": 0.00085, "beta_end": 0.012}
 class HeunDiscreteScheduler(SigmaScheduler):
     """Heun's method: two calls of the model a step, one for the last."""
 
-    defaults = {
+    defaults: ClassVar[dict[str, Any]] = {
         **SECOND_ORDER, "prediction_type": "epsilon", **SIGMA_CHOICES, "clip_sample": False, "clip_sample_range": 1.0,
         "timestep_spacing": "linspace", "steps_offset": 0,
     }  # fmt: skip
@@ -301,7 +305,7 @@ def _same_training_length(scheduler: Scheduler, given: int | None) -> None:
 class KDPM2DiscreteScheduler(SigmaScheduler):
     """DPM-Solver-2 in Karras' form: the second call is half way in log sigma."""
 
-    defaults = {
+    defaults: ClassVar[dict[str, Any]] = {
         **SECOND_ORDER, **SIGMA_CHOICES, "prediction_type": "epsilon", "timestep_spacing": "linspace", "steps_offset": 0,
     }  # fmt: skip
     order = calls_a_step = 2
@@ -329,7 +333,9 @@ class KDPM2DiscreteScheduler(SigmaScheduler):
 
     def _interleaved(self, timesteps: np.ndarray, device: Any) -> Tensor:
         log_sigmas = np.log(self._train_sigmas)
-        between = [sigma_to_timestep(np.float32(second), log_sigmas) for _, second in self._pairs()[:-1]]
+        between = [
+            sigma_to_timestep(np.asarray(second, dtype=np.float32), log_sigmas) for _, second in self._pairs()[:-1]
+        ]
         at = np.stack([np.array(between), np.asarray(timesteps)[1:]], axis=-1).reshape(-1) if between else np.zeros(0)
         return to_timesteps(np.concatenate([timesteps[:1], at]), device, torch.float32)
 
@@ -357,15 +363,13 @@ class KDPM2AncestralDiscreteScheduler(KDPM2DiscreteScheduler):
         self, model_output: Tensor, timestep: Timestep, sample: Tensor, generator: Generators = None, return_dict: bool = True,
         *, seeds: Tensor | Sequence[int] | None = None,
     ) -> Any:  # fmt: skip
-        return self._advance(
-            model_output, timestep, sample, generator=generator, seeds=seeds, return_dict=return_dict
-        )
+        return self._advance(model_output, timestep, sample, generator=generator, seeds=seeds, return_dict=return_dict)
 
 
 class LMSDiscreteScheduler(SigmaScheduler):
     """Linear multistep of up to 8 derivatives, its weights exact integrals."""
 
-    defaults = {
+    defaults: ClassVar[dict[str, Any]] = {
         **BETAS, **SIGMA_CHOICES, "prediction_type": "epsilon", "timestep_spacing": "linspace", "steps_offset": 0,
     }  # fmt: skip
     needs_set_timesteps = False
@@ -390,7 +394,7 @@ class DPMSolverSDEScheduler(SigmaScheduler):
     by default fastgen's own Brownian tree, seeded with ``noise_sampler_seed``.
     """
 
-    defaults = {
+    defaults: ClassVar[dict[str, Any]] = {
         **SECOND_ORDER, "prediction_type": "epsilon", **SIGMA_CHOICES, "noise_sampler_seed": None,
         "timestep_spacing": "linspace", "steps_offset": 0,
     }  # fmt: skip
@@ -449,5 +453,3 @@ class DPMSolverSDEScheduler(SigmaScheduler):
             )
         ahead = levels[whole + 1] if index % 2 else (levels[whole] * levels[whole + 1]).sqrt()
         return self.noise_sampler(levels[whole], ahead)
-
-

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -19,7 +19,6 @@ from .karras import SIGMA_CHOICES, check_sigma_choices
 from .noise_levels import (
     ZERO_SNR_ALPHA_BAR,
     converted,
-    exponential,
     flow_shifted,
     make_betas,
     sigma_to_timestep,
@@ -39,7 +38,7 @@ class MultistepScheduler(Scheduler):
     _compatible_names = KARRAS_FAMILY
     duplicates_last = False  # what follows the last step where another sigma schedule is chosen
     rounds_converted: tuple[str, ...] = ("use_karras_sigmas",)
-    synonyms: dict[str, dict[str, str]] = {}  # values of other schedulers' arguments, and what they mean here
+    synonyms: ClassVar[dict[str, dict[str, str]]] = {}  # values of other schedulers' arguments, and what they mean here
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         given = dict(zip(self.defaults, args, strict=False)) | kwargs
@@ -68,7 +67,9 @@ class MultistepScheduler(Scheduler):
         clipped = self.config.get("lambda_min_clipped", -math.inf)
         return len(self.betas) - int(torch.searchsorted(torch.flip(self.lambda_t, [0]), clipped))
 
-    def _chosen(self, steps: int | None, timesteps: Sequence[int] | None, mu: float | None) -> tuple[np.ndarray, np.ndarray]:
+    def _chosen(
+        self, steps: int | None, timesteps: Sequence[int] | None, mu: float | None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """(timesteps, sigmas), noise first, without what follows the last step."""
         config, train = self.config, self._train_sigmas
         if (steps is None) == (timesteps is None):
@@ -89,7 +90,8 @@ class MultistepScheduler(Scheduler):
         levels = converted(config, train[::-1], steps)  # type: ignore[arg-type]
         name = others[0] if others else ""
         if name == "use_lu_lambdas":  # evenly spaced log sigmas (Lu et al. 2022a)
-            levels = exponential(float(train[0]), float(train[-1]), steps)  # type: ignore[arg-type]
+            low, high = np.log(train)[[0, -1]].tolist()
+            levels = np.exp(high + np.linspace(0, 1, steps) * (low - high))  # type: ignore[arg-type]
         if levels is not None:
             at = np.array([sigma_to_timestep(sigma, np.log(train)) for sigma in levels])
             return (at.round() if name in self.rounds_converted else at), levels
@@ -143,7 +145,11 @@ class MultistepScheduler(Scheduler):
     def _without_variance(self, model_output: Tensor, sample: Tensor) -> Tensor:
         """The first half of the channels, where the model also predicts a variance that these solvers have no use for."""
         learned = self.config.get("variance_type") in ("learned", "learned_range")
-        return model_output[:, : sample.shape[1]] if learned and model_output.shape[1] == 2 * sample.shape[1] else model_output
+        return (
+            model_output[:, : sample.shape[1]]
+            if learned and model_output.shape[1] == 2 * sample.shape[1]
+            else model_output
+        )
 
     def _marginals(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         if self._begin_index is None:
@@ -170,16 +176,16 @@ SHIFTING = {"use_dynamic_shifting": False, "time_shift_type": "exponential"}
 class DPMSolverMultistepScheduler(MultistepScheduler):
     """DPM-Solver++ of order 1 to 3, multistep (Lu et al. 2022b), and its SDE forms.
 
-    At order 3, ``"sde-dpmsolver++"`` uses the series' own coefficient for the second difference; diffusers 0.42 has the wrong sign in
+    At order 3, ``"sde-dpmsolver++"`` uses the series' own coefficient of the second difference; diffusers 0.42 has a wrong sign in
     its constant, and returns nothing at all for ``"sde-dpmsolver"``, which is refused here.
     """
 
-    defaults = {
+    defaults: ClassVar[dict[str, Any]] = {
         **DPM_COMMON, "lower_order_final": True, "euler_at_final": False, **SIGMA_LAMBDA, "final_sigmas_type": "zero",
         "lambda_min_clipped": -math.inf, "variance_type": None, "timestep_spacing": "linspace", "steps_offset": 0,
         "rescale_betas_zero_snr": False, **SHIFTING,
     }  # fmt: skip
-    synonyms = DPM_SYNONYMS
+    synonyms: ClassVar[dict[str, dict[str, str]]] = DPM_SYNONYMS
 
     def _setup(self) -> None:
         config = self.config
@@ -231,7 +237,7 @@ def _check_choice(config: Any, name: str, known: Sequence[str]) -> None:
 class DPMSolverMultistepInverseScheduler(DPMSolverMultistepScheduler):
     """The same from image to noise."""
 
-    defaults = {
+    defaults: ClassVar[dict[str, Any]] = {
         **DPM_COMMON, "lower_order_final": True, "euler_at_final": False, **SIGMA_CHOICES, "use_flow_sigmas": False,
         "flow_shift": 1.0, "lambda_min_clipped": -math.inf, "variance_type": None, "timestep_spacing": "linspace",
         "steps_offset": 0,
@@ -272,11 +278,11 @@ class DPMSolverMultistepInverseScheduler(DPMSolverMultistepScheduler):
 class DPMSolverSinglestepScheduler(MultistepScheduler):
     """DPM-Solver++ of order 1 to 3, singlestep (Lu et al. 2022b)."""
 
-    defaults = {
+    defaults: ClassVar[dict[str, Any]] = {
         **DPM_COMMON, "lower_order_final": False, **SIGMA_CHOICES, "use_flow_sigmas": False, "flow_shift": 1.0,
         "final_sigmas_type": "zero", "lambda_min_clipped": -math.inf, "variance_type": None, **SHIFTING,
     }  # fmt: skip
-    synonyms = DPM_SYNONYMS
+    synonyms: ClassVar[dict[str, dict[str, str]]] = DPM_SYNONYMS
 
     def _setup(self) -> None:
         _check_choice(self.config, "algorithm_type", ("dpmsolver", "dpmsolver++", "sde-dpmsolver++"))
@@ -323,12 +329,12 @@ class DPMSolverSinglestepScheduler(MultistepScheduler):
 class DEISMultistepScheduler(MultistepScheduler):
     """tAB-DEIS in log rho, of order 1 to 3 (Zhang and Chen 2023)."""
 
-    defaults = {
+    defaults: ClassVar[dict[str, Any]] = {
         **BETAS, "solver_order": 2, "prediction_type": "epsilon", **THRESHOLDING, "algorithm_type": "deis",
         "solver_type": "logrho", "lower_order_final": True, **SIGMA_CHOICES, "use_flow_sigmas": False, "flow_shift": 1.0,
         "timestep_spacing": "linspace", "steps_offset": 0, **SHIFTING,
     }  # fmt: skip
-    synonyms = {
+    synonyms: ClassVar[dict[str, dict[str, str]]] = {
         "algorithm_type": {"dpmsolver": "deis", "dpmsolver++": "deis"},
         "solver_type": dict.fromkeys(("midpoint", "heun", "bh1", "bh2"), "logrho"),
     }
@@ -354,13 +360,15 @@ class DEISMultistepScheduler(MultistepScheduler):
 class UniPCMultistepScheduler(MultistepScheduler):
     """UniPC of any order (Zhao et al. 2023). ``solver_p``, another scheduler as the predictor, is not offered."""
 
-    defaults = {
+    defaults: ClassVar[dict[str, Any]] = {
         **BETAS, "solver_order": 2, "prediction_type": "epsilon", **THRESHOLDING, "predict_x0": True, "solver_type": "bh2",
         "lower_order_final": True, "disable_corrector": (), "solver_p": None, **SIGMA_CHOICES, "use_flow_sigmas": False,
         "flow_shift": 1.0, "timestep_spacing": "linspace", "steps_offset": 0, "final_sigmas_type": "zero",
         "rescale_betas_zero_snr": False, **SHIFTING, "sigma_min": None, "sigma_max": None, "shift_terminal": None,
     }  # fmt: skip
-    synonyms = {"solver_type": dict.fromkeys(("midpoint", "heun", "logrho"), "bh2")}
+    synonyms: ClassVar[dict[str, dict[str, str]]] = {
+        "solver_type": dict.fromkeys(("midpoint", "heun", "logrho"), "bh2")
+    }
 
     def _setup(self) -> None:
         _check_choice(self.config, "solver_type", ("bh1", "bh2"))
@@ -434,13 +442,15 @@ def default_tau(t: float) -> float:
 class SASolverScheduler(MultistepScheduler):
     """SA-Solver (Xue et al. 2023): stochastic Adams-Bashforth and Adams-Moulton of order up to 4."""
 
-    defaults = {
+    defaults: ClassVar[dict[str, Any]] = {
         **BETAS, "predictor_order": 2, "corrector_order": 2, "prediction_type": "epsilon", "tau_func": None, **THRESHOLDING,
         "algorithm_type": "data_prediction", "lower_order_final": True, **SIGMA_CHOICES, "use_flow_sigmas": False,
         "flow_shift": 1.0, "lambda_min_clipped": -math.inf, "variance_type": None, "timestep_spacing": "linspace",
         "steps_offset": 0,
     }  # fmt: skip
-    synonyms = {"algorithm_type": {"dpmsolver++": "data_prediction", "deis": "data_prediction"}}
+    synonyms: ClassVar[dict[str, dict[str, str]]] = {
+        "algorithm_type": {"dpmsolver++": "data_prediction", "deis": "data_prediction"}
+    }
 
     def _setup(self) -> None:
         _check_choice(self.config, "algorithm_type", ("data_prediction", "noise_prediction"))
@@ -468,7 +478,7 @@ class SASolverScheduler(MultistepScheduler):
 class IPNDMScheduler(Scheduler):
     """Improved PNDM for models that predict v over a continuous time."""
 
-    defaults = {"num_train_timesteps": 1000, "trained_betas": None}
+    defaults: ClassVar[dict[str, Any]] = {"num_train_timesteps": 1000, "trained_betas": None}
 
     def _setup(self) -> None:
         self.init_noise_sigma = 1.0
@@ -481,7 +491,9 @@ class IPNDMScheduler(Scheduler):
         self.num_inference_steps = num_inference_steps
         steps = torch.cat([torch.linspace(1, 0, num_inference_steps + 1)[:-1], torch.tensor([0.0])])
         trained = self.config["trained_betas"]
-        self.betas = torch.sin(steps * math.pi / 2) ** 2 if trained is None else torch.tensor(trained, dtype=torch.float32)
+        self.betas = (
+            torch.sin(steps * math.pi / 2) ** 2 if trained is None else torch.tensor(trained, dtype=torch.float32)
+        )
         self.alphas = (1.0 - self.betas**2) ** 0.5
         self.timesteps = (torch.atan2(self.betas, self.alphas) / math.pi * 2)[:-1].to(device)
         self._restart()

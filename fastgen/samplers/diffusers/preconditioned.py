@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -29,8 +29,6 @@ SIGMA_SCHEDULES = ("karras", "exponential")
 
 class PreconditionedScheduler(Scheduler):
     """Base: x = x0 + sigma eps, c_in, c_skip, c_out and c_noise of sigma_data."""
-
-    second_output: str | None = None  # type: ignore[misc]
 
     def _setup(self) -> None:
         _check_choice(self.config, "sigma_schedule", SIGMA_SCHEDULES)
@@ -90,7 +88,7 @@ class PreconditionedScheduler(Scheduler):
 class EDMEulerScheduler(PreconditionedScheduler):
     """Euler's method for EDM models."""
 
-    defaults = {**EDM, "final_sigmas_type": "zero"}
+    defaults: ClassVar[dict[str, Any]] = {**EDM, "final_sigmas_type": "zero"}
     second_output = "pred_original_sample"
     needs_set_timesteps = False
 
@@ -126,7 +124,7 @@ class EDMEulerScheduler(PreconditionedScheduler):
 class EDMDPMSolverMultistepScheduler(PreconditionedScheduler):
     """DPM-Solver++ for EDM models, order 1 to 3; the third order of the SDE form is there too (diffusers' ignores its noise)."""
 
-    defaults = {
+    defaults: ClassVar[dict[str, Any]] = {
         **EDM, "solver_order": 2, **THRESHOLDING, "algorithm_type": "dpmsolver++", "solver_type": "midpoint",
         "lower_order_final": True, "euler_at_final": False, "final_sigmas_type": "zero",
     }  # fmt: skip
@@ -162,15 +160,13 @@ class EDMDPMSolverMultistepScheduler(PreconditionedScheduler):
         self, model_output: Tensor, timestep: Timestep, sample: Tensor, generator: Generators = None, return_dict: bool = True,
         *, seeds: Tensor | Sequence[int] | None = None,
     ) -> Any:  # fmt: skip
-        return self._advance(
-            model_output, timestep, sample, generator=generator, seeds=seeds, return_dict=return_dict
-        )
+        return self._advance(model_output, timestep, sample, generator=generator, seeds=seeds, return_dict=return_dict)
 
 
 class CosineDPMSolverMultistepScheduler(EDMDPMSolverMultistepScheduler):
     """SDE-DPM-Solver++ with the cosine time of Stable Audio; noise of a Brownian path, see `DPMSolverSDEScheduler`."""
 
-    defaults = {
+    defaults: ClassVar[dict[str, Any]] = {
         "sigma_min": 0.3, "sigma_max": 500, "sigma_data": 1.0, "sigma_schedule": "exponential", "num_train_timesteps": 1000,
         "solver_order": 2, "prediction_type": "v_prediction", "rho": 7.0, "solver_type": "midpoint", "lower_order_final": True,
         "euler_at_final": False, "final_sigmas_type": "zero",
@@ -188,7 +184,12 @@ class CosineDPMSolverMultistepScheduler(EDMDPMSolverMultistepScheduler):
         super().set_timesteps(num_inference_steps, device)
 
     def step(  # type: ignore[override]
-        self, model_output: Tensor, timestep: Timestep, sample: Tensor, generator: Generators = None, return_dict: bool = True
+        self,
+        model_output: Tensor,
+        timestep: Timestep,
+        sample: Tensor,
+        generator: Generators = None,
+        return_dict: bool = True,
     ) -> Any:
         if self._step_index is None:
             self._init_step_index(timestep)
@@ -201,7 +202,9 @@ class CosineDPMSolverMultistepScheduler(EDMDPMSolverMultistepScheduler):
                 listed = [generator] if isinstance(generator, torch.Generator) else generator
                 seeds = [g.initial_seed() for g in listed] if listed is not None else None
                 low, high = self.config["sigma_min"], self.config["sigma_max"]
-                self.noise_sampler = BrownianTree.like(sample, low, high, seeds[0] if seeds and len(seeds) == 1 else seeds)
+                self.noise_sampler = BrownianTree.like(
+                    sample, low, high, seeds[0] if seeds and len(seeds) == 1 else seeds
+                )
             noise = self.noise_sampler(self.sigmas[index], self.sigmas[index + 1])
         return self._advance(model_output, timestep, sample, noise=noise, return_dict=return_dict)
 
@@ -209,7 +212,7 @@ class CosineDPMSolverMultistepScheduler(EDMDPMSolverMultistepScheduler):
 class CMStochasticIterativeScheduler(PreconditionedScheduler):
     """Multistep sampling of consistency models (Song et al. 2023, algorithm 1)."""
 
-    defaults = {
+    defaults: ClassVar[dict[str, Any]] = {
         "num_train_timesteps": 40, "sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5, "s_noise": 1.0, "rho": 7.0,
         "clip_denoised": True,
     }  # fmt: skip
@@ -272,6 +275,4 @@ class CMStochasticIterativeScheduler(PreconditionedScheduler):
         *, seeds: Tensor | Sequence[int] | None = None,
     ) -> Any:  # fmt: skip
         require_float_timestep(type(self), timestep)
-        return self._advance(
-            model_output, timestep, sample, generator=generator, seeds=seeds, return_dict=return_dict
-        )
+        return self._advance(model_output, timestep, sample, generator=generator, seeds=seeds, return_dict=return_dict)

@@ -76,11 +76,11 @@ class Scheduler:
 
     defaults: ClassVar[dict[str, Any]] = {}
     order: ClassVar[int] = 1
-    second_output: ClassVar[str | None] = None
+    second_output: str | None = None
     needs_set_timesteps: ClassVar[bool] = True
     stateless: ClassVar[bool] = False  # steps may come in any order, each found by its timestep
     config_name = _config.CONFIG_NAME
-    _compatible_names: ClassVar[tuple[str, ...]] = ()
+    _compatible_names: tuple[str, ...] = ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -98,7 +98,11 @@ class Scheduler:
         twice = sorted(set(given) & set(kwargs))
         unknown = sorted(set(kwargs) - set(self.defaults))
         if twice or unknown:
-            what = f"got {twice} twice" if twice else f"has no argument {unknown}, its arguments are {sorted(self.defaults)}"
+            what = (
+                f"got {twice} twice"
+                if twice
+                else f"has no argument {unknown}, its arguments are {sorted(self.defaults)}"
+            )
             raise TypeError(f"{name} {what}")
         self.config = Config({**self.defaults, **given, **kwargs})
         self.num_inference_steps: int | None = None
@@ -134,7 +138,9 @@ class Scheduler:
     # ---- configuration ----------------------------------------------------------------------------------------------
 
     @classmethod
-    def from_config(cls: type[Self], config: Mapping[str, Any], return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+    def from_config(
+        cls: type[Self], config: Mapping[str, Any], return_unused_kwargs: bool = False, **kwargs: Any
+    ) -> Any:
         """A scheduler with the arguments of ``config`` that this class has, as diffusers swaps schedulers.
 
         Raises:
@@ -166,7 +172,9 @@ class Scheduler:
         return cls.from_config(_config.load(pretrained_model_name_or_path, subfolder), **kwargs)
 
     @classmethod
-    def load_config(cls, pretrained_model_name_or_path: Any, subfolder: str | None = None, **kwargs: Any) -> dict[str, Any]:
+    def load_config(
+        cls, pretrained_model_name_or_path: Any, subfolder: str | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
         return _config.load(pretrained_model_name_or_path, subfolder)
 
     @property
@@ -230,7 +238,7 @@ class Scheduler:
         mine = self.timesteps
         if timestep.untyped_storage().data_ptr() != mine.untyped_storage().data_ptr():
             return None
-        return timestep.storage_offset() - mine.storage_offset()
+        return int(timestep.storage_offset() - mine.storage_offset())
 
     def _init_step_index(self, timestep: Timestep) -> None:
         self._step_index = self.index_for_timestep(timestep) if self._begin_index is None else self._begin_index
@@ -363,7 +371,4 @@ def require_float_timestep(cls: type[Scheduler], timestep: Timestep) -> None:
 
 
 def to_timesteps(values: np.ndarray, device: Any, dtype: torch.dtype) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(values)).to(device=device, dtype=dtype)
-
-
-
+    return torch.from_numpy(np.array(values, order="C")).to(device=device, dtype=dtype)

@@ -17,7 +17,7 @@ def consistency(
         if len(path) > 1:
             up = min(max(path.sigmas[i + 1], sigma_min), sigma_max)
             x = x + s_noise * math.sqrt(up**2 - sigma_min**2) * trace.noise()
-    trace.finish(x)  # type: ignore[arg-type]
+    trace.finish(x)
 
 
 def flow_euler(trace: Trace, path: Path, *, stochastic: bool = False, start: int = 0) -> None:
@@ -46,7 +46,7 @@ def flow_heun(trace: Trace, path: Path, *, churn: Churn = NO_CHURN, divisor: int
         ahead = x + (sigma_next - hat) * velocity
         if i + 1 < len(path):
             half = trace.keep(x + (sigma_next - hat) / 2 * velocity)
-            trace.call(ahead, *path.point(i + 1))
+            trace.call(ahead, *path.point(i + 1), between=True)
             ahead = half + (sigma_next - hat) / 2 * trace.output
             if hat > sigma:  # it cancels out of the derivative, but generators are to stay in step with diffusers
                 ahead = ahead + 0.0 * trace.noise()

@@ -7,16 +7,14 @@ from ..path import Path
 from ..trace import Linear, Trace
 
 
-def ddim(
-    trace: Trace, path: Path, *, eta: float = 0.0, use_clipped_model_output: bool = False, start: int = 0
-) -> None:
+def ddim(trace: Trace, path: Path, *, eta: float = 0.0, use_clipped_model_output: bool = False, start: int = 0) -> None:
     r""":math:`x' = \alpha' x_0 + \sqrt{\sigma'^2 - s^2}\,\hat\varepsilon + s\varepsilon` (Song et al. 2021, equations 12 and 16),
     with :math:`s = \eta\,(\sigma'/\sigma)\sqrt{1 - (\alpha/\alpha')^2}`."""
     x = None
     for i in range(start, len(path)):
         end = path.alphas[i + 1], path.sigmas[i + 1]
         x = ddim_step(trace, x, path.point(i), end, eta=eta, use_clipped_model_output=use_clipped_model_output)
-    trace.finish(x, *path.end())  # type: ignore[arg-type]
+    trace.finish(x, *path.end())
 
 
 def ddim_step(
@@ -37,8 +35,8 @@ def ddim_step(
     else:
         eps = unclipped_epsilon(trace, x, alpha, sigma)
     std = eta * sigma_next / sigma * math.sqrt(max(1 - (alpha / alpha_next) ** 2, 0.0)) if eta > 0 else 0.0
-    if not trace.scale_inputs:
-        trace.steps[-1].known = end
+    scale = trace.prediction.input_scale(*end) if trace.scale_inputs else 1.0
+    trace.steps[-1].known = (alpha_next * scale, sigma_next * scale)
     following = alpha_next * x0 + math.sqrt(max(sigma_next**2 - std**2, 0.0)) * eps
     return following + std * trace.noise() if eta > 0 or always_draw else following
 
@@ -60,9 +58,7 @@ def ddim_inverse(trace: Trace, path: Path, *, start: int = 0) -> None:
     ddim(trace, path, start=start)
 
 
-def lcm(
-    trace: Trace, path: Path, *, timestep_scaling: float = 10.0, sigma_data: float = 0.5, start: int = 0
-) -> None:
+def lcm(trace: Trace, path: Path, *, timestep_scaling: float = 10.0, sigma_data: float = 0.5, start: int = 0) -> None:
     """Latent consistency models (Luo et al. 2023, section 4): denoise wholly, with the boundary condition of consistency
     models, then add the noise of the next level."""
     x = None
@@ -82,9 +78,7 @@ def lcm_boundary(timestep: float, timestep_scaling: float, sigma_data: float = 0
     return sigma_data**2 / (scaled**2 + sigma_data**2), scaled / math.hypot(scaled, sigma_data)
 
 
-def tcd(
-    trace: Trace, path: Path, between: Sequence[tuple[float, float]], *, eta: float = 0.3, start: int = 0
-) -> None:
+def tcd(trace: Trace, path: Path, between: Sequence[tuple[float, float]], *, eta: float = 0.3, start: int = 0) -> None:
     """Trajectory consistency distillation (Zheng et al. 2024, algorithm 4, its gamma is ``eta``): DDIM to the marginals
     (alpha, sigma) of ``between``, then noise up to the next level."""
     x = None

@@ -1,4 +1,5 @@
-r"""DPM-Solver (Lu et al. 2022a) and DPM-Solver++ (Lu et al. 2022b): exponential integrators in :math:`\lambda = \log(\alpha/\sigma)`.
+r"""DPM-Solver (Lu et al. 2022a) and DPM-Solver++ (Lu et al. 2022b), which integrate
+exactly what is linear, over :math:`\lambda = \log(\alpha/\sigma)`.
 
 "dpmsolver++" integrates the clean sample, "dpmsolver" the noise; the "sde-" forms are their stochastic counterparts. With
 h the step in lambda and D_k the k-th divided difference of what is integrated, all orders are the one series
@@ -169,7 +170,7 @@ def singlestep(
         if algorithm.startswith("sde"):
             result = result + step.of_noise * trace.noise()
         x, past = result, [kept, *past][:2]
-    trace.finish(x, *path.end())  # type: ignore[arg-type]
+    trace.finish(x, *path.end())
 
 
 def singlestep_orders(steps: int, order: int, lower_order_final: bool, ends_at_zero: bool) -> list[int]:
@@ -200,10 +201,11 @@ def dpmpp_2s_ancestral(trace: Trace, path: Path, *, eta: float = 1.0, s_noise: f
             x = x0
         else:
             middle = halfway(sigma, down)
-            _, x0_middle = trace.call(towards(x, x0, sigma, middle), path.timestep_at(middle), 1.0, middle)
+            ahead = towards(x, x0, sigma, middle)
+            _, x0_middle = trace.call(ahead, path.timestep_at(middle), 1.0, middle, between=True)
             x = towards(x, x0_middle, sigma, down)
         if path.sigmas[i + 1] > 0:
-            x = x + s_noise * up * trace.noise()
+            x = x + s_noise * up * trace.noise(interval=(sigma, path.sigmas[i + 1]))
     trace.finish(x, *path.end())
 
 
@@ -226,11 +228,11 @@ def dpmpp_sde(
             continue
         middle, weight = halfway(sigma, sigma_next, r), 1 / (2 * r)
         down, up = ancestral_split(sigma, middle, eta)
-        ahead = towards(x, x0, sigma, down) + s_noise * up * trace.noise()
-        _, x0_middle = trace.call(ahead, path.timestep_at(middle), 1.0, middle)
+        ahead = towards(x, x0, sigma, down) + s_noise * up * trace.noise(interval=(sigma, middle))
+        _, x0_middle = trace.call(ahead, path.timestep_at(middle), 1.0, middle, between=True)
         down, up = ancestral_split(sigma, sigma_next, eta)
         mixed = weight * x0_middle if weight == 1 else (1 - weight) * x0 + weight * x0_middle
-        x = towards(x, mixed, sigma, down) + s_noise * up * trace.noise()
+        x = towards(x, mixed, sigma, down) + s_noise * up * trace.noise(interval=(sigma, sigma_next))
     trace.finish(x, *path.end())
 
 
@@ -267,6 +269,48 @@ def dpmpp_multistep_sde(
                 halved = 0.5 * first if order == 2 and solver_type == "midpoint" else phi_2
                 x = x + halved * h / steps[0] * (x0 - past[0])
             if eta:
-                x = x + s_noise * sigma_next * math.sqrt(-math.expm1(-2 * h * eta)) * trace.noise()
+                noise = trace.noise(interval=(sigma, sigma_next))
+                x = x + s_noise * sigma_next * math.sqrt(-math.expm1(-2 * h * eta)) * noise
         past, steps = [kept, *past][: order - 1], [h, *steps][:2]
     trace.finish(x, *path.end())
+
+
+def dpm_fast(
+    trace: Trace, sigma_max: float, sigma_min: float, nfe: int, *, eta: float = 0.0, s_noise: float = 1.0
+) -> None:
+    """DPM-Solver-fast (Lu et al. 2022a, section 3.4): ``nfe`` calls of the model in steps of order 3, and less at the end."""
+    blocks = nfe // 3 + 1
+    ends = [sigma_max ** (1 - i / blocks) * sigma_min ** (i / blocks) for i in range(blocks + 1)]
+    orders = [3] * (blocks - 2) + [2, 1] if nfe % 3 == 0 else [3] * (blocks - 1) + [nfe % 3]
+    x = None
+    for i, order in enumerate(orders):
+        sigma, sigma_next = ends[i], ends[i + 1]
+        target = max(ancestral_split(sigma, sigma_next, eta)[0], sigma_min) if eta else sigma_next
+        x = dpm_step(trace, x, i, sigma, target, order)[1]
+        if eta:
+            up = math.sqrt(max(sigma_next**2 - target**2, 0.0))
+            x = x + s_noise * up * trace.noise(interval=(sigma, sigma_next))
+    trace.finish(x)
+
+
+def dpm_step(
+    trace: Trace, x: Linear | None, timestep: float, sigma: float, sigma_next: float, order: int
+) -> tuple[Linear, Linear]:
+    """A step of DPM-Solver of order 1 to 3 in sigma space (Lu et al. 2022a, algorithms 1 and 2); (x as it stands, x')."""
+    h, r1, r2 = math.log(sigma / sigma_next), (1 / 2 if order == 2 else 1 / 3), 2 / 3
+    x, x0 = trace.call(x, timestep, 1.0, sigma)
+    eps = (x - x0) / sigma
+    first = x + (sigma_next - sigma) * eps
+    if order == 1:
+        return x, first
+    kept_eps = trace.keep(eps)
+    s1 = sigma * math.exp(-r1 * h)
+    u1, x1 = trace.call(x + (s1 - sigma) * eps, timestep, 1.0, s1, between=True)
+    change = (u1 - x1) / s1 - kept_eps
+    first = x + (sigma_next - sigma) * kept_eps
+    if order == 2:
+        return x, first - sigma_next / (2 * r1) * math.expm1(h) * change
+    s2 = sigma * math.exp(-r2 * h)
+    ahead = x + (s2 - sigma) * kept_eps - s2 * (r2 / r1) * (math.expm1(r2 * h) / (r2 * h) - 1) * change
+    u2, x2 = trace.call(ahead, timestep, 1.0, s2, between=True)
+    return x, first - sigma_next / r2 * (math.expm1(h) / h - 1) * ((u2 - x2) / s2 - kept_eps)

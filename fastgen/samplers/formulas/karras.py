@@ -67,7 +67,9 @@ def euler(trace: Trace, path: Path, *, churn: Churn = NO_CHURN, start: int = 0) 
     trace.finish(x, *path.end())
 
 
-def euler_ancestral(trace: Trace, path: Path, *, eta: float = 1.0, s_noise: float = 1.0, always_draw: bool = False, start: int = 0) -> None:
+def euler_ancestral(
+    trace: Trace, path: Path, *, eta: float = 1.0, s_noise: float = 1.0, always_draw: bool = False, start: int = 0
+) -> None:
     """Euler's method down to sigma_down, then noise. ``always_draw``: the last step draws noise too and takes 0 of it."""
     x = None
     for i in range(start, len(path)):
@@ -76,7 +78,7 @@ def euler_ancestral(trace: Trace, path: Path, *, eta: float = 1.0, s_noise: floa
         down, up = ancestral_split(sigma, path.sigmas[i + 1], eta)
         x = x + (down - sigma) * ((x - x0) / sigma)
         if always_draw or path.sigmas[i + 1] > 0:
-            x = x + s_noise * up * trace.noise()
+            x = x + s_noise * up * trace.noise(interval=(path.sigmas[i], path.sigmas[i + 1]))
     trace.finish(x, *path.end())
 
 
@@ -90,7 +92,7 @@ def heun(trace: Trace, path: Path, *, churn: Churn = NO_CHURN, start: int = 0) -
         ahead = x + (sigma_next - sigma) * d
         if sigma_next > 0:
             half = trace.keep(x + (sigma_next - sigma) / 2 * d)
-            ahead, x0 = trace.call(ahead, path.timestep_at(sigma_next), 1.0, sigma_next)
+            ahead, x0 = trace.call(ahead, path.timestep_at(sigma_next), 1.0, sigma_next, between=True)
             ahead = half + (sigma_next - sigma) / 2 * ((ahead - x0) / sigma_next)
         x = ahead
     trace.finish(x, *path.end())
@@ -113,7 +115,7 @@ def dpm_2_ancestral(trace: Trace, path: Path, *, eta: float = 1.0, s_noise: floa
         down, up = ancestral_split(path.sigmas[i], path.sigmas[i + 1], eta)
         x = _midpoint(trace, path, x, x0, path.sigmas[i], down)
         if down > 0:
-            x = x + s_noise * up * trace.noise()
+            x = x + s_noise * up * trace.noise(interval=(path.sigmas[i], path.sigmas[i + 1]))
     trace.finish(x, *path.end())
 
 
@@ -122,7 +124,7 @@ def _midpoint(trace: Trace, path: Path, x: Linear, x0: Linear, sigma: float, sig
     if sigma_next == 0:
         return x + (sigma_next - sigma) * d
     middle = halfway(sigma, sigma_next)
-    ahead, x0 = trace.call(x + (middle - sigma) * d, path.timestep_at(middle), 1.0, middle)
+    ahead, x0 = trace.call(x + (middle - sigma) * d, path.timestep_at(middle), 1.0, middle, between=True)
     return x + (sigma_next - sigma) * ((ahead - x0) / middle)
 
 

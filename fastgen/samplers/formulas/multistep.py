@@ -41,7 +41,9 @@ def deis_weights(rho: Sequence[float], i: int, order: int) -> list[float]:
     for j, node in enumerate(nodes):
         others = [other for k, other in enumerate(nodes) if k != j]
         polynomial = np.poly1d(others, r=True) / np.prod([node - other for other in others])
-        weights.append(_integral_of_log_polynomial(polynomial, rho[i + 1]) - _integral_of_log_polynomial(polynomial, rho[i]))
+        weights.append(
+            _integral_of_log_polynomial(polynomial, rho[i + 1]) - _integral_of_log_polynomial(polynomial, rho[i])
+        )
     return weights
 
 
@@ -255,7 +257,7 @@ def pndm_plms(
         combined = weighted(weights, [now, *past][: len(weights)])
         past = [trace.keep(now), *past][:3]
         x = _pndm_step(trace, marginal, t, t - stride, x, combined)
-    trace.finish(x)  # type: ignore[arg-type]
+    trace.finish(x)
 
 
 def pndm_prk(
@@ -289,7 +291,7 @@ def pndm_prk(
         combined = weighted(weights, [now, *past][: len(weights)])
         past = [trace.keep(now), *past][:3]
         x = _pndm_step(trace, marginal, t, t - stride, x, combined)
-    trace.finish(x)  # type: ignore[arg-type]
+    trace.finish(x)
 
 
 def _pndm_step(

@@ -14,9 +14,9 @@ from fastgen.samplers import diffusers as ours
 SHAPE = (2, 3, 6, 5)
 
 
-def model(x: Tensor, t: Tensor, channels: int = 1) -> Tensor:
+def model(x: Tensor, t: float, channels: int = 1) -> Tensor:
     """Smooth, bounded, different for every timestep; bounded outputs keep trajectories of 10 steps well conditioned."""
-    phase = float(t) * 0.013
+    phase = t * 0.013
     out = torch.tanh(0.8 * x) * torch.cos(torch.tensor(phase, dtype=x.dtype)) + 0.3 * torch.sin(x + phase)
     return torch.cat([out] * channels, dim=1) if channels > 1 else out
 
@@ -77,22 +77,36 @@ def run(
     *,
     channels: int = 1,
     begin: int | None = None,
-    timesteps: Tensor | None = None,
+    clock: Any = None,
     **options: Any,
 ) -> list[Tensor]:
-    """The samples of a trajectory."""
+    """The samples of a trajectory; ``clock`` is the scheduler whose timesteps and first sigma the model goes by."""
+    clock = clock or scheduler
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(5), dtype=torch.float64).to(dtype)
-    x = x * float(getattr(scheduler, "init_noise_sigma", 1.0))  # flow schedulers of diffusers have none
+    x = x * float(getattr(clock, "init_noise_sigma", 1.0))  # flow schedulers of diffusers have none
     if "generator" in scheduler.step.__code__.co_varnames:
         options["generator"] = generator
     if begin is not None:
         scheduler.set_begin_index(begin)
-    steps = scheduler.timesteps if timesteps is None else timesteps
+    if dtype == torch.float64:  # the same noise as in float32
+        with mock.patch("torch.randn", _single_randn):
+            return _follow(scheduler, x, clock, channels, begin or 0, options)
+    return _follow(scheduler, x, clock, channels, begin or 0, options)
+
+
+_randn = torch.randn
+
+
+def _single_randn(*args: Any, dtype: Any = None, **kwargs: Any) -> Tensor:
+    return _randn(*args, dtype=torch.float32, **kwargs).to(dtype)
+
+
+def _follow(scheduler: Any, x: Tensor, clock: Any, channels: int, begin: int, options: dict[str, Any]) -> list[Tensor]:
     samples = []
-    for t in steps[begin or 0 :]:
+    for t, now in zip(scheduler.timesteps[begin:], clock.timesteps[begin:].tolist(), strict=True):
         inputs = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
-        x = scheduler.step(model(inputs, t, channels), t, x, return_dict=False, **options)[0]
+        x = scheduler.step(model(inputs, now, channels), t, x, return_dict=False, **options)[0]
         samples.append(x)
     return samples
 

@@ -3,6 +3,7 @@
 float32 within 1e-5; float64 within 1e-10 once the peer's levels, which it keeps in float32, are taken in float64.
 """
 
+import contextlib
 import itertools
 import math
 from typing import Any
@@ -11,6 +12,8 @@ import pytest
 import torch
 
 from fastgen.samplers import diffusers as ours
+from fastgen.samplers.formulas.dpm_solver import Integrator
+from fastgen.samplers.path import Path
 
 from .parity import error, in_float64, pair, run
 
@@ -38,15 +41,49 @@ def cases() -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
     gentle = [{**GENTLE, "clip_sample": False, **c} for c in both]
     schedules = grid(beta_schedule=("scaled_linear", "squaredcos_cap_v2"), prediction_type=("v_prediction",))
 
-    add("DDPMScheduler", *both, *gentle, *schedules, {"beta_schedule": "sigmoid"}, {"thresholding": True, "sample_max_value": 1.5})
-    add("DDPMScheduler", {"variance_type": "fixed_large"}, {"variance_type": "fixed_small_log"}, {"variance_type": "learned_range"})
-    add("DDPMScheduler", {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing"})
-    add("DDIMScheduler", *both, *gentle, *schedules, {"set_alpha_to_one": False, "steps_offset": 1}, {"thresholding": True})
+    add(
+        "DDPMScheduler",
+        *both,
+        *gentle,
+        *schedules,
+        {"beta_schedule": "sigmoid"},
+        {"thresholding": True, "sample_max_value": 1.5},
+    )
+    add(
+        "DDPMScheduler",
+        {"variance_type": "fixed_large"},
+        {"variance_type": "fixed_small_log"},
+        {"variance_type": "learned_range"},
+    )
+    add(
+        "DDPMScheduler",
+        {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing"},
+    )
+    add(
+        "DDIMScheduler",
+        *both,
+        *gentle,
+        *schedules,
+        {"set_alpha_to_one": False, "steps_offset": 1},
+        {"thresholding": True},
+    )
     add("DDIMScheduler", *both, eta=0.7)
     add("DDIMScheduler", {}, {"prediction_type": "v_prediction"}, use_clipped_model_output=True, eta=0.3)
     add("DDIMInverseScheduler", *grid(timestep_spacing=SPACINGS[1:], prediction_type=PREDICTIONS[::2]))
-    add("EulerDiscreteScheduler", *both, *SIGMAS, *schedules, MIN, {"interpolation_type": "log_linear"}, {"sigma_min": 0.1, "sigma_max": 9.0, "use_karras_sigmas": True})
-    add("EulerDiscreteScheduler", {"timestep_type": "continuous", "prediction_type": "v_prediction"}, {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"})
+    add(
+        "EulerDiscreteScheduler",
+        *both,
+        *SIGMAS,
+        *schedules,
+        MIN,
+        {"interpolation_type": "log_linear"},
+        {"sigma_min": 0.1, "sigma_max": 9.0, "use_karras_sigmas": True},
+    )
+    add(
+        "EulerDiscreteScheduler",
+        {"timestep_type": "continuous", "prediction_type": "v_prediction"},
+        {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"},
+    )
     add("EulerDiscreteScheduler", {}, {"prediction_type": "v_prediction"}, s_churn=3.0, s_noise=1.01)
     add("EulerAncestralDiscreteScheduler", *without_sample, *schedules)
     add("HeunDiscreteScheduler", *both, *SIGMAS, {"clip_sample": True}, {"beta_schedule": "exp"})
@@ -58,30 +95,114 @@ def cases() -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
     add("PNDMScheduler", *({**c, "skip_prk_steps": True} for c in without_sample))
     add("IPNDMScheduler", {})
     orders = grid(solver_order=(1, 2, 3), solver_type=("midpoint", "heun"))
-    add("DPMSolverMultistepScheduler", *both, *SIGMAS, *schedules, *orders, {"use_lu_lambdas": True}, {"euler_at_final": True}, {"thresholding": True, "sample_max_value": 1.5})
-    add("DPMSolverMultistepScheduler", *({**o, **MIN, "lower_order_final": False} for o in orders), {"lambda_min_clipped": -5.1}, {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing"})
-    add("DPMSolverMultistepScheduler", *({**o, **MIN, "algorithm_type": "dpmsolver", "prediction_type": p} for o in orders for p in PREDICTIONS))
-    add("DPMSolverMultistepScheduler", *({**o, "algorithm_type": "sde-dpmsolver++"} for o in orders if o["solver_order"] < 3))
-    add("DPMSolverMultistepScheduler", *({**o, **MIN, "algorithm_type": "sde-dpmsolver"} for o in orders if o["solver_order"] < 3))
-    add("DPMSolverMultistepScheduler", {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0})
+    add(
+        "DPMSolverMultistepScheduler",
+        *both,
+        *SIGMAS,
+        *schedules,
+        *orders,
+        {"use_lu_lambdas": True},
+        {"euler_at_final": True},
+        {"thresholding": True, "sample_max_value": 1.5},
+    )
+    add(
+        "DPMSolverMultistepScheduler",
+        *({**o, **MIN, "lower_order_final": False} for o in orders),
+        {"lambda_min_clipped": -5.1},
+        {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing"},
+    )
+    add(
+        "DPMSolverMultistepScheduler",
+        *({**o, **MIN, "algorithm_type": "dpmsolver", "prediction_type": p} for o in orders for p in PREDICTIONS),
+    )
+    add(
+        "DPMSolverMultistepScheduler",
+        *({**o, "algorithm_type": "sde-dpmsolver++"} for o in orders if o["solver_order"] < 3),
+    )
+    add(
+        "DPMSolverMultistepScheduler",
+        *({**o, **MIN, "algorithm_type": "sde-dpmsolver"} for o in orders if o["solver_order"] < 3),
+    )
+    add(
+        "DPMSolverMultistepScheduler",
+        {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0},
+    )
     add("DPMSolverMultistepInverseScheduler", *({**c, "solver_order": 2} for c in both), {"solver_order": 3})
-    add("DPMSolverSinglestepScheduler", *grid(prediction_type=PREDICTIONS), *SIGMAS, *orders, *({**o, **MIN, "algorithm_type": "dpmsolver"} for o in orders))
-    add("DPMSolverSinglestepScheduler", *({**o, "algorithm_type": "sde-dpmsolver++"} for o in orders if o != {"solver_order": 3, "solver_type": "heun"}), {"lower_order_final": True, **MIN, "solver_order": 3})
-    add("DEISMultistepScheduler", *both, *SIGMAS, *grid(solver_order=(1, 2, 3)), {"lower_order_final": False, "solver_order": 3})
-    add("UniPCMultistepScheduler", *both, *SIGMAS, *schedules, *grid(solver_order=(1, 2, 3, 4), solver_type=("bh1", "bh2")), {"disable_corrector": [0, 2]})
-    add("UniPCMultistepScheduler", *({"predict_x0": False, **MIN, "solver_order": o, "prediction_type": p} for o in (2, 3) for p in PREDICTIONS))
-    add("UniPCMultistepScheduler", {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}, {"use_flow_sigmas": True, "use_karras_sigmas": True, "prediction_type": "flow_prediction"})
+    add(
+        "DPMSolverSinglestepScheduler",
+        *grid(prediction_type=PREDICTIONS),
+        *SIGMAS,
+        *orders,
+        *({**o, **MIN, "algorithm_type": "dpmsolver"} for o in orders),
+    )
+    add(
+        "DPMSolverSinglestepScheduler",
+        *(
+            {**o, "algorithm_type": "sde-dpmsolver++"}
+            for o in orders
+            if o != {"solver_order": 3, "solver_type": "heun"}
+        ),
+        {"lower_order_final": True, **MIN, "solver_order": 3},
+    )
+    add(
+        "DEISMultistepScheduler",
+        *both,
+        *SIGMAS,
+        *grid(solver_order=(1, 2, 3)),
+        {"lower_order_final": False, "solver_order": 3},
+    )
+    add(
+        "UniPCMultistepScheduler",
+        *both,
+        *SIGMAS,
+        *schedules,
+        *grid(solver_order=(1, 2, 3, 4)),
+        *({**c, **MIN} for c in grid(solver_order=(1, 2, 3), solver_type=("bh1",))),
+        {"disable_corrector": [0, 2]},
+    )
+    add(
+        "UniPCMultistepScheduler",
+        *({"predict_x0": False, **MIN, "solver_order": o, "prediction_type": p} for o in (2, 3) for p in PREDICTIONS),
+    )
+    add(
+        "UniPCMultistepScheduler",
+        {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0},
+        {"use_flow_sigmas": True, "use_karras_sigmas": True, "prediction_type": "flow_prediction"},
+    )
     add("SASolverScheduler", *both, *SIGMAS, *grid(predictor_order=(1, 2, 3), corrector_order=(1, 2, 3, 4)))
-    add("SASolverScheduler", *grid(algorithm_type=("noise_prediction",), predictor_order=(2, 3), corrector_order=(2, 3)))
+    add(
+        "SASolverScheduler", *grid(algorithm_type=("noise_prediction",), predictor_order=(2, 3), corrector_order=(2, 3))
+    )
     add("LCMScheduler", *grid(prediction_type=PREDICTIONS), {"clip_sample": True}, {"timestep_scaling": 1.0})
     add("TCDScheduler", *grid(prediction_type=PREDICTIONS))
     add("TCDScheduler", {}, eta=0.0)
-    edm = ({}, {"sigma_schedule": "exponential"}, MIN, {"prediction_type": "v_prediction"}, {"sigma_data": 1.0, "sigma_max": 20.0})
+    edm = (
+        {},
+        {"sigma_schedule": "exponential"},
+        MIN,
+        {"prediction_type": "v_prediction"},
+        {"sigma_data": 1.0, "sigma_max": 20.0},
+    )
     add("EDMEulerScheduler", *edm)
     add("EDMEulerScheduler", {}, s_churn=3.0)
-    add("EDMDPMSolverMultistepScheduler", *edm, *orders, {"thresholding": True}, {"algorithm_type": "sde-dpmsolver++"}, {"algorithm_type": "sde-dpmsolver++", "solver_type": "heun"})
+    add(
+        "EDMDPMSolverMultistepScheduler",
+        *edm,
+        *orders,
+        {"thresholding": True},
+        {"algorithm_type": "sde-dpmsolver++"},
+        {"algorithm_type": "sde-dpmsolver++", "solver_type": "heun"},
+    )
     add("CMStochasticIterativeScheduler", {}, {"clip_denoised": False, "s_noise": 0.9})
-    add("FlowMatchEulerDiscreteScheduler", {}, {"shift": 3.0}, {"stochastic_sampling": True}, {"shift_terminal": 0.1}, {"invert_sigmas": True}, *SIGMAS[1:])
+    add(
+        "FlowMatchEulerDiscreteScheduler",
+        {},
+        {"shift": 3.0},
+        {"stochastic_sampling": True},
+        {"shift_terminal": 0.1},
+        {"invert_sigmas": True},
+        *SIGMAS[1:],
+    )
     add("FlowMatchHeunDiscreteScheduler", {}, {"shift": 3.0})
     add("FlowMatchHeunDiscreteScheduler", {}, s_churn=3.0)
     return found
@@ -95,32 +216,34 @@ def name_of(case: tuple[str, dict[str, Any], dict[str, Any]]) -> str:
 CASES = cases()
 
 
-def compare(name: str, config: dict[str, Any], options: dict[str, Any], steps: int, begin: int | None = None) -> tuple[float, float]:
-    """The errors in float32 and in float64."""
+def check(name: str, config: dict[str, Any], options: dict[str, Any], steps: int, begin: int | None = None) -> None:
+    """float32 within 1e-5 of the peer, or, where a trajectory multiplies rounding, within twice the
+    peer's own error against the float64 one."""
     channels = 2 if config.get("variance_type") == "learned_range" else 1
-    errors = []
+    samples, expected = {}, {}
     for dtype in (torch.float32, torch.float64):
         mine, peer = pair(name, **config)
         mine.set_timesteps(steps)
         peer.set_timesteps(steps)
         torch.testing.assert_close(mine.timesteps.double(), peer.timesteps.double(), rtol=1e-6, atol=1e-4)
-        noise = {}
+        kwargs = {"channels": channels, "begin": begin, **options}
         if "variance_noise" in mine.step.__code__.co_varnames and config.get("algorithm_type", "").startswith("sde"):
-            noise["variance_noise"] = torch.randn((2, 3, 6, 5), dtype=dtype, generator=torch.Generator().manual_seed(1))
-        samples = run(mine, dtype, channels=channels, begin=begin, **options, **noise)
-        if dtype == torch.float64:
-            with in_float64(peer):
-                expected = run(peer, dtype, channels=channels, begin=begin, **options, **noise)
-        else:
-            expected = run(peer, dtype, channels=channels, begin=begin, **options, **noise)
-        errors.append(error(samples, expected))
-    return errors[0], errors[1]
+            kwargs["variance_noise"] = torch.randn((2, 3, 6, 5), generator=torch.Generator().manual_seed(1)).to(dtype)
+        samples[dtype] = run(mine, dtype, **kwargs)
+        with in_float64(peer) if dtype == torch.float64 else contextlib.nullcontext():
+            expected[dtype] = run(peer, dtype, clock=mine, **kwargs)
+    exact = expected[torch.float64]
+    assert error(samples[torch.float64], exact) <= 1e-10
+    single = error(samples[torch.float32], expected[torch.float32])
+    ours_off, theirs_off = error(samples[torch.float32], exact), error(expected[torch.float32], exact)
+    assert single <= 1e-5 or ours_off <= 2 * theirs_off, (
+        f"{single:.1e}; off float64 {ours_off:.1e}, the peer {theirs_off:.1e}"
+    )
 
 
 @pytest.mark.parametrize("case", CASES, ids=name_of)
 def test_trajectory(case):
-    single, double = compare(*case, steps=10)
-    assert single <= 1e-5 and double <= 1e-10, f"float32 {single:.1e}, float64 {double:.1e}"
+    check(*case, steps=10)
 
 
 SOLVERS = sorted({case[0] for case in CASES})
@@ -130,10 +253,9 @@ SOLVERS = sorted({case[0] for case in CASES})
 @pytest.mark.parametrize("name", SOLVERS)
 def test_step_counts(name, steps):
     """Warm-up, the last steps of short and long trajectories, odd counts."""
-    if name == "PNDMScheduler" and steps < 4 or (name in ("FlowMatchHeunDiscreteScheduler",) and steps == 1):
+    if (name == "PNDMScheduler" and steps < 4) or (name in ("FlowMatchHeunDiscreteScheduler",) and steps == 1):
         pytest.skip("diffusers fails for so few steps")
-    single, double = compare(name, {}, {}, steps=steps)
-    assert single <= 1e-5 and double <= 1e-10, f"float32 {single:.1e}, float64 {double:.1e}"
+    check(name, {}, {}, steps=steps)
 
 
 LATE = [n for n in SOLVERS if hasattr(getattr(ours, n), "set_begin_index") and n not in (
@@ -144,8 +266,7 @@ LATE = [n for n in SOLVERS if hasattr(getattr(ours, n), "set_begin_index") and n
 def test_a_trajectory_that_begins_later(name):
     """Image to image: multistep solvers warm up where the trajectory begins."""
     order = getattr(ours, name).order
-    single, double = compare(name, {}, {}, steps=12, begin=4 * order)
-    assert single <= 1e-5 and double <= 1e-10, f"float32 {single:.1e}, float64 {double:.1e}"
+    check(name, {}, {}, steps=12, begin=4 * order)
 
 
 @pytest.mark.parametrize("name", SOLVERS)
@@ -174,3 +295,23 @@ def test_add_noise(name):
     else:
         expected = peer.scale_noise(x, at, noise) if name.startswith("Flow") else peer.add_noise(x, noise, at)
     torch.testing.assert_close(mine.add_noise(x, noise, at), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_unipc_bh1_ends_at_zero():
+    """diffusers multiplies an infinite B(h) by zero in the last step and returns NaN; the limit is the clean sample."""
+    mine, peer = pair("UniPCMultistepScheduler", solver_type="bh1")
+    mine.set_timesteps(6)
+    peer.set_timesteps(6)
+    samples = run(mine, torch.float32)
+    assert all(x.isfinite().all() for x in samples)
+    with pytest.raises(AssertionError):
+        error(samples, run(peer, torch.float32))
+
+
+def test_third_order_sde_has_the_series_coefficient():
+    """The second difference is multiplied by an integral that vanishes with the step; diffusers has -1/2 in it for +1/2, and its
+    coefficient tends to -1."""
+    for h in (1e-1, 1e-2, 1e-3):
+        path = Path([1.0], [1.0, 1.0], [1.0, math.exp(-h)])
+        coefficient = Integrator(path, 0, 1, "sde-dpmsolver++", "heun").of_difference(2)
+        assert math.isclose(coefficient, 2 * h / 6, rel_tol=h)
