@@ -67,7 +67,7 @@ class BrownianTree:
         weights = self.weights(start)
         for node, weight in self.weights(end).items():
             weights[node] = weights.get(node, 0.0) - weight
-        norm = math.sqrt(sum(w * w for w in weights.values())) * (1 if start < end else -1)
+        norm = math.sqrt(sum(w * w for w in weights.values()))
         total = None
         for node, weight in weights.items():
             if abs(weight) > 1e-7 * abs(norm):

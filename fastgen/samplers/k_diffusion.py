@@ -306,7 +306,7 @@ def sample_dpmpp_3m_sde(
     noise_sampler = _tree(x, sigmas, noise_sampler)
     return _run(
         _dpm.dpmpp_multistep_sde, model, x, sigmas, extra_args, callback, disable, noise_sampler,
-        order=3, eta=eta, s_noise=s_noise,
+        order=3, halved=True, eta=eta, s_noise=s_noise,
     )  # fmt: skip
 
 

@@ -216,7 +216,8 @@ class DPMSolverMultistepScheduler(MultistepScheduler):
         _dpm_solver.multistep(
             trace, self._path(), order=config["solver_order"], algorithm=config["algorithm_type"],
             solver_type=config["solver_type"], lower_order_final=config["lower_order_final"],
-            euler_at_final=config["euler_at_final"], ends_at_zero=config.get("final_sigmas_type") == "zero", start=start,
+            euler_at_final=config["euler_at_final"], ends_at_zero=config.get("final_sigmas_type") == "zero", halved=True,
+            start=start,
         )  # fmt: skip
 
     def step(

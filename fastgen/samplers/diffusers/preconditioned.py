@@ -153,7 +153,7 @@ class EDMDPMSolverMultistepScheduler(PreconditionedScheduler):
         _dpm_solver.multistep(
             trace, self._path(), order=config["solver_order"], algorithm=config.get("algorithm_type", "sde-dpmsolver++"),
             solver_type=config["solver_type"], lower_order_final=config["lower_order_final"],
-            euler_at_final=config["euler_at_final"], ends_at_zero=config["final_sigmas_type"] == "zero", start=start,
+            euler_at_final=config["euler_at_final"], ends_at_zero=config["final_sigmas_type"] == "zero", halved=True, start=start,
         )  # fmt: skip
 
     def step(

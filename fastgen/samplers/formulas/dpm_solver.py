@@ -86,9 +86,14 @@ def multistep(
     lower_order_final: bool = True,
     euler_at_final: bool = False,
     ends_at_zero: bool = True,
+    halved: bool = False,
     start: int = 0,
 ) -> None:
-    """Multistep DPM-Solver(++) of order 1 to 3 (Lu et al. 2022b, algorithm 2); the third order is always the exact series."""
+    """Multistep DPM-Solver(++) of order 1 to 3 (Lu et al. 2022b, algorithm 2); the third order is always the exact series.
+
+    ``halved``: the third order as the authors' code has it, and after it diffusers and k-diffusion. It takes a divided difference
+    for a derivative, which is twice that, and so converges with order 2 only.
+    """
     x, past = None, []  # type: ignore[var-annotated]
     for i in range(start, len(path)):
         x, m0 = integrand(trace, path, i, x, algorithm)
@@ -106,7 +111,7 @@ def multistep(
             r1 = (path.log_snr(i - 1) - path.log_snr(i - 2)) / step.h
             recent, before = (m0 - past[0]) / r0, (past[0] - past[1]) / r1
             first = recent + r0 / (r0 + r1) * (recent - before)
-            second = (recent - before) / (r0 + r1)
+            second = (1.0 if halved else 2.0) / (r0 + r1) * (recent - before)
             x = x + step.of_difference(1) * first + step.of_difference(2) * second
         if algorithm.startswith("sde"):
             x = x + step.of_noise * trace.noise()
@@ -204,7 +209,7 @@ def dpmpp_2s_ancestral(trace: Trace, path: Path, *, eta: float = 1.0, s_noise: f
             ahead = towards(x, x0, sigma, middle)
             _, x0_middle = trace.call(ahead, path.timestep_at(middle), 1.0, middle, between=True)
             x = towards(x, x0_middle, sigma, down)
-        if path.sigmas[i + 1] > 0:
+        if up > 0:
             x = x + s_noise * up * trace.noise(interval=(sigma, path.sigmas[i + 1]))
     trace.finish(x, *path.end())
 
@@ -228,11 +233,15 @@ def dpmpp_sde(
             continue
         middle, weight = halfway(sigma, sigma_next, r), 1 / (2 * r)
         down, up = ancestral_split(sigma, middle, eta)
-        ahead = towards(x, x0, sigma, down) + s_noise * up * trace.noise(interval=(sigma, middle))
+        ahead = towards(x, x0, sigma, down)
+        if up > 0:
+            ahead = ahead + s_noise * up * trace.noise(interval=(sigma, middle))
         _, x0_middle = trace.call(ahead, path.timestep_at(middle), 1.0, middle, between=True)
         down, up = ancestral_split(sigma, sigma_next, eta)
         mixed = weight * x0_middle if weight == 1 else (1 - weight) * x0 + weight * x0_middle
-        x = towards(x, mixed, sigma, down) + s_noise * up * trace.noise(interval=(sigma, sigma_next))
+        x = towards(x, mixed, sigma, down)
+        if up > 0:
+            x = x + s_noise * up * trace.noise(interval=(sigma, sigma_next))
     trace.finish(x, *path.end())
 
 
@@ -244,9 +253,13 @@ def dpmpp_multistep_sde(
     eta: float = 1.0,
     s_noise: float = 1.0,
     solver_type: str = "midpoint",
+    halved: bool = False,
     start: int = 0,
 ) -> None:
-    """DPM-Solver++(2M) and (3M) for the SDE with any eta, in sigma space (k-diffusion); at eta = 0 they are deterministic."""
+    """DPM-Solver++(2M) and (3M) for the SDE with any eta, in sigma space (k-diffusion); at eta = 0 they are deterministic.
+
+    ``halved``: see :func:`multistep`.
+    """
     x, past, steps = None, [], []  # type: ignore[var-annotated]
     for i in range(start, len(path)):
         x, x0 = trace.call(x, *path.point(i))
@@ -264,10 +277,10 @@ def dpmpp_multistep_sde(
                 r0, r1 = steps[0] / h, steps[1] / h
                 recent, before = (x0 - past[0]) / r0, (past[0] - past[1]) / r1
                 x = x + phi_2 * (recent + r0 / (r0 + r1) * (recent - before))
-                x = x - (phi_2 / total - 0.5) / (r0 + r1) * (recent - before)
+                x = x - (1.0 if halved else 2.0) * (phi_2 / total - 0.5) / (r0 + r1) * (recent - before)
             elif past:
-                halved = 0.5 * first if order == 2 and solver_type == "midpoint" else phi_2
-                x = x + halved * h / steps[0] * (x0 - past[0])
+                weight = 0.5 * first if order == 2 and solver_type == "midpoint" else phi_2
+                x = x + weight * h / steps[0] * (x0 - past[0])
             if eta:
                 noise = trace.noise(interval=(sigma, sigma_next))
                 x = x + s_noise * sigma_next * math.sqrt(-math.expm1(-2 * h * eta)) * noise

@@ -77,7 +77,7 @@ def euler_ancestral(
         sigma = path.sigmas[i]
         down, up = ancestral_split(sigma, path.sigmas[i + 1], eta)
         x = x + (down - sigma) * ((x - x0) / sigma)
-        if always_draw or path.sigmas[i + 1] > 0:
+        if always_draw or up > 0:
             x = x + s_noise * up * trace.noise(interval=(path.sigmas[i], path.sigmas[i + 1]))
     trace.finish(x, *path.end())
 
@@ -114,7 +114,7 @@ def dpm_2_ancestral(trace: Trace, path: Path, *, eta: float = 1.0, s_noise: floa
         x, x0 = trace.call(x, *path.point(i))
         down, up = ancestral_split(path.sigmas[i], path.sigmas[i + 1], eta)
         x = _midpoint(trace, path, x, x0, path.sigmas[i], down)
-        if down > 0:
+        if down > 0 and up > 0:
             x = x + s_noise * up * trace.noise(interval=(path.sigmas[i], path.sigmas[i + 1]))
     trace.finish(x, *path.end())
 

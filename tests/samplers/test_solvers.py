@@ -1,0 +1,276 @@
+"""Every solver by name: its order of convergence on a Gaussian mixture whose score is known, its distribution, its noise."""
+
+import functools
+import itertools
+import math
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fastgen.samplers import SOLVERS, BrownianTree, make_solver, sample
+from fastgen.samplers.formulas.dpm_solver import multistep
+
+MEANS = torch.tensor([[-1.0, 0.5], [1.2, -0.4], [0.3, 1.1]], dtype=torch.float64)
+DEVIATIONS = torch.tensor([0.35, 0.25, 0.45], dtype=torch.float64)
+WEIGHTS = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+
+
+def clean(x: Tensor, alpha: float, sigma: float) -> Tensor:
+    """E[x0 | x] of the mixture at x = alpha x0 + sigma eps, [N, 2]."""
+    variance = alpha**2 * DEVIATIONS**2 + sigma**2
+    difference = x[:, None, :].double() - alpha * MEANS
+    log_weights = WEIGHTS.log() - variance.log() - difference.square().sum(-1) / (2 * variance)
+    component = MEANS + (alpha * DEVIATIONS**2 / variance)[:, None] * difference
+    return (torch.softmax(log_weights, 1)[..., None] * component).sum(1)
+
+
+class Exact:
+    """The exact model of the mixture for a solver: called in the order of its plan, it knows where it is."""
+
+    def __init__(self, name: str, steps: int, **arguments) -> None:
+        self.solver = make_solver(name, **arguments)
+        plan = self.solver.plan(steps)
+        self.stages = [stage for stage in plan.stages if stage.calls_model]
+        self.prediction = plan.prediction
+        self.calls = 0
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        stage = self.stages[self.calls]
+        self.calls += 1
+        x0 = clean(x, stage.alpha, stage.sigma)
+        kind = self.prediction.prediction_type
+        if self.prediction.sigma_data is not None:  # the sample as the model sees it is c_in x
+            p, q = self.prediction.to_sample(1.0, stage.sigma / stage.alpha)
+            return ((x0 - p * x / stage.alpha) / q).to(x.dtype)
+        eps = (x - stage.alpha * x0) / stage.sigma
+        if kind == "epsilon":
+            return eps.to(x.dtype)
+        if kind == "v_prediction":
+            return (stage.alpha * eps - stage.sigma * x0).to(x.dtype)
+        return (eps - x0).to(x.dtype) if kind == "flow_prediction" else x0.to(x.dtype)
+
+
+def draw(name: str, steps: int, noise: Tensor, **kwargs) -> Tensor:
+    arguments = kwargs.pop("arguments", {})
+    model = Exact(name, steps, **arguments)
+    return sample(
+        model, noise.shape, model.solver, steps=steps, noise=noise, dtype=noise.dtype, progress=False, **kwargs
+    )
+
+
+ORDERS = {
+    "euler": (1, {}),
+    "heun": (2, {}),
+    "dpm_2": (2, {}),
+    "lms": (3, {"order": 3}),
+    "dpmpp_1": (1, {}),
+    "dpmpp_2m": (2, {"lower_order_final": False}),
+    "dpmpp_3m": (3, {"lower_order_final": False}),
+    "dpmpp_2s": (2, {"lower_order_final": False}),
+    "dpmpp_3s": (3, {"lower_order_final": False, "solver_type": "heun"}),
+    "dpmpp_2s_ancestral": (2, {"eta": 0.0}),
+    "dpmpp_sde": (2, {"eta": 0.0}),
+    "dpmpp_2m_sde": (2, {"eta": 0.0}),
+    "dpmpp_3m_sde": (3, {"eta": 0.0}),
+    "deis": (3, {"order": 3, "lower_order_final": False}),
+    "unipc": (3, {"order": 2, "lower_order_final": False}),
+}
+
+
+def integrate(name: str, steps: int, x: Tensor, arguments: dict) -> Tensor:
+    """From sigma = 100 to 0.1 in even steps of log sigma. At sigma = 100 the prediction hardly changes, so that the lower orders
+    a multistep solver warms up with do not show."""
+    from fastgen.samplers.path import Path
+    from fastgen.samplers.plan import compile_trace
+    from fastgen.samplers.trace import Trace
+
+    solver = make_solver(name, **arguments)
+    sigmas = np.exp(np.linspace(math.log(100.0), math.log(0.1), steps + 1)).tolist()
+    norms = [math.hypot(1, s) for s in sigmas]
+    object.__setattr__(solver, "sigma_path", lambda _: Path(sigmas[:-1], [1.0] * len(sigmas), sigmas, float))
+    vp = Path(sigmas[:-1], [1 / n for n in norms], [s / n for s, n in zip(sigmas, norms, strict=True)])
+    object.__setattr__(solver, "vp_path", lambda _: vp)
+    object.__setattr__(solver, "final_sigma", "min")
+    trace = Trace(solver.prediction(), scale_inputs=False)
+    solver.follow(trace, steps)
+    plan = compile_trace(trace).to("cpu", torch.float64)
+    in_sigma_space = plan.stages[0].alpha == 1.0
+    x = x if in_sigma_space else x / norms[0]
+    history: dict = {}
+    for i, stage in enumerate(plan.stages):
+        x0 = clean(x, stage.alpha, stage.sigma)
+        x = plan.step((x - stage.alpha * x0) / stage.sigma, i, x, history=history)
+    return x if in_sigma_space else x * norms[-1]
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_order_of_convergence(name):
+    """Halving the step divides the global error by 2 to the order; the reference is Heun's method with 16 times the steps."""
+    order, arguments = ORDERS[name]
+    x = torch.randn(64, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 100.0
+    exact = integrate("dpmpp_3m", 4096, x, {"lower_order_final": False})
+    errors = [float((integrate(name, n, x, arguments) - exact).norm()) for n in (96, 192, 384)]
+    rates = [math.log2(a / b) for a, b in itertools.pairwise(errors)]
+    assert rates[-1] >= order - 0.25, (errors, rates)
+    assert rates[-1] <= order + 1.3, (errors, rates)
+
+
+STOCHASTIC = (
+    "ddpm",
+    "euler_ancestral",
+    "dpm_2_ancestral",
+    "dpmpp_2s_ancestral",
+    "dpmpp_sde",
+    "dpmpp_2m_sde",
+    "dpmpp_3m_sde",
+    "sa_solver",
+)
+FULL = sorted(set(SOLVERS) - {"lcm", "tcd", "consistency"})
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_distribution(name):
+    """100 steps with the exact score: mean, covariance and weights of the mixture, within 5 standard errors and a stated bias.
+
+    The bias of the discretisation and of starting from a unit normal is allowed 0.02 in means and weights, 0.04 in covariances.
+    """
+    n = 4000
+    arguments = {"clip_sample": False} if name in ("ddpm", "ddim") else {}
+    seeds = torch.arange(n)
+    model = Exact(name, 100, **arguments)
+    x = sample(model, (n, 2), model.solver, steps=100, seeds=seeds, progress=False).double()
+    mean = (WEIGHTS[:, None] * MEANS).sum(0)
+    spread = (
+        WEIGHTS[:, None, None] * (DEVIATIONS[:, None, None] ** 2 * torch.eye(2) + MEANS[:, :, None] * MEANS[:, None, :])
+    ).sum(0)
+    covariance = spread - mean[:, None] * mean
+    errors = x.std(0) / math.sqrt(n)
+    assert ((x.mean(0) - mean).abs() <= 5 * errors + 0.02).all(), x.mean(0) - mean
+    fourth = (x - x.mean(0)).pow(4).mean(0).sqrt()
+    assert ((torch.cov(x.T) - covariance).abs() <= 5 * fourth.outer(fourth).sqrt() / math.sqrt(n) + 0.04).all()
+    nearest = ((x[:, None] - MEANS).square().sum(-1) / DEVIATIONS**2 + 4 * DEVIATIONS.log()).argmin(1)
+    fractions = torch.bincount(nearest, minlength=3) / n
+    truth = mixture(200_000)
+    expected = torch.bincount(
+        ((truth[:, None] - MEANS).square().sum(-1) / DEVIATIONS**2 + 4 * DEVIATIONS.log()).argmin(1), minlength=3
+    ) / len(truth)
+    assert ((fractions - expected).abs() <= 5 * (expected * (1 - expected) / n).sqrt() + 0.02).all()
+
+
+def test_the_authors_third_order_is_the_second():
+    """What diffusers and k-diffusion compute, kept in their stand-ins: half the second derivative."""
+    x = torch.randn(64, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 100.0
+    exact = integrate("dpmpp_3m", 4096, x, {"lower_order_final": False})
+    true = float((integrate("dpmpp_3m", 192, x, {"lower_order_final": False}) - exact).norm())
+    with mock.patch("fastgen.samplers.formulas.dpm_solver.multistep", functools.partial(multistep, halved=True)):
+        errors = [float((integrate("dpmpp_3m", n, x, {"lower_order_final": False}) - exact).norm()) for n in (96, 192)]
+    assert 1.7 < math.log2(errors[0] / errors[1]) < 2.3
+    assert errors[1] > 3 * true
+
+
+def mixture(n: int) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    component = torch.multinomial(WEIGHTS, n, replacement=True, generator=generator)
+    return MEANS[component] + DEVIATIONS[component, None] * torch.randn(n, 2, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("name", sorted(SOLVERS))
+def test_an_image_depends_on_its_seed_alone(name):
+    shape, seeds = (3, 2, 4, 4), [7, 8, 9]
+
+    def model(x, t):
+        return torch.tanh(x)
+
+    together = sample(model, shape, name, steps=6, seeds=seeds, progress=False)
+    assert together.isfinite().all()
+    for k, seed in enumerate(seeds):
+        alone = sample(model, (1, *shape[1:]), name, steps=6, seeds=[seed], progress=False)
+        assert torch.equal(alone[0], together[k])
+
+
+@pytest.mark.parametrize("name", sorted(SOLVERS))
+def test_one_kernel_a_call_of_the_model(name):
+    """Nothing of the sample's size beside `sampler_step`, its noise included."""
+    shape = (3, 2, 32, 32)
+
+    class Count(TorchDispatchMode):
+        names: list[str] = []  # noqa: RUF012
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            first = out[0] if isinstance(out, tuple) else out
+            if isinstance(first, Tensor) and first.shape == shape and "detach" not in str(func):
+                self.names.append(str(func))
+            if func is torch.ops.fastgen.sampler_step_out.default:
+                self.names.append(str(func))
+            return out
+
+    fixed, start = torch.randn(shape), torch.randn(shape)
+    calls = len(make_solver(name).plan(5))
+    with Count() as count:
+        sample(lambda x, t: fixed, shape, name, steps=5, seeds=[1, 2, 3], noise=start, progress=False)
+    steps = [n for n in count.names if "sampler_step" in n]
+    assert len(steps) == calls
+    assert set(count.names) <= {*steps, "aten.empty_like.default"}  # memory for a value that later steps read
+
+
+def test_brownian_paths_do_not_depend_on_the_steps():
+    tree = BrownianTree([1, 2], (2, 500), 0.01, 10.0, dtype=torch.float64)
+    sigmas = [10.0, 3.0, 1.0, 0.4, 0.01]
+    logs = [math.log(s) for s in sigmas]
+    parts = [
+        tree(a, b) * math.sqrt(x - y) for a, b, x, y in zip(sigmas[:-1], sigmas[1:], logs[:-1], logs[1:], strict=True)
+    ]
+    whole = tree(sigmas[0], sigmas[-1]) * math.sqrt(logs[0] - logs[-1])
+    torch.testing.assert_close(sum(parts), whole, rtol=0, atol=2e-3)
+    stacked = torch.stack([p.flatten() / p.std() for p in parts])
+    assert (torch.corrcoef(stacked) - torch.eye(4, dtype=torch.float64)).abs().max() < 0.15
+    assert all(abs(float(tree(a, b).std()) - 1) < 0.1 for a, b in itertools.pairwise(sigmas))
+    torch.testing.assert_close(tree(3.0, 1.0), -tree(1.0, 3.0), rtol=0, atol=1e-5)
+
+
+def test_brownian_noise_follows_one_path():
+    """With more steps the samples of the same seeds come closer to each other than with independent noise."""
+    shape, seeds = (64, 2), list(range(64))
+
+    def end(steps: int, brownian: bool) -> Tensor:
+        model = Exact("dpmpp_2m_sde", steps)
+        return sample(model, shape, model.solver, steps=steps, seeds=seeds, brownian=brownian, progress=False)
+
+    followed = float((end(60, True) - end(120, True)).norm())
+    independent = float((end(60, False) - end(120, False)).norm())
+    assert followed < 0.5 * independent
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("nothing", {}, "solver must be one of"),
+        ("dpmpp_2m", {"order": 4}, "order must be one of"),
+        ("dpmpp_2m", {"algorithm": "dpmsolver"}, "needs final_sigma='min'"),
+        ("euler", {"sigma_spacing": "even"}, "sigma_spacing must be one of"),
+        ("euler", {"final_sigma": "none"}, "final_sigma must be"),
+        ("flow_euler", {"shift": 0.0}, "shift must be positive"),
+        ("dpmpp_2m_sde", {"order": 1}, "order must be 2 or 3"),
+    ],
+)
+def test_bad_arguments(name, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make_solver(name, **arguments)
+
+
+def test_bad_steps_and_brownian():
+    with pytest.raises(ValueError, match="steps must be"):
+        make_solver("lcm").plan(51)
+    with pytest.raises(ValueError, match="steps must be"):
+        make_solver("euler").plan(0)
+    with pytest.raises(ValueError, match="at least 4"):
+        make_solver("pndm", warm_up=True).plan(3)
+    with pytest.raises(ValueError, match="brownian=True needs seeds"):
+        sample(lambda x, t: x, (1, 2), "dpmpp_sde", steps=3, brownian=True, progress=False)
+    with pytest.raises(ValueError, match="needs a stochastic solver"):
+        sample(lambda x, t: x, (1, 2), "euler", steps=3, seeds=[1], brownian=True, progress=False)
