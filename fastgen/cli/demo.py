@@ -96,14 +96,14 @@ def _compare(name: str, solver: DiscreteSolver, steps: int, args: argparse.Names
 
     def plain_step(i: int, t: Tensor) -> None:
         side = result.plain
-        (cond, uncond), seconds = _timed(lambda: plain_guided(side.images, t))
+        (cond, uncond), seconds = _timed(lambda: plain_guided.pair.together(side.images, t))
         side.model_seconds += seconds
         side.images, seconds = _timed(lambda: plain_sampler.step(cond, uncond, i, side.images, side.generator))
         side.step_seconds += seconds
 
     def fused_step(i: int, t: Tensor) -> None:
         side = result.fused
-        (cond, uncond), seconds = _timed(lambda: fused_guided(side.images, t))
+        (cond, uncond), seconds = _timed(lambda: fused_guided.pair.together(side.images, t))
         side.model_seconds += seconds
         _, seconds = _timed(lambda: plan.step(cond, i, side.images, uncond=uncond, seeds=seeds))
         result.seeds_step_seconds += seconds

@@ -8,7 +8,15 @@ from .brownian import BrownianTree
 from .ddim import DDIM
 from .ddpm import DDPM
 from .diffusers import from_diffusers
-from .guidance import ClassifierFreeGuidance
+from .guidance import (
+    AutoGuidance,
+    ClassifierFreeGuidance,
+    ClassifierGuidance,
+    Guidance,
+    PerpNegGuidance,
+    ProjectedGuidance,
+    ZeroStarGuidance,
+)
 from .loop import sample
 from .noise import draw_normal
 from .path import Path
@@ -53,14 +61,68 @@ from .solvers import (
     make_solver,
 )
 from .table import coefficient_table
+from .thresholding import dynamic_threshold
 from .trace import Linear, Trace
 
 __all__ = [
-    "DDIM", "DDPM", "DEIS", "DPM2", "LCM", "LMS", "PNDM", "SOLVERS", "TCD", "BrownianTree", "ClassifierFreeGuidance",
-    "Consistency", "DPM2Ancestral", "DPMSolverPP", "DPMSolverPP2SAncestral", "DPMSolverPPMultistepSDE", "DPMSolverPPSDE",
-    "DiscreteSolver", "EDMDPMSolverPP", "EDMEuler", "EDMHeun", "EDMSolver", "Euler", "EulerAncestral", "FlowEuler", "FlowHeun",
-    "FlowSolver", "Heun", "Linear", "Path", "Plan", "Prediction", "SASolver", "SigmaSolver", "Solver", "Trace", "UniPC",
-    "alphas_cumprod", "coefficient_table", "diffusers", "draw_normal", "flow_shift", "from_diffusers", "k_diffusion",
-    "linear_betas", "make_solver", "sample", "scaled_linear_betas", "sigmoid_betas", "spaced_sigmas", "squared_cosine_betas",
-    "timestep_spacing", "zero_terminal_snr",
+    "DDIM",
+    "DDPM",
+    "DEIS",
+    "DPM2",
+    "LCM",
+    "LMS",
+    "PNDM",
+    "SOLVERS",
+    "TCD",
+    "AutoGuidance",
+    "BrownianTree",
+    "ClassifierFreeGuidance",
+    "ClassifierGuidance",
+    "Consistency",
+    "DPM2Ancestral",
+    "DPMSolverPP",
+    "DPMSolverPP2SAncestral",
+    "DPMSolverPPMultistepSDE",
+    "DPMSolverPPSDE",
+    "DiscreteSolver",
+    "EDMDPMSolverPP",
+    "EDMEuler",
+    "EDMHeun",
+    "EDMSolver",
+    "Euler",
+    "EulerAncestral",
+    "FlowEuler",
+    "FlowHeun",
+    "FlowSolver",
+    "Guidance",
+    "Heun",
+    "Linear",
+    "Path",
+    "PerpNegGuidance",
+    "Plan",
+    "Prediction",
+    "ProjectedGuidance",
+    "SASolver",
+    "SigmaSolver",
+    "Solver",
+    "Trace",
+    "UniPC",
+    "ZeroStarGuidance",
+    "alphas_cumprod",
+    "coefficient_table",
+    "diffusers",
+    "draw_normal",
+    "dynamic_threshold",
+    "flow_shift",
+    "from_diffusers",
+    "k_diffusion",
+    "linear_betas",
+    "make_solver",
+    "sample",
+    "scaled_linear_betas",
+    "sigmoid_betas",
+    "spaced_sigmas",
+    "squared_cosine_betas",
+    "timestep_spacing",
+    "zero_terminal_snr",
 ]  # fmt: skip

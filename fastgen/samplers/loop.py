@@ -13,7 +13,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .brownian import BrownianTree
-from .guidance import ClassifierFreeGuidance, Model
+from .guidance import ClassifierFreeGuidance, Guidance, Model
+from .guidance.base import ALONE, Call
 from .noise import Generators, NoiseSource
 from .plan import Plan
 from .solver import Solver, on_device
@@ -25,7 +26,7 @@ Callback = Callable[[int, int, Tensor], None]
 
 @torch.no_grad()
 def sample(
-    model: Model,
+    model: Model | None,
     shape: Sequence[int],
     solver: Solver | str = "dpmpp_2m",
     *,
@@ -33,6 +34,7 @@ def sample(
     seeds: Tensor | Sequence[int] | None = None,
     generator: Generators = None,
     guidance_scale: float = 1.0,
+    guidance: Guidance | None = None,
     classes: Tensor | Sequence[int] | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
     uncond_kwargs: Mapping[str, Any] | None = None,
@@ -56,6 +58,7 @@ def sample(
         seeds: N integers. The fused mode: all noise is drawn in the kernel, and an image depends on its seed alone.
         generator: None, one, or one a sample. The compatible mode: all noise is drawn by torch, in diffusers' order.
         guidance_scale: w of classifier-free guidance; at 1 the model is called without doubling the batch.
+        guidance: any other of :mod:`fastgen.samplers.guidance`; it holds its model and conditions, so ``model`` may be None then.
         classes: [N] labels, passed to the model as ``y``; checked against the model's ``num_classes`` where it has one.
         model_kwargs: further keyword arguments of the model.
         uncond_kwargs: those that replace them in the unconditional half; for ``classes`` it is the model's
@@ -85,14 +88,15 @@ def sample(
     place = torch.device(device) if device is not None else _device_of(model)
     source = NoiseSource(shape, place, dtype, seeds, generator)
     chosen = make_solver(solver) if isinstance(solver, str) else solver
-    plan = chosen.plan(steps, guidance_scale=guidance_scale).to(place, dtype)
-    tree = _brownian_tree(plan, source, shape, place, dtype) if brownian else None
     kwargs = dict(model_kwargs or {})
     if classes is not None:
         if "y" in kwargs:
             raise ValueError("give classes or model_kwargs['y'], not both")
         kwargs["y"] = _check_classes(classes, shape[0], model).to(place)
-    predict = _guided(model, kwargs, uncond_kwargs) if guidance_scale != 1 else _unguided(model, kwargs)
+    predict = _guidance(guidance, model, kwargs, guidance_scale, uncond_kwargs)
+    plan = chosen.plan(steps, guidance_scale=predict.scale).to(place, dtype)
+    calls = plan.calls()
+    tree = _brownian_tree(plan, source, shape, place, dtype) if brownian else None
 
     x = _check_start(noise, shape, place, dtype) if noise is not None else source.initial()
     inpainting = _inpainting(known, mask, shape, place, dtype, source)
@@ -103,7 +107,7 @@ def sample(
         holders = _holders(x)
         model_output, uncond = x, None
         if stage.calls_model:
-            model_output, uncond = predict(x.detach(), timesteps[i].expand(shape[0]))
+            model_output, uncond = predict(x.detach(), timesteps[i].expand(shape[0]), calls[i])
         # else the model, or whoever gave x or is shown it, has kept it
         ours = callback is None and x is not noise and not stage.keeps_sample and _holders(x) == holders
         drawn: dict[str, Tensor] = {}
@@ -135,12 +139,12 @@ def _holders(x: Tensor) -> int:
     return torch._C._storage_Use_Count(x.untyped_storage()._cdata)
 
 
-def _device_of(model: Model) -> torch.device:
+def _device_of(model: Model | None) -> torch.device:
     parameter = next(model.parameters(), None) if isinstance(model, torch.nn.Module) else None
     return torch.device("cpu") if parameter is None else parameter.device
 
 
-def _check_classes(classes: Tensor | Sequence[int], n: int, model: Model) -> Tensor:
+def _check_classes(classes: Tensor | Sequence[int], n: int, model: Model | None) -> Tensor:
     """Labels as int64. Out of range, they would be an assertion on the device that ends the process's use of it."""
     labels = torch.as_tensor(classes)
     if labels.shape != (n,) or labels.dtype == torch.bool or labels.is_floating_point() or labels.is_complex():
@@ -160,11 +164,32 @@ def _check_start(noise: Tensor, shape: tuple[int, ...], device: torch.device, dt
     return noise.to(device, dtype)
 
 
-def _unguided(model: Model, kwargs: Mapping[str, Any]) -> Callable[[Tensor, Tensor], tuple[Tensor, None]]:
-    return lambda x, t: (model(x, t, **kwargs), None)
+class _Unguided(Guidance):
+    def __init__(self, model: Model, kwargs: Mapping[str, Any]) -> None:
+        self.model, self.kwargs = model, kwargs
+
+    def __call__(self, x: Tensor, t: Tensor, call: Call = ALONE) -> tuple[Tensor, None]:
+        return self.model(x, t, **self.kwargs), None
 
 
-def _guided(model: Model, kwargs: Mapping[str, Any], uncond_kwargs: Mapping[str, Any] | None) -> ClassifierFreeGuidance:
+def _guidance(
+    guidance: Guidance | None,
+    model: Model | None,
+    kwargs: Mapping[str, Any],
+    guidance_scale: float,
+    uncond_kwargs: Mapping[str, Any] | None,
+) -> Guidance:
+    """The guidance given, or that of the arguments."""
+    if guidance is not None:
+        if guidance_scale != 1 or kwargs or uncond_kwargs:
+            raise ValueError(
+                "a guidance has its own scale and conditions: give no guidance_scale, classes or kwargs with it"
+            )
+        return guidance
+    if model is None:
+        raise ValueError("model may be None only with a guidance, which holds its own")
+    if guidance_scale == 1:
+        return _Unguided(model, kwargs)
     uncond = {**kwargs, **(uncond_kwargs or {})}
     if "y" in kwargs and "y" not in (uncond_kwargs or {}):
         null_label = getattr(model, "null_label", None)
@@ -175,7 +200,7 @@ def _guided(model: Model, kwargs: Mapping[str, Any], uncond_kwargs: Mapping[str,
         raise ValueError(
             "guidance_scale other than 1 needs a condition: give classes, or model_kwargs and uncond_kwargs"
         )
-    return ClassifierFreeGuidance(model, kwargs, uncond)
+    return ClassifierFreeGuidance(model, kwargs, uncond, guidance_scale)
 
 
 def _inpainting(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..ops import sampler_step
+from .guidance.base import Call
 from .prediction import Prediction
 from .table import coefficient_table
 from .thresholding import dynamic_threshold
@@ -77,6 +78,11 @@ class Plan:
         return Plan(
             self.timesteps, tables[0], self.draws_noise, self.stages, self.prediction, tables[1], self.learned_variance
         )
+
+    def calls(self) -> list[Call]:
+        """What guidance is told at each step; steps that do not call the model are among them."""
+        kind = self.prediction.prediction_type
+        return [Call(i, len(self), s.alpha, s.sigma, kind) for i, s in enumerate(self.stages)]
 
     def step(
         self,

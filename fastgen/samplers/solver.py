@@ -9,15 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .guidance.base import Call
 from .path import Path
 from .plan import Plan, compile_trace
 from .prediction import Prediction
 from .schedules import SIGMA_SPACINGS, alphas_cumprod, flow_shift, linear_betas, spaced_sigmas, timestep_spacing
 from .trace import Trace
 
-__all__ = ["DiscreteSolver", "EDMSolver", "FlowSolver", "Plan", "Scales", "SigmaSolver", "Solver"]
-
-Scales = float | Callable[[Plan], Sequence[float]]
+__all__ = ["DiscreteSolver", "EDMSolver", "FlowSolver", "Plan", "SigmaSolver", "Solver"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)  # tensors inside have no single truth value to compare by
@@ -36,12 +35,13 @@ class Solver(ABC):
         """Whether the model's output has a second half of channels, the variance."""
         return False
 
-    def plan(self, steps: int, *, guidance_scale: float = 1.0) -> Plan:
+    def plan(self, steps: int, *, guidance_scale: float | Callable[[Call], float] = 1.0) -> Plan:
         """Work out a trajectory of ``steps`` steps.
 
         Args:
             steps: as many as the schedule allows; a step of a solver of order 2 calls the model twice.
-            guidance_scale: w of classifier-free guidance, uncond + w (cond - uncond), applied where ``uncond`` is given.
+            guidance_scale: w of classifier-free guidance, uncond + w (cond - uncond), applied where ``uncond`` is given; one
+                number, or one for each call of the model.
 
         Raises:
             TypeError: ``steps`` is no integer.
@@ -49,7 +49,12 @@ class Solver(ABC):
         """
         trace = Trace(self.prediction())
         self.follow(trace, steps)
-        return compile_trace(trace, guidance_scales=guidance_scale, learned_variance=self.learns_variance())
+        scales: float | list[float]
+        if callable(guidance_scale):
+            scales = [guidance_scale(call) for call in compile_trace(trace).calls()]
+        else:
+            scales = guidance_scale
+        return compile_trace(trace, guidance_scales=scales, learned_variance=self.learns_variance())
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

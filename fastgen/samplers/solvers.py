@@ -154,7 +154,8 @@ class DPMSolverPPSDE(_Stochastic):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DPMSolverPPMultistepSDE(_Stochastic):
-    """DPM-Solver++(2M) and (3M) for the SDE, with ``order`` 2 or 3."""
+    """DPM-Solver++(2M) and (3M) for the SDE, with ``order`` 2 or 3; the third order is one at ``eta`` = 0, and with noise, where it
+    cannot be, the gentler form of the authors' code."""
 
     order: int = 2
     solver_type: str = "midpoint"
@@ -174,6 +175,7 @@ class DPMSolverPPMultistepSDE(_Stochastic):
             eta=self.eta,
             s_noise=self.s_noise,
             solver_type=self.solver_type,
+            halved=self.eta > 0,
         )
 
 
