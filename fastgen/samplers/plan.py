@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._dispatch import KERNEL_DTYPES, needs_grad
 from ..ops import sampler_step
 from .guidance.base import Call
 from .prediction import Prediction
@@ -16,6 +17,7 @@ from .thresholding import dynamic_threshold
 from .trace import Linear, Step, Symbol, Trace
 
 History = MutableMapping[Symbol, Tensor]
+_sampler_step_out: Any = torch.ops.fastgen.sampler_step_out.default
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Stage:
         second, third: the values its further outputs are.
         keeps_sample, keeps_noise: whether later steps read this one's sample or noise.
         frees: values nobody reads any more.
+        added: d, where the step is x + d g and nothing else: torch's own kernel for that.
     """
 
     alpha: float
@@ -44,6 +47,7 @@ class Stage:
     keeps_sample: bool
     keeps_noise: bool
     frees: tuple[Symbol, ...]
+    added: float | None = None
 
 
 @dataclass(frozen=True, eq=False)  # tensors inside have no single truth value to compare by
@@ -150,6 +154,50 @@ class Plan:
                 history.pop(symbol, None)
         return following
 
+    def advance(
+        self,
+        model_output: Tensor,
+        i: int,
+        sample: Tensor,
+        history: History,
+        noise: Tensor | None = None,
+        seeds: Tensor | Sequence[int] | None = None,
+    ) -> Tensor:
+        """`step` by the shortest way where there is nothing to differentiate, threshold or split: it costs a third less."""
+        stage = self.stages[i]
+        plain = self.prediction.threshold_ratio is None and not self.learned_variance
+        if (
+            not plain
+            or seeds is not None
+            or model_output.shape != sample.shape
+            or model_output.device != sample.device
+            or sample.dtype not in KERNEL_DTYPES
+            or (torch.is_grad_enabled() and needs_grad(sample, model_output, noise, *history.values()))
+        ):
+            return self.step(model_output, i, sample, history=history, noise=noise, seeds=seeds)
+        added = stage.added
+        if added is not None and model_output.dtype == sample.dtype:
+            return torch.add(sample, model_output, alpha=added)
+        if stage.keeps_sample:
+            history["sample", i] = sample
+        if stage.keeps_noise and noise is not None:
+            history["noise", i] = noise
+        second, third = stage.second, stage.third
+        following = torch.empty_like(sample)
+        kept = None if second is None else torch.empty_like(sample)
+        corrected = None if third is None else torch.empty_like(sample)
+        _sampler_step_out(
+            sample, model_output, self.table, i, None, [history[symbol] for symbol in stage.reads] if stage.reads else [],
+            noise, None, None, None, None, None, None, following, kept, corrected,
+        )  # fmt: skip
+        if second is not None:
+            history[second] = kept
+        if third is not None:
+            history[third] = corrected
+        for symbol in stage.frees:
+            history.pop(symbol, None)
+        return following
+
     def predicted_sample(self, model_output: Tensor, i: int, sample: Tensor, *, uncond: Tensor | None = None) -> Tensor:
         """The clean sample that step i predicts, clipped as the step clips it, like ``sample``."""
         self._check_index(i)
@@ -220,6 +268,7 @@ def compile_trace(
                 third=third[0] if third else None,
                 keeps_sample=last_use.get(("sample", i), -1) > i,
                 keeps_noise=last_use.get(("noise", i), -1) > i,
+                added=_added(step, i, bool(second or third), last_use),
                 frees=tuple(symbol for symbol, use in last_use.items() if use == i and not _own(symbol, i)),
             )
         )
@@ -238,6 +287,12 @@ def compile_trace(
 
 
 _KINDS = ("sample", "prediction", "model", "noise")
+
+
+def _added(step: Step, i: int, keeps: bool, last_use: dict[Symbol, int]) -> float | None:
+    terms = {symbol: value for symbol, value in step.result.terms.items() if value != 0}
+    alone = terms.keys() == {("sample", i), ("model", i)} and terms["sample", i] == 1.0
+    return terms["model", i] if alone and not keeps and last_use.get(("sample", i), -1) <= i else None
 
 
 def _own(symbol: Symbol, i: int) -> bool:

@@ -19,7 +19,7 @@ from ..prediction import Prediction
 from ..table import coefficient_table
 from ..trace import Trace
 from .noise_levels import SPACINGS, make_betas, spaced_timesteps
-from .scheduler import LazyTuple, Scheduler, SchedulerOutput, Timestep, combine, to_timesteps
+from .scheduler import Scheduler, SchedulerOutput, Timestep, combine, to_timesteps
 
 BETAS: dict[str, Any] = {
     "num_train_timesteps": 1000,
@@ -177,7 +177,7 @@ class DDIMScheduler(DiscreteScheduler):
             raise ValueError("give generator or variance_noise, not both")
         return self._advance(
             model_output, timestep, sample, generator=generator, noise=variance_noise, seeds=seeds, return_dict=return_dict,
-            eta=eta, use_clipped_model_output=use_clipped_model_output,
+            options={"eta": eta, "use_clipped_model_output": use_clipped_model_output},
         )  # fmt: skip
 
 
@@ -286,9 +286,9 @@ class LCMScheduler(DistilledScheduler):
         path = self._following_path(start, int(self._values[-1]))
         _ddim.lcm(trace, path, timestep_scaling=self.config["timestep_scaling"])
 
-    def _second(self, plan: Plan, i: int, model_output: Tensor, sample: Tensor) -> Any:
+    def _second(self, plan: Plan, i: int, model_output: Tensor, sample: Tensor) -> Tensor:
         c_skip, c_out = _ddim.lcm_boundary(self._values[self._start + i], self.config["timestep_scaling"])
-        return lambda: c_out * plan.predicted_sample(model_output, i, sample) + c_skip * sample
+        return c_out * plan.predicted_sample(model_output, i, sample) + c_skip * sample
 
     def step(
         self, model_output: Tensor, timestep: Timestep, sample: Tensor, generator: Generators = None, return_dict: bool = True,
@@ -319,18 +319,14 @@ class TCDScheduler(DistilledScheduler):
         _ddim.tcd(trace, self._following_path(start, 0), self._between(start, eta), eta=eta)
         self._eta = eta
 
-    def _second(self, plan: Plan, i: int, model_output: Tensor, sample: Tensor) -> Any:
+    def _second(self, plan: Plan, i: int, model_output: Tensor, sample: Tensor) -> Tensor:
         index = self._start + i
         (alpha, sigma), (alpha_s, sigma_s) = (
             self._marginal(int(self._values[index])),
             self._between(index, self._eta)[0],
         )
-
-        def predict() -> Tensor:
-            clean = plan.predicted_sample(model_output, i, sample)
-            return (alpha_s - sigma_s * alpha / sigma) * clean + sigma_s / sigma * sample
-
-        return predict
+        clean = plan.predicted_sample(model_output, i, sample)
+        return (alpha_s - sigma_s * alpha / sigma) * clean + sigma_s / sigma * sample
 
     def step(
         self, model_output: Tensor, timestep: Timestep, sample: Tensor, eta: float = 0.3, generator: Generators = None,
@@ -339,7 +335,13 @@ class TCDScheduler(DistilledScheduler):
         if not 0 <= eta <= 1:
             raise ValueError(f"eta must be in [0, 1], got {eta}")
         return self._advance(
-            model_output, timestep, sample, generator=generator, seeds=seeds, return_dict=return_dict, eta=eta
+            model_output,
+            timestep,
+            sample,
+            generator=generator,
+            seeds=seeds,
+            return_dict=return_dict,
+            options={"eta": eta},
         )
 
 
@@ -460,8 +462,8 @@ class RePaintScheduler(DiscreteScheduler):
             "known_noise": noise,
         }
         following = plan.step(model_output, index, sample, noise=noise, **known)
-        output = SchedulerOutput(following, self._second(plan, index, model_output, sample), "pred_original_sample")
-        return output if return_dict else LazyTuple(output)
+        versions = model_output._version, sample._version
+        return SchedulerOutput(following, self.second_output, self._later, plan, index, model_output, sample, versions)
 
     def _inverse(self, mask: Tensor, sample: Tensor) -> Tensor:
         if self._masks is None or self._masks[0] is not mask or self._masks[1] != mask._version:

@@ -15,7 +15,7 @@ from ..prediction import Prediction
 from ..trace import Trace
 from .karras import SIGMA_CHOICES, _positive, check_sigma_choices
 from .noise_levels import converted, flow_shifted, stretched_to, time_shifted
-from .scheduler import Scheduler, Timestep, combine, require_float_timestep
+from .scheduler import _NO_OPTIONS, Scheduler, Timestep, combine, require_float_timestep
 
 
 class FlowScheduler(Scheduler):
@@ -172,5 +172,5 @@ class FlowMatchHeunDiscreteScheduler(FlowScheduler):
         require_float_timestep(type(self), timestep)
         return self._advance(
             model_output, timestep, sample, generator=generator, return_dict=return_dict,
-            s_churn=s_churn, s_tmin=s_tmin, s_tmax=s_tmax, s_noise=s_noise,
+            options={"s_churn": s_churn, "s_tmin": s_tmin, "s_tmax": s_tmax, "s_noise": s_noise} if s_churn else _NO_OPTIONS,
         )  # fmt: skip

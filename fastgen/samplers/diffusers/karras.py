@@ -24,7 +24,7 @@ from .noise_levels import (
     spaced_timesteps,
     train_sigmas,
 )
-from .scheduler import Scheduler, Timestep, require_float_timestep, to_timesteps
+from .scheduler import _NO_OPTIONS, Scheduler, Timestep, require_float_timestep, to_timesteps
 
 SIGMA_CHOICES: dict[str, Any] = {
     "use_karras_sigmas": False,
@@ -220,7 +220,7 @@ class EulerDiscreteScheduler(SigmaScheduler):
         self._check_call(timestep)
         return self._advance(
             model_output, timestep, sample, generator=generator, seeds=seeds, return_dict=return_dict,
-            s_churn=s_churn, s_tmin=s_tmin, s_tmax=s_tmax, s_noise=s_noise,
+            options={"s_churn": s_churn, "s_tmin": s_tmin, "s_tmax": s_tmax, "s_noise": s_noise} if s_churn else _NO_OPTIONS,
         )  # fmt: skip
 
 
@@ -384,7 +384,7 @@ class LMSDiscreteScheduler(SigmaScheduler):
     def step(
         self, model_output: Tensor, timestep: Timestep, sample: Tensor, order: int = 4, return_dict: bool = True
     ) -> Any:
-        return self._advance(model_output, timestep, sample, return_dict=return_dict, order=order)
+        return self._advance(model_output, timestep, sample, return_dict=return_dict, options={"order": order})
 
 
 class DPMSolverSDEScheduler(SigmaScheduler):
@@ -436,7 +436,9 @@ class DPMSolverSDEScheduler(SigmaScheduler):
         if self._step_index is None:
             self._init_step_index(timestep)
         noise = self._brownian_noise(sample)
-        return self._advance(model_output, timestep, sample, noise=noise, return_dict=return_dict, s_noise=s_noise)
+        return self._advance(
+            model_output, timestep, sample, noise=noise, return_dict=return_dict, options={"s_noise": s_noise}
+        )
 
     def _brownian_noise(self, sample: Tensor) -> Tensor | None:
         index = self._step_index or 0

@@ -472,7 +472,7 @@ class SASolverScheduler(MultistepScheduler):
     ) -> Any:  # fmt: skip
         return self._advance(
             self._without_variance(model_output, sample), timestep, sample, generator=generator, seeds=seeds,
-            return_dict=return_dict, seeded=seeds is not None,
+            return_dict=return_dict, options={"seeded": seeds is not None},
         )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from ..trace import Trace
 from .discrete import THRESHOLDING
 from .karras import _euler_churned_after, _positive
 from .multistep import DPM_SYNONYMS, FINAL_SIGMAS, _check_choice
-from .scheduler import Scheduler, Timestep, require_float_timestep, to_timesteps
+from .scheduler import _NO_OPTIONS, Scheduler, Timestep, require_float_timestep, to_timesteps
 
 EDM: dict[str, Any] = {
     "sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5, "sigma_schedule": "karras", "num_train_timesteps": 1000,
@@ -117,7 +117,7 @@ class EDMEulerScheduler(PreconditionedScheduler):
         require_float_timestep(type(self), timestep)
         return self._advance(
             model_output, timestep, sample, generator=generator, seeds=seeds, return_dict=return_dict,
-            s_churn=s_churn, s_tmin=s_tmin, s_tmax=s_tmax, s_noise=s_noise,
+            options={"s_churn": s_churn, "s_tmin": s_tmin, "s_tmax": s_tmax, "s_noise": s_noise} if s_churn else _NO_OPTIONS,
         )  # fmt: skip
 
 

@@ -20,51 +20,53 @@ from .config import Config
 
 Self = TypeVar("Self", bound="Scheduler")
 Timestep = Tensor | float
+_NO_OPTIONS: Mapping[str, Any] = {}
 
 
 class SchedulerOutput:
-    """What `step` returns: ``prev_sample``, and ``pred_original_sample`` worked out when it is asked for."""
+    """What `step` returns: ``prev_sample``, and a second value (``pred_original_sample``) worked out when it is asked for.
 
-    _names: ClassVar[tuple[str, ...]] = ("prev_sample", "pred_original_sample")
+    It is also the tuple of the two, for ``return_dict=False``.
+    """
 
-    def __init__(self, prev_sample: Tensor, second: Callable[[], Tensor] | None, second_name: str) -> None:
+    __slots__ = ("_given", "_second", "_second_name", "prev_sample")
+
+    def __init__(
+        self,
+        prev_sample: Tensor,
+        second_name: str | None = None,
+        second: Callable[..., Tensor] | None = None,
+        *given: Any,
+    ) -> None:
         self.prev_sample = prev_sample
-        self._second, self._second_name = second, second_name
+        self._second: Callable[..., Tensor] | Tensor | None = second
+        self._second_name, self._given = second_name, given
 
     def __getattr__(self, name: str) -> Tensor:
-        if name == self.__dict__.get("_second_name") and self._second is not None:
-            self.__dict__[name] = value = self._second()
-            return value
+        if name == self._second_name and self._second is not None:
+            return self._value()
         raise AttributeError(f"the output of this step has no {name!r}")
 
+    def _value(self) -> Tensor:
+        if callable(self._second):
+            self._second, self._given = self._second(*self._given), ()
+        return self._second  # type: ignore[return-value]
+
     def __getitem__(self, key: str | int | slice) -> Any:
-        return getattr(self, key) if isinstance(key, str) else tuple(self)[key]
+        if key == 0:
+            return self.prev_sample
+        return getattr(self, key) if isinstance(key, str) else self.to_tuple()[key]
 
     def __iter__(self) -> Iterator[Tensor]:
         yield self.prev_sample
         if self._second is not None:
-            yield getattr(self, self._second_name)
+            yield self._value()
 
     def __len__(self) -> int:
         return 1 + (self._second is not None)
 
     def to_tuple(self) -> tuple[Tensor, ...]:
         return tuple(self)
-
-
-class LazyTuple(Sequence[Tensor]):
-    """(prev_sample, second) for ``return_dict=False``; the second is worked out when it is asked for."""
-
-    def __init__(self, output: SchedulerOutput) -> None:
-        self._output = output
-
-    def __len__(self) -> int:
-        return len(self._output)
-
-    def __getitem__(self, index: Any) -> Any:
-        if index == 0:
-            return self._output.prev_sample
-        return tuple(self._output)[index]
 
 
 class Scheduler:
@@ -253,7 +255,7 @@ class Scheduler:
 
     def _plan(self, start: int, sample: Tensor, options: Mapping[str, Any]) -> Plan:
         wide = torch.float64 if sample.dtype == torch.float64 else torch.float32
-        key = (start, sample.device, wide, tuple(sorted(options.items())))
+        key = (start, sample.device, wide, tuple(options.items()))
         plan = self._plans.get(key)
         if plan is None:
             trace = Trace(self._prediction(), scale_inputs=False)
@@ -265,68 +267,64 @@ class Scheduler:
     def _learns_variance(self) -> bool:
         return False
 
-    def _advance(
-        self,
-        model_output: Tensor,
-        timestep: Timestep,
-        sample: Tensor,
-        *,
-        return_dict: bool,
-        generator: Generators = None,
-        noise: Tensor | None = None,
-        noise_dtype: torch.dtype | None = None,
-        seeds: Tensor | Sequence[int] | None = None,
-        **options: Any,
-    ) -> Any:
-        """One step; ``options`` are the arguments of ``step`` that the coefficients depend on."""
+    def _index(self, timestep: Timestep) -> int:
+        """The step that ``timestep`` asks for, checked."""
         if self.needs_set_timesteps and self.num_inference_steps is None:
             raise ValueError(f"{type(self).__name__}: call set_timesteps before step")
         if self.stateless:
-            index, self._start = self.index_for_timestep(timestep), 0
-        else:
-            if self._step_index is None:
-                self._init_step_index(timestep)
-            index = self._step_index  # type: ignore[assignment]
+            self._start = 0
+            return self.index_for_timestep(timestep)
+        if self._step_index is None:
+            self._init_step_index(timestep)
+        index: int = self._step_index  # type: ignore[assignment]
         if index >= len(self._values):
             raise IndexError(
                 f"{type(self).__name__}: step was called {index - self._start + 1} times, the trajectory has "
                 f"{len(self._values) - self._start} steps; call set_timesteps to begin another"
             )
+        return index
+
+    def _advance(
+        self,
+        model_output: Tensor,
+        timestep: Timestep,
+        sample: Tensor,
+        return_dict: bool,
+        options: Mapping[str, Any] = _NO_OPTIONS,
+        generator: Generators = None,
+        noise: Tensor | None = None,
+        noise_dtype: torch.dtype | None = None,
+        seeds: Tensor | Sequence[int] | None = None,
+    ) -> Any:
+        """One step; ``options`` are the arguments of ``step`` that the coefficients depend on."""
+        index = self._index(timestep)
         plan = self._plan(self._start, sample, options)
         i = index - self._start
-        drawn: dict[str, Any] = {}
-        if plan.draws_noise[i]:
-            if seeds is not None:
-                drawn["seeds"] = seeds
-            elif noise is None:
-                shape, dtype = sample.shape, noise_dtype or model_output.dtype
-                drawn["noise"] = draw_normal(shape, generator, model_output.device, dtype)
-            else:
-                drawn["noise"] = noise
-        following = plan.step(model_output, i, sample, history=self._history, **drawn)
+        if not plan.draws_noise[i]:
+            noise = seeds = None
+        elif noise is None and seeds is None:
+            noise = draw_normal(sample.shape, generator, model_output.device, noise_dtype or model_output.dtype)
+        following = plan.advance(model_output, i, sample, self._history, noise, seeds)
         if following.dtype != model_output.dtype and model_output.dtype != torch.float64:
             following = following.to(model_output.dtype)
         if not self.stateless:
             self._step_index = index + 1
-        second = None
-        if self.second_output is not None:
-            second = self._second(plan, i, model_output, sample)
-        output = SchedulerOutput(following, second, self.second_output or "")
-        return output if return_dict else LazyTuple(output) if second is not None else (following,)
-
-    def _second(self, plan: Plan, i: int, model_output: Tensor, sample: Tensor) -> Callable[[], Tensor]:
-        """The predicted clean sample, later; refused if its inputs have been written to since."""
+        if self.second_output is None:
+            return SchedulerOutput(following) if return_dict else (following,)
         versions = model_output._version, sample._version
+        return SchedulerOutput(following, self.second_output, self._later, plan, i, model_output, sample, versions)
 
-        def predict() -> Tensor:
-            if (model_output._version, sample._version) != versions:
-                raise RuntimeError(
-                    f"{self.second_output} is worked out when it is asked for, and the model's output or the sample of this "
-                    "step has been changed in place since: read it right after the step"
-                )
-            return plan.predicted_sample(model_output, i, sample)
+    def _later(self, plan: Plan, i: int, model_output: Tensor, sample: Tensor, versions: tuple[int, int]) -> Tensor:
+        if (model_output._version, sample._version) != versions:
+            raise RuntimeError(
+                f"{self.second_output} is worked out when it is asked for, and the model's output or the sample of this step has "
+                "been changed in place since: read it right after the step"
+            )
+        return self._second(plan, i, model_output, sample)
 
-        return predict
+    def _second(self, plan: Plan, i: int, model_output: Tensor, sample: Tensor) -> Tensor:
+        """The second value of a step's output."""
+        return plan.predicted_sample(model_output, i, sample)
 
     # ---- noise in the other direction -------------------------------------------------------------------------------
 

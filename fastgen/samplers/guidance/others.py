@@ -31,7 +31,8 @@ class AutoGuidance(Guidance):
 
 
 class ClassifierGuidance(Guidance):
-    r"""Dhariwal and Nichol 2021, section 4.2: :math:`\hat\varepsilon = \varepsilon - w\sigma\nabla_x\log p(y|x)`, for any prediction.
+    r"""Dhariwal and Nichol 2021, section 4.2, for any prediction:
+    :math:`\hat\varepsilon = \varepsilon - w\sigma\nabla_x\log p(y|x)`.
 
     With the score shifted by :math:`w\nabla\log p`, the clean sample moves by :math:`w\sigma^2/\alpha\,\nabla\log p`; the
     outputs move accordingly: epsilon by :math:`-\sigma`, v by :math:`-\sigma/\alpha` (for alpha^2 + sigma^2 = 1), the sample by
