@@ -2,6 +2,7 @@
 
 from .group_norm import group_norm
 from .philox_normal import philox_normal
+from .q_sample import q_sample
 from .sampler_step import COLUMNS, sampler_step
 
-__all__ = ["COLUMNS", "group_norm", "philox_normal", "sampler_step"]
+__all__ = ["COLUMNS", "group_norm", "philox_normal", "q_sample", "sampler_step"]

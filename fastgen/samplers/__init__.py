@@ -4,6 +4,7 @@ from .ddim import DDIM
 from .ddpm import DDPM
 from .guidance import ClassifierFreeGuidance
 from .loop import sample
+from .losses import noising_tables
 from .noise import draw_normal
 from .schedules import alphas_cumprod, linear_betas, scaled_linear_betas, squared_cosine_betas, timestep_spacing
 from .solver import Plan, Solver
@@ -19,6 +20,7 @@ __all__ = [
     "coefficient_table",
     "draw_normal",
     "linear_betas",
+    "noising_tables",
     "sample",
     "scaled_linear_betas",
     "squared_cosine_betas",

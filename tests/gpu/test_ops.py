@@ -1,16 +1,18 @@
-"""The three op families on a CUDA device: what the CPU tests ask, asked of the GPU."""
+"""The op families on a CUDA device: what the CPU tests ask, asked of the GPU."""
 
 import pytest
 import torch
 
 from fastgen import _dispatch
-from fastgen.ops import group_norm, philox_normal, sampler_step
+from fastgen.ops import group_norm, philox_normal, q_sample, sampler_step
 from fastgen.reference._layout import output_strides
 from fastgen.samplers import DDIM, DDPM
 
 from ..backends import requires_cuda
 from ..ops.group_norm_cases import SHAPES, gradients, plain
 from ..ops.numerics import LAYOUTS, assert_bar, laid_out, randn
+from ..ops.q_sample_cases import STEPS, TARGETS, results, tables, timesteps
+from ..ops.q_sample_cases import plain as plain_noising
 
 pytestmark = [pytest.mark.gpu, requires_cuda]
 
@@ -119,3 +121,43 @@ def test_autocast_takes_norms_to_float32():
     x = torch.randn(2, 8, 4, 4, device="cuda", dtype=torch.float16)
     with torch.autocast("cuda", dtype=torch.float16):
         assert group_norm(x, 4).dtype == torch.float32
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_q_sample_values_and_noise(dtype, target, layout):
+    shape = (3, 4, 33, 21)
+    x0, noise = (laid_out(randn(*shape, seed=k), layout).to(dtype).cuda() for k in range(2))
+    t, (alphas, sigmas) = timesteps(3).cuda(), (table.cuda() for table in tables())
+    actual = results(q_sample, x0, t, alphas, sigmas, noise, target=target)
+    beside = plain_noising(x0, t, alphas, sigmas, noise, target)
+    exact = plain_noising(x0.double(), t, alphas, sigmas, noise.double(), target)
+    for a, b, e in zip(actual, beside, exact, strict=True):
+        assert list(a.stride()) == output_strides(x0)
+        assert_bar(a, b, e, 1e-14 if dtype == torch.float64 else 2e-7)
+    drawn = results(q_sample, x0, t, alphas, sigmas, seeds=[1, -2, 3], step=4, target=target)
+    on_cpu = results(q_sample, x0.cpu(), t.cpu(), *tables(), seeds=[1, -2, 3], step=4, target=target)
+    tolerance = {torch.float64: 1e-6, torch.float32: 3e-6, torch.bfloat16: 2e-2, torch.float16: 2e-3}[dtype]
+    for a, b in zip(drawn, on_cpu, strict=True):
+        torch.testing.assert_close(a.cpu(), b, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_q_sample_gradcheck(target):
+    x0, noise = (randn(2, 3, 2, 2, seed=k).cuda().requires_grad_() for k in range(2))
+    t, (alphas, sigmas) = timesteps(2).cuda(), (table.cuda() for table in tables())
+    assert torch.autograd.gradcheck(lambda a, b: q_sample(a, t, alphas, sigmas, b, return_target=target), (x0, noise))
+
+
+@pytest.mark.parametrize("bad", [-1, STEPS, 2**40])
+def test_q_sample_of_a_timestep_out_of_range_is_nan_and_waits_for_nothing(bad):
+    x0, t = randn(3, 4, 5).cuda(), timesteps(3)
+    t[1] = bad
+    t, (alphas, sigmas) = t.cuda(), (table.cuda() for table in tables())
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        x_t = q_sample(x0, t, alphas, sigmas, x0)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert x_t[1].isnan().all() and x_t[::2].isfinite().all()

@@ -15,7 +15,7 @@ REGISTERS_FP64 = 255
 SHARED_BYTES = 16 * 1024
 KERNELS = {
     "moments_kernel", "finish_kernel", "apply_kernel", "whole_kernel", "sums_kernel", "combine_kernel", "dx_kernel",
-    "whole_bwd_kernel", "sampler_step_kernel", "philox_normal_kernel",
+    "whole_bwd_kernel", "sampler_step_kernel", "philox_normal_kernel", "q_sample_kernel", "q_sample_bwd_kernel",
 }  # fmt: skip
 
 
