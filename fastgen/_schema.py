@@ -29,6 +29,10 @@ SCHEMAS: dict[str, str] = {
     "q_sample_fwd": "(Tensor x0, Tensor t, Tensor alphas, Tensor sigmas, Tensor? noise, Tensor? seeds, int step, int target) -> (Tensor, Tensor)",
     # returns the gradients of (x0, noise), empty where not wanted
     "q_sample_bwd": "(Tensor? grad, Tensor? grad_target, Tensor t, Tensor alphas, Tensor sigmas, int target, bool wants_x0, bool wants_noise) -> (Tensor, Tensor)",
+    # the loss of every sample [N] in fp32 (fp64 for fp64): the squared error of the prediction, and with a vlb_table the bound
+    "diffusion_loss_fwd": "(Tensor model_output, Tensor x0, Tensor noise, Tensor t, Tensor alphas, Tensor sigmas, Tensor? weights, Tensor? vlb_table, int prediction, float vlb_weight) -> Tensor",
+    # returns the gradient of model_output
+    "diffusion_loss_bwd": "(Tensor grad, Tensor model_output, Tensor x0, Tensor noise, Tensor t, Tensor alphas, Tensor sigmas, Tensor? weights, Tensor? vlb_table, int prediction, float vlb_weight) -> Tensor",
     # standard normals of Philox4x32-10, key = seeds[n], counter = (element, step); returns [N, *] in float32
     "philox_normal": "(Tensor seeds, int[] shape, int step) -> Tensor",
 }

@@ -30,10 +30,13 @@ def draw(seeds, n, tile, step, channels, pixels, CHANNELS_LAST: tl.constexpr, BL
 
 
 @triton.jit
-def entry(table, t, steps, ACC: tl.constexpr):
-    """``table[t]``, NaN where t is not in [0, steps): nothing is read past a table, and the sample shows that it is wrong."""
+def entry(table, t, steps, ACC: tl.constexpr, STRIDE: tl.constexpr = 1):
+    """Row t of a table whose rows are ``STRIDE`` apart, NaN where t is not in [0, steps).
+
+    Nothing is read past a table, and a sample at a wrong timestep shows that it is wrong.
+    """
     inside = (t >= 0) & (t < steps)
-    return tl.load(table + t, mask=inside, other=float("nan")).to(ACC)
+    return tl.load(table + t * STRIDE, mask=inside, other=float("nan")).to(ACC)
 
 
 @triton.jit

@@ -63,6 +63,13 @@ def check_table(op: str, name: str, table: Tensor, like: Tensor, like_name: str,
         fail(op, f"{name} must be {wanted}, got {shape_of(table)}")
     if table.device != like.device:
         fail(op, f"{name} must be on the device of {like_name} ({like.device}), got {table.device}")
+    refuse_gradient(op, name, table)
+
+
+def refuse_gradient(op: str, name: str, tensor: Tensor) -> None:
+    """``tensor`` is a constant to ``op``: better an error than a gradient of zero that nobody sees."""
+    if tensor.requires_grad and torch.is_grad_enabled():
+        fail(op, f"there is no gradient in {name}: detach it")
 
 
 def prediction_code(op: str, name: str, value: str) -> int:

@@ -4,7 +4,7 @@ from .ddim import DDIM
 from .ddpm import DDPM
 from .guidance import ClassifierFreeGuidance
 from .loop import sample
-from .losses import noising_tables
+from .losses import noising_tables, vlb_table
 from .noise import draw_normal
 from .schedules import alphas_cumprod, linear_betas, scaled_linear_betas, squared_cosine_betas, timestep_spacing
 from .solver import Plan, Solver
@@ -25,4 +25,5 @@ __all__ = [
     "scaled_linear_betas",
     "squared_cosine_betas",
     "timestep_spacing",
+    "vlb_table",
 ]

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from fastgen.reference import diffusion_loss as loss_reference
 from fastgen.reference import q_sample as q_reference
 from fastgen.reference._layout import output_strides
 from tests.kernels.interpreter.checks import (
@@ -20,10 +21,12 @@ from tests.kernels.interpreter.checks import (
     strided,
 )
 
-modules = {name: importlib.import_module(f"fastgen.kernels.{name}") for name in ("q_sample",)}
+modules = {name: importlib.import_module(f"fastgen.kernels.{name}") for name in ("q_sample", "diffusion_loss")}
 kernels = SimpleNamespace(
     q_sample_fwd=on_device(modules["q_sample"].q_sample_fwd),
     q_sample_bwd=on_device(modules["q_sample"].q_sample_bwd),
+    diffusion_loss_fwd=on_device(modules["diffusion_loss"].diffusion_loss_fwd),
+    diffusion_loss_bwd=on_device(modules["diffusion_loss"].diffusion_loss_bwd),
 )
 STEPS = 9
 LAYOUTS = ("contiguous", "channels_last")
@@ -128,6 +131,117 @@ def test_q_sample_nothing():
     assert kernels.q_sample_bwd(empty, None, seeds, *tables(), -1, True, False)[0].shape == (2, 0, 3)
 
 
+def loss_case(shape, dtype, layout, hybrid, prediction, kind=None):
+    """Arguments of the forward: a model that errs by a tenth; the second sample stands at t = 0."""
+    x0 = (1.3 * draw(shape, 1, torch.float64)).clamp(-1, 1)
+    noise, t = draw(shape, 2, torch.float64), torch.tensor([(4 * k + 5) % STEPS for k in range(shape[0])])
+    target = q_reference.q_sample_fwd(x0, t, *tables(), noise, None, 0, prediction)[1]
+    model = target + 0.1 * draw(shape, 3, torch.float64)
+    if hybrid:
+        model = torch.cat([model, draw(shape, 4, torch.float64).tanh()], 1)
+    table = torch.rand(STEPS, 3, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    table[:, 1] = 20.0
+    model, x0, noise = model.to(dtype), x0.to(dtype), noise.to(torch.float32)
+    if kind is not None:
+        model, x0, noise = strided(model)[kind], strided(x0)[kind], strided(noise)[kind]
+    elif layout == "channels_last":
+        model, x0 = guarded(channels_last(model)), guarded(channels_last(x0))
+    weights = 0.5 + draw((STEPS,), 6, torch.float64).sigmoid()
+    return (model, x0, noise, t, *tables(), weights if hybrid else None, table if hybrid else None, prediction, 0.7)
+
+
+def widened(arguments):
+    return [a.double() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in arguments]
+
+
+def loss_agrees(arguments):
+    model, x0 = arguments[:2]
+    grad = torch.linspace(0.5, 2, x0.shape[0]).to(torch.float64 if model.dtype == torch.float64 else torch.float32)
+    with guarded_outputs():
+        losses = kernels.diffusion_loss_fwd(*arguments)
+    with guarded_outputs():
+        gradient = kernels.diffusion_loss_bwd(grad, *arguments)
+    expected = loss_reference.diffusion_loss_fwd(*widened(arguments))
+    expected_gradient = loss_reference.diffusion_loss_bwd(grad.double(), *widened(arguments))
+    sums = torch.float64 if model.dtype == torch.float64 else torch.float32
+    assert losses.dtype == sums and gradient.dtype == model.dtype
+    close(losses, expected, sums)
+    for half in (slice(None, x0.shape[1]), slice(x0.shape[1], None)) if arguments[7] is not None else (slice(None),):
+        scale = expected_gradient[:, half].abs().max()
+        floor = 2.0**-25 if model.dtype == torch.float16 else 0.0  # half of its least number
+        error = (gradient[:, half].double() - expected_gradient[:, half]).abs().max()
+        assert error <= TOLERANCE[model.dtype] * scale + floor, f"{error / scale:.2e}"
+    same_layout([gradient], model)
+    assert torch.equal(losses, kernels.diffusion_loss_fwd(*arguments))
+    assert torch.equal(gradient, kernels.diffusion_loss_bwd(grad, *arguments))
+
+
+@pytest.mark.parametrize("hybrid", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("prediction", range(4))
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_diffusion_loss(dtype, prediction, layout, hybrid):
+    loss_agrees(loss_case((2, 3, 19, 21), dtype, layout, hybrid, prediction))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("hybrid", [False, True])
+@pytest.mark.parametrize("shape", [(3, 5), (2, 1, 9), (2, 4, 8, 32), (1, 1030, 2, 2), (2, 2, 1, 1), (1, 2, 3, 4, 5)])
+def test_diffusion_loss_shapes(shape, hybrid, layout):
+    loss_agrees(loss_case(shape, torch.float32, layout, hybrid, 2))
+
+
+@pytest.mark.parametrize("hybrid", [False, True])
+@pytest.mark.parametrize("kind", ["transposed", "sliced", "expanded", "channels"])
+def test_diffusion_loss_strides(kind, hybrid):
+    loss_agrees(loss_case((2, 4, 5, 6), torch.float32, None, hybrid, 2, kind))
+
+
+def test_diffusion_loss_of_many_partial_sums():
+    """More sums a sample than the second kernel reads at once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(modules["diffusion_loss"], "FINISH_BLOCK", 4)
+        loss_agrees(loss_case((2, 3, 64, 71), torch.float32, "contiguous", False, 0))
+
+
+@pytest.mark.parametrize("hybrid", [False, True])
+@pytest.mark.parametrize("prediction", range(4))
+@pytest.mark.parametrize("bad", [-1, STEPS, 2**40, -(2**60)])
+def test_diffusion_loss_of_a_timestep_out_of_range_is_nan(bad, prediction, hybrid):
+    arguments = list(loss_case((3, 2, 5), torch.float32, "contiguous", hybrid, prediction))
+    arguments[3][1] = bad
+    losses, gradient = (
+        kernels.diffusion_loss_fwd(*arguments),
+        kernels.diffusion_loss_bwd(torch.ones(3), *arguments),
+    )
+    for result in (losses, gradient):
+        assert result[1].isnan().all() and result[0].isfinite().all() and result[2].isfinite().all()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("half", [0, 1])
+@pytest.mark.parametrize("n", [0, 1])
+def test_diffusion_loss_not_finite(n, half, value):
+    """Also where the likelihood is clamped: a minimum that swallowed NaN would hide a broken model."""
+    arguments = loss_case((3, 2, 5, 3), torch.float32, "contiguous", True, 0)
+    arguments[0][n, 2 * half, 3, 1] = value
+    losses = kernels.diffusion_loss_fwd(*arguments)
+    if n == 0 or value != value:
+        assert not losses[n].isfinite()
+    others = [k for k in range(3) if k != n]
+    assert losses[others].isfinite().all()
+
+
+def test_diffusion_loss_nothing():
+    for shape, hybrid in (((2, 3, 0), False), ((0, 3, 4), True)):
+        x0, t = torch.zeros(shape), torch.zeros(shape[0]).long()
+        model = torch.zeros(shape[0], 2 * shape[1], *shape[2:]) if hybrid else x0
+        arguments = (model, x0, x0, t, *tables(), None, torch.zeros(STEPS, 3) if hybrid else None, 0, 1.0)
+        losses = kernels.diffusion_loss_fwd(*arguments)
+        assert losses.shape == shape[:1] and losses.isnan().all()
+        assert kernels.diffusion_loss_bwd(losses, *arguments).shape == model.shape
+
+
 def test_reasons_of_the_training_ops():
     x, byte, t = torch.zeros(1, 1), torch.zeros(1, 1, dtype=torch.uint8), torch.zeros(1).long()
     dtype = ["the kernels take float64, float32, bfloat16 and float16, not torch.uint8"]
@@ -136,6 +250,10 @@ def test_reasons_of_the_training_ops():
     assert q_sample("q_sample_fwd", x, t, x, x, byte, None, 0, -1) == dtype
     assert q_sample("q_sample_bwd", None, x, t, x, x, 2, True, True) == []
     assert q_sample("q_sample_bwd", byte, None, t, x, x, 2, True, True) == dtype
+    loss = modules["diffusion_loss"].reasons
+    assert loss("diffusion_loss_fwd", x, x, x, t, x, x, None, None, 0, 1.0) == []
+    assert loss("diffusion_loss_bwd", byte, x, x, x, t, x, x, None, None, 0, 1.0) == dtype
+    assert loss("diffusion_loss_fwd", x, x, x, t, x, x, byte, None, 0, 1.0) == dtype
 
 
 def test_the_device_is_the_one_under_test():
