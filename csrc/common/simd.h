@@ -306,6 +306,37 @@ FASTGEN_INLINE Vec<double> expm1(Vec<double> x) {
   return Vec<double>([&](auto i) { return std::expm1(static_cast<double>(x[i])); });
 }
 
+// ln(x 2^-power) for normal x > 0. Cephes logf on the mantissa.
+FASTGEN_INLINE VecF log_scaled(VecF x, int power) {
+  const VecU bits = bits_as<VecU>(x);
+  // Mantissa to [sqrt(1/2), sqrt(2)): take the exponent relative to the bit pattern of sqrt(1/2).
+  const VecI exponent = bits_as<VecI>(VecU(bits - 0x3f3504f3u)) >> 23;
+  const VecF m = bits_as<VecF>(VecU(bits - bits_as<VecU>(VecI(exponent << 23)))) - 1.0f;
+  const VecF e = stdx::static_simd_cast<VecF>(VecI(exponent - power));
+  VecF p(7.0376836292e-2f);
+  p = madd<float>(p, m, VecF(-1.1514610310e-1f));
+  p = madd<float>(p, m, VecF(1.1676998740e-1f));
+  p = madd<float>(p, m, VecF(-1.2420140846e-1f));
+  p = madd<float>(p, m, VecF(1.4249322787e-1f));
+  p = madd<float>(p, m, VecF(-1.6668057665e-1f));
+  p = madd<float>(p, m, VecF(2.0000714765e-1f));
+  p = madd<float>(p, m, VecF(-2.4999993993e-1f));
+  p = madd<float>(p, m, VecF(3.3333331174e-1f));
+  const VecF square = m * m;
+  VecF log_m = madd<float>(p * m, square, e * -2.12194440e-4f);
+  log_m = madd<float>(square, VecF(-0.5f), log_m) + m;
+  return madd<float>(e, VecF(0.693359375f), log_m);
+}
+// ln(x) for normal x > 0; a NaN stays.
+FASTGEN_INLINE VecF log(VecF x) {
+  VecF y = log_scaled(x, 0);
+  stdx::where(x != x, y) = x;
+  return y;
+}
+FASTGEN_INLINE Vec<double> log(Vec<double> x) {
+  return Vec<double>([&](auto i) { return std::log(static_cast<double>(x[i])); });
+}
+
 // x within [low, high]; a NaN stays.
 FASTGEN_INLINE VecF clamp(VecF x, float low, float high) {
 #if defined(__AVX512F__)

@@ -6,7 +6,7 @@
 // the x0 that a model's output stands for is off by a multiple of r that depends on the timestep alone, and so is the mean.
 //
 // With a table of the variational bound the model's output has twice the channels and its second half v interpolates the log
-// variance: a tile then holds the halves apart, gathered pixel by pixel where channels lie innermost.
+// variance: where channels lie innermost a tile holds the halves apart, gathered pixel by pixel.
 #include "common/operand.h"
 #include "common/timesteps.h"
 
@@ -34,29 +34,29 @@ struct Loss {
   std::vector<Sample> samples;
   std::int64_t size = 0, channels = 1;  // elements of a sample of x0; channels where the halves lie side by side in each pixel
   bool bound = false, interleaved = false;
+  bool uniform = true;  // one dtype: vectors are loaded as they are stored
   double bound_weight = 0;  // lambda / ln 2
 
   std::int64_t tile_size() const { return interleaved ? std::max<std::int64_t>(kTile / channels, 1) * channels : kTile; }
 };
 
-// The operands of one tile, in opmath; null where they are not needed.
-template <class A>
+// The operands of one tile, as they are stored or in opmath; null where they are not needed.
+template <class S>
 struct Tile {
-  const A *model = nullptr, *v = nullptr, *x0 = nullptr, *noise = nullptr;
+  const S *model = nullptr, *v = nullptr, *x0 = nullptr, *noise = nullptr;
 };
-enum Slot { kModelSlot, kVSlot, kX0Slot, kNoiseSlot, kGradSlot, kGradVSlot, kWideSlot, kNumSlots = kWideSlot + 2 };
+enum Slot { kModelSlot, kVSlot, kX0Slot, kNoiseSlot, kResidualSlot, kGradSlot, kGradVSlot, kWideSlot, kNumSlots = kWideSlot + 2 };
 
+// Elements [offset, offset + count) of sample n in opmath.
 template <class A>
 Tile<A> load_tile(const Loss& loss, std::int64_t n, std::int64_t offset, std::int64_t count, Scratch<A>& scratch) {
+  const std::int64_t at = n * loss.size + offset, at_model = (loss.bound ? 2 : 1) * n * loss.size + offset;
   Tile<A> tile;
-  const std::int64_t at = n * loss.size + offset;
   if (loss.x0.data) tile.x0 = loss.x0.tile<A>(at, count, scratch[kX0Slot]);
   if (loss.noise.data) tile.noise = loss.noise.tile<A>(at, count, scratch[kNoiseSlot]);
-  if (!loss.bound) {
-    tile.model = loss.model.tile<A>(at, count, scratch[kModelSlot]);
-  } else if (!loss.interleaved) {
-    tile.model = loss.model.tile<A>(2 * n * loss.size + offset, count, scratch[kModelSlot]);
-    tile.v = loss.model.tile<A>((2 * n + 1) * loss.size + offset, count, scratch[kVSlot]);
+  if (!loss.interleaved) {
+    tile.model = loss.model.tile<A>(at_model, count, scratch[kModelSlot]);
+    if (loss.bound) tile.v = loss.model.tile<A>(at_model + loss.size, count, scratch[kVSlot]);
   } else {
     const A* wide = loss.model.tile<A>(2 * at, 2 * count, scratch[kWideSlot]);
     A *model = scratch[kModelSlot], *v = scratch[kVSlot];
@@ -67,11 +67,22 @@ Tile<A> load_tile(const Loss& loss, std::int64_t n, std::int64_t offset, std::in
   return tile;
 }
 
+// Calls f(tile) for the squared error alone: operands of one dtype are used where they are.
+template <class T, class F>
+FASTGEN_INLINE void with_tile(const Loss& loss, std::int64_t n, std::int64_t offset, std::int64_t count,
+                              Scratch<opmath_t<T>>& scratch, const F& f) {
+  if (!loss.uniform) return f(load_tile<opmath_t<T>>(loss, n, offset, count, scratch));
+  const std::int64_t at = n * loss.size + offset;
+  const auto pointer = [at](const Operand& operand) { return operand.data ? static_cast<const T*>(operand.data) + at : nullptr; };
+  f(Tile<T>{pointer(loss.model), nullptr, pointer(loss.x0), pointer(loss.noise)});
+}
+
 // Calls f(residual), residual(i, at) the vector r = model - target at element i.
-template <class A, class F>
-FASTGEN_INLINE void with_residual(const Tile<A>& tile, const Sample& sample, const F& f) {
+template <class S, class F>
+FASTGEN_INLINE void with_residual(const Tile<S>& tile, const Sample& sample, const F& f) {
+  using A = opmath_t<S>;
   const TargetParts& target = sample.target;
-  const A *model = tile.model, *x0 = tile.x0, *noise = tile.noise;
+  const S *model = tile.model, *x0 = tile.x0, *noise = tile.noise;
   if (!target.takes_x0) return f([=](std::int64_t i, auto at) { return at.load(model + i) - at.load(noise + i); });
   if (!target.takes_noise) return f([=](std::int64_t i, auto at) { return at.load(model + i) - at.load(x0 + i); });
   const Vec<A> x0_part(static_cast<A>(target.x0_part)), noise_part(static_cast<A>(target.noise_part));
@@ -97,108 +108,142 @@ struct Divergence {
 };
 
 // The negative log-likelihood of x0 in a bin of width 2 / 255 under the model's Gaussian, in nats, and its derivative by v.
-// Only samples at t = 0 come here, one in T: a scalar, in double. The cdf (1 + tanh y) / 2 is 1 / (1 + exp(-2 y)).
+// The cdf (1 + tanh y) / 2 is the logistic function of 2 y.
+template <class A>
 struct Likelihood {
-  double value, by_v;
-};
-Likelihood decode(const Sample& s, double x0, double r, double v) {
-  const double inverse = s.inverse_deviation * std::exp(-0.5 * s.half_range * (v + 1)), centred = -s.mean * r;
-  const auto logistic = [](double x) { return 1 / (1 + std::exp(-x)); };
-  const auto edge = [&](double at, double& slope) {  // twice the argument of tanh, and its derivative by v
-    const double p = inverse * at;
-    slope = 2 * kRootTwoOverPi * (1 + 3 * kCubic * p * p) * p * -0.5 * s.half_range;
-    return 2 * kRootTwoOverPi * (p + kCubic * p * p * p);
+  using V = Vec<A>;
+  V mean, inverse_deviation, half_range;
+  explicit Likelihood(const Sample& s)
+      : mean(static_cast<A>(s.mean)), inverse_deviation(static_cast<A>(s.inverse_deviation)), half_range(static_cast<A>(s.half_range)) {}
+
+  struct Edge {  // of the bin: the logistic function of its place x, and of -x, and the derivative of x by v
+    V x, below, above, slope;
   };
-  double upper_slope, lower_slope;
-  const double upper = edge(centred + 1 / 255.0, upper_slope), lower = edge(centred - 1 / 255.0, lower_slope);
-  double probability, slope;  // slope: of the logarithm
-  if (x0 < -0.999) {
-    probability = logistic(upper);
-    slope = logistic(-upper) * upper_slope;
-  } else if (x0 > 0.999) {
-    probability = logistic(-lower);
-    slope = -logistic(lower) * lower_slope;
-  } else {  // the difference of two cdfs without its cancellation
-    probability = -logistic(upper) * logistic(-lower) * std::expm1(lower - upper);
-    slope = (logistic(upper) * logistic(-upper) * upper_slope - logistic(lower) * logistic(-lower) * lower_slope) / probability;
+  FASTGEN_INLINE Edge edge(V inverse, V at) const {
+    constexpr A limit = std::is_same_v<A, float> ? A(80) : A(700);  // the exponential of it and one over that are normal
+    const V p = inverse * at, scaled = V(A(2 * kRootTwoOverPi)) * p, square = p * p;
+    V x = madd<A>(scaled * A(kCubic), square, scaled);
+    stdx::where(x < -limit, x) = -limit;
+    stdx::where(x > limit, x) = limit;
+    const Sigmoid<A> logistic = sigmoid(x);
+    return {x, logistic.s, logistic.e * logistic.s, A(-0.5) * half_range * scaled * madd<A>(V(A(3 * kCubic)), square, V(A(1)))};
   }
-  if (probability < kLeastProbability) return {-std::log(kLeastProbability), 0};
-  return {-std::log(probability), -slope};
+  struct Bin {
+    V probability, slope;  // of the logarithm of it, by v
+  };
+  FASTGEN_INLINE Bin bin(V x0, V r, V v) const {
+    const V inverse = inverse_deviation * exp(V(A(-0.5) * madd<A>(half_range, v, half_range))), centred = -mean * r;
+    const Edge upper = edge(inverse, centred + A(1 / 255.0)), lower = edge(inverse, centred - A(1 / 255.0));
+    V probability = -(upper.below * lower.above) * expm1(V(lower.x - upper.x));  // the difference of the cdfs, not cancelled
+    V slope = (upper.below * upper.above * upper.slope - lower.below * lower.above * lower.slope) / probability;
+    const auto dark = x0 < A(-0.999), light = x0 > A(0.999);
+    stdx::where(dark, probability) = upper.below;
+    stdx::where(dark, slope) = upper.above * upper.slope;
+    stdx::where(light, probability) = lower.above;
+    stdx::where(light, slope) = -lower.below * lower.slope;
+    const auto cut = probability < A(kLeastProbability);
+    stdx::where(cut, probability) = A(kLeastProbability);
+    stdx::where(cut, slope) = A(0);
+    return {probability, slope};
+  }
+  FASTGEN_INLINE V value(V x0, V r, V v) const { return -log(bin(x0, r, v).probability); }
+  FASTGEN_INLINE V by_v(V x0, V r, V v) const { return -bin(x0, r, v).slope; }
+};
+
+// The residual of a tile, computed once: what the bound does with it is one loop, whatever the target.
+template <class A>
+const A* store_residual(const Tile<A>& tile, const Sample& sample, std::int64_t count, A* out) {
+  with_residual(tile, sample, [&](const auto& residual) {
+    for_vectors<A>(count, [&](std::int64_t i, auto at) { at.store(out + i, residual(i, at)); });
+  });
+  return out;
 }
 
 // The sum over one tile of weight * r^2 + lambda / ln 2 * bound.
-template <class A>
-double tile_sum(const Loss& loss, std::int64_t n, std::int64_t offset, std::int64_t count, Scratch<A>& scratch) {
-  const Sample& sample = loss.samples[n];
-  const Tile<A> tile = load_tile<A>(loss, n, offset, count, scratch);
-  double sum = 0;
-  with_residual<A>(tile, sample, [&](const auto& residual) {
-    const auto square = [&](std::int64_t i, auto at) {
-      const Vec<A> r = residual(i, at);
-      return Vec<A>(r * r);
-    };
-    if (!loss.bound || sample.decodes) {
-      sum = sample.weight * static_cast<double>(sum_vectors<A>(count, square));
-    } else {
-      const Divergence<A> divergence(sample);
-      const Vec<A> weight(static_cast<A>(sample.weight)), bound_weight(static_cast<A>(loss.bound_weight));
-      sum = sum_vectors<A>(count, [&](std::int64_t i, auto at) {
+template <class T>
+double simple_sum(const Loss& loss, std::int64_t n, std::int64_t offset, std::int64_t count, Scratch<opmath_t<T>>& scratch) {
+  using A = opmath_t<T>;
+  double squares = 0;
+  with_tile<T>(loss, n, offset, count, scratch, [&](const auto& tile) {
+    with_residual(tile, loss.samples[n], [&](const auto& residual) {
+      squares = static_cast<double>(sum_vectors<A>(count, [&](std::int64_t i, auto at) {
         const Vec<A> r = residual(i, at);
-        return madd<A>(weight, r * r, bound_weight * divergence.value(r, at.load(tile.v + i)));
-      });
-    }
-    if (!sample.decodes) return;
-    A* r = scratch[kGradSlot];
-    for_vectors<A>(count, [&](std::int64_t i, auto at) { at.store(r + i, residual(i, at)); });
-    double likelihood = 0;
-    for (std::int64_t i = 0; i < count; ++i) likelihood += decode(sample, tile.x0[i], r[i], tile.v[i]).value;
-    sum += loss.bound_weight * likelihood;
+        return Vec<A>(r * r);
+      }));
+    });
   });
-  return sum;
+  return loss.samples[n].weight * squares;
 }
 
-// The gradient of one tile, times `grad` over the number of elements.
+template <class A>
+double hybrid_sum(const Loss& loss, std::int64_t n, std::int64_t offset, std::int64_t count, Scratch<A>& scratch) {
+  const Sample& sample = loss.samples[n];
+  const Tile<A> tile = load_tile<A>(loss, n, offset, count, scratch);
+  const A* residual = store_residual<A>(tile, sample, count, scratch[kResidualSlot]);
+  const Vec<A> weight(static_cast<A>(sample.weight)), bound_weight(static_cast<A>(loss.bound_weight));
+  const auto sum_with = [&](const auto& bound) {
+    return static_cast<double>(sum_vectors<A>(count, [&](std::int64_t i, auto at) {
+      const Vec<A> r = at.load(residual + i);
+      return madd<A>(weight, r * r, bound_weight * bound(i, at, r, at.load(tile.v + i)));
+    }));
+  };
+  if (sample.decodes) {
+    const Likelihood<A> likelihood(sample);
+    return sum_with([&](std::int64_t i, auto at, Vec<A> r, Vec<A> v) { return likelihood.value(at.load(tile.x0 + i), r, v); });
+  }
+  const Divergence<A> divergence(sample);
+  return sum_with([&](std::int64_t, auto, Vec<A> r, Vec<A> v) { return divergence.value(r, v); });
+}
+
+// The gradient of one tile; `grad` is that of the sample's loss over the number of elements.
 template <class T>
-void tile_gradient(const Loss& loss, std::int64_t n, std::int64_t offset, std::int64_t count, double grad, T* out,
-                   Scratch<opmath_t<T>>& scratch) {
+void simple_gradient(const Loss& loss, std::int64_t n, std::int64_t offset, std::int64_t count, double grad, T* out,
+                     Scratch<opmath_t<T>>& scratch) {
+  using A = opmath_t<T>;
+  T* const gradient = out + n * loss.size + offset;
+  const Vec<A> factor(static_cast<A>(2 * loss.samples[n].weight * grad));
+  with_tile<T>(loss, n, offset, count, scratch, [&](const auto& tile) {
+    with_residual(tile, loss.samples[n], [&](const auto& residual) {
+      for_vectors<A>(count, [&](std::int64_t i, auto at) { at.store(gradient + i, Vec<A>(factor * residual(i, at))); });
+    });
+  });
+}
+
+template <class T>
+void hybrid_gradient(const Loss& loss, std::int64_t n, std::int64_t offset, std::int64_t count, double grad, T* out,
+                     Scratch<opmath_t<T>>& scratch) {
   using A = opmath_t<T>;
   const Sample& sample = loss.samples[n];
   const Tile<A> tile = load_tile<A>(loss, n, offset, count, scratch);
-  T* const out_model = out + (loss.bound ? 2 : 1) * n * loss.size + (loss.interleaved ? 2 : 1) * offset;
-  T* const out_v = out_model + loss.size;  // not where halves are interleaved
-  const bool in_place = std::is_same_v<T, A> && !loss.interleaved;
-  A *gradient = scratch[kGradSlot], *gradient_v = scratch[kGradVSlot];
-  if constexpr (std::is_same_v<T, A>)
-    if (in_place) gradient = out_model, gradient_v = out_v;
+  const A* residual = store_residual<A>(tile, sample, count, scratch[kResidualSlot]);
   const Vec<A> factor(static_cast<A>(2 * sample.weight * grad)), bound_factor(static_cast<A>(loss.bound_weight * grad));
-  with_residual<A>(tile, sample, [&](const auto& residual) {
-    if (!loss.bound) {
-      for_vectors<A>(count, [&](std::int64_t i, auto at) { at.store(gradient + i, Vec<A>(factor * residual(i, at))); });
-    } else if (!sample.decodes) {
-      const Divergence<A> divergence(sample);
+  const auto write = [&](auto* gradient, auto* gradient_v) {
+    const auto write_with = [&](const auto& by_v) {
       for_vectors<A>(count, [&](std::int64_t i, auto at) {
-        const Vec<A> r = residual(i, at);
-        at.store(gradient_v + i, Vec<A>(bound_factor * divergence.by_v(r, at.load(tile.v + i))));
+        const Vec<A> r = at.load(residual + i);
+        at.store(gradient_v + i, Vec<A>(bound_factor * by_v(i, at, r, at.load(tile.v + i))));
         at.store(gradient + i, Vec<A>(factor * r));
       });
+    };
+    if (sample.decodes) {
+      const Likelihood<A> likelihood(sample);
+      write_with([&](std::int64_t i, auto at, Vec<A> r, Vec<A> v) { return likelihood.by_v(at.load(tile.x0 + i), r, v); });
     } else {
-      for_vectors<A>(count, [&](std::int64_t i, auto at) { at.store(gradient + i, residual(i, at)); });
-      for (std::int64_t i = 0; i < count; ++i)
-        gradient_v[i] = static_cast<A>(loss.bound_weight * grad * decode(sample, tile.x0[i], gradient[i], tile.v[i]).by_v);
-      for_vectors<A>(count, [&](std::int64_t i, auto at) { at.store(gradient + i, Vec<A>(factor * at.load(gradient + i))); });
+      const Divergence<A> divergence(sample);
+      write_with([&](std::int64_t, auto, Vec<A> r, Vec<A> v) { return divergence.by_v(r, v); });
     }
-  });
-  if (in_place) return;
+  };
   if (!loss.interleaved) {
-    for_vectors<A>(count, [&](std::int64_t i, auto at) { at.store(out_model + i, at.load(gradient + i)); });
-    if (loss.bound) for_vectors<A>(count, [&](std::int64_t i, auto at) { at.store(out_v + i, at.load(gradient_v + i)); });
-    return;
+    T* const at_model = out + 2 * n * loss.size + offset;
+    return write(at_model, at_model + loss.size);
   }
-  A* wide = scratch[kWideSlot];
+  A *gradient = scratch[kGradSlot], *gradient_v = scratch[kGradVSlot], *wide = scratch[kWideSlot];
+  write(gradient, gradient_v);
   const std::int64_t channels = loss.channels;
   for (std::int64_t i = 0; i < count; i += channels)
     for (std::int64_t c = 0; c < channels; ++c) wide[2 * i + c] = gradient[i + c], wide[2 * i + channels + c] = gradient_v[i + c];
-  for_vectors<A>(2 * count, [&](std::int64_t i, auto at) { at.store(out_model + i, at.load(wide + i)); });
+  T* const at_pixels = out + 2 * (n * loss.size + offset);
+  for_vectors<A>(2 * count, [&](std::int64_t i, auto at) { at.store(at_pixels + i, at.load(wide + i)); });
 }
 
 // Calls f(n, tile index, offset, count, scratch) for every tile of every sample.
@@ -263,6 +308,7 @@ Loss describe(Operands& operands, const Tensor& model_output, const Tensor& x0, 
   STD_TORCH_CHECK(sizes_of(noise) == sizes, "diffusion_loss: noise must have the shape of x0");
   if (needs_x0) loss.x0 = operands("x0", x0, "x0", sizes);
   if (needs_noise) loss.noise = operands("noise", noise, "x0", sizes);
+  for (const Operand* operand : {&loss.x0, &loss.noise}) loss.uniform &= !operand->data || operand->dtype == loss.model.dtype;
   return loss;
 }
 
@@ -274,19 +320,18 @@ Tensor diffusion_loss_fwd(const Tensor& model_output, const Tensor& x0, const Te
       describe(operands, model_output, x0, noise, t, alphas, sigmas, weights, vlb_table, prediction, vlb_weight);
   const auto samples = static_cast<std::int64_t>(loss.samples.size());
   Tensor out = empty_contiguous(model_output, {samples}, opmath_type(model_output.scalar_type()));
-  dispatch_dtype("diffusion_loss", out.scalar_type(), [&]<class A>() {
-    if constexpr (std::is_same_v<A, opmath_t<A>>) {
-      const std::int64_t tiles = (loss.size + loss.tile_size() - 1) / loss.tile_size();
-      std::vector<double> sums(samples * tiles);
-      for_tiles<A>(loss, [&](std::int64_t n, std::int64_t item, std::int64_t offset, std::int64_t count, Scratch<A>& scratch) {
-        sums[item] = tile_sum<A>(loss, n, offset, count, scratch);
-      });
-      A* losses = static_cast<A*>(out.mutable_data_ptr());
-      for (std::int64_t n = 0; n < samples; ++n) {
-        double sum = 0;
-        for (std::int64_t i = 0; i < tiles; ++i) sum += sums[n * tiles + i];
-        losses[n] = static_cast<A>(sum / static_cast<double>(loss.size));
-      }
+  dispatch_dtype("diffusion_loss", model_output.scalar_type(), [&]<class T>() {
+    using A = opmath_t<T>;
+    const std::int64_t tiles = (loss.size + loss.tile_size() - 1) / loss.tile_size();
+    std::vector<double> sums(samples * tiles);
+    for_tiles<A>(loss, [&](std::int64_t n, std::int64_t item, std::int64_t offset, std::int64_t count, Scratch<A>& scratch) {
+      sums[item] = loss.bound ? hybrid_sum<A>(loss, n, offset, count, scratch) : simple_sum<T>(loss, n, offset, count, scratch);
+    });
+    A* losses = static_cast<A*>(out.mutable_data_ptr());
+    for (std::int64_t n = 0; n < samples; ++n) {
+      double sum = 0;
+      for (std::int64_t i = 0; i < tiles; ++i) sum += sums[n * tiles + i];
+      losses[n] = static_cast<A>(sum / static_cast<double>(loss.size));
     }
   });
   return out;
@@ -312,7 +357,7 @@ Tensor diffusion_loss_bwd(const Tensor& grad, const Tensor& model_output, const 
     T* data = static_cast<T*>(out.mutable_data_ptr());
     for_tiles<opmath_t<T>>(
         loss, [&](std::int64_t n, std::int64_t, std::int64_t offset, std::int64_t count, Scratch<opmath_t<T>>& scratch) {
-          tile_gradient<T>(loss, n, offset, count, grads[n], data, scratch);
+          (loss.bound ? hybrid_gradient<T> : simple_gradient<T>)(loss, n, offset, count, grads[n], data, scratch);
         });
   });
   return out;

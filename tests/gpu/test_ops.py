@@ -4,11 +4,13 @@ import pytest
 import torch
 
 from fastgen import _dispatch
-from fastgen.ops import group_norm, philox_normal, q_sample, sampler_step
+from fastgen._schema import PREDICTION_TYPES
+from fastgen.ops import diffusion_loss, group_norm, philox_normal, q_sample, sampler_step
 from fastgen.reference._layout import output_strides
 from fastgen.samplers import DDIM, DDPM
 
 from ..backends import requires_cuda
+from ..ops import diffusion_loss_cases as loss_cases
 from ..ops.group_norm_cases import SHAPES, gradients, plain
 from ..ops.numerics import LAYOUTS, assert_bar, laid_out, randn
 from ..ops.q_sample_cases import STEPS, TARGETS, results, tables, timesteps
@@ -161,3 +163,72 @@ def test_q_sample_of_a_timestep_out_of_range_is_nan_and_waits_for_nothing(bad):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert x_t[1].isnan().all() and x_t[::2].isfinite().all()
+
+
+def loss_and_gradient(function, model):
+    leaf = model.detach().requires_grad_()
+    losses = function(leaf)
+    return losses.detach(), torch.autograd.grad(losses.sum(), leaf)[0]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("hybrid", [False, True])
+@pytest.mark.parametrize("prediction", PREDICTION_TYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_diffusion_loss_values_and_gradients(dtype, prediction, hybrid, layout):
+    on_cpu = loss_cases.make((3, 4, 33, 21), [dtype], [layout], hybrid, prediction)
+    t, named = loss_cases.timesteps(3), loss_cases.tables()
+    weights, bound = named.pop("weights"), named.pop("vlb_table")
+    options = {"weights": weights, "vlb_table": bound if hybrid else None}
+    on_gpu = {name: None if value is None else value.cuda() for name, value in {**named, **options, "t": t}.items()}
+    model, x0, noise = (v.cuda() for v in on_cpu)
+
+    def fused(m):
+        return diffusion_loss(m, x0, noise, **on_gpu, prediction_type=prediction, reduction="none")
+
+    def exact(m):
+        arguments = (m, *(v.double() for v in on_cpu[1:]), t, prediction)
+        if hybrid:
+            return loss_cases.plain_hybrid(*arguments, loss_cases.BETAS["linear"], 1.0, **named, weights=weights)
+        return loss_cases.plain_simple(*arguments, **named, weights=weights)
+
+    losses, gradient = loss_and_gradient(fused, model)
+    expected, expected_gradient = loss_and_gradient(exact, on_cpu[0].double())
+    wide = dtype == torch.float64
+    # divided differences of a likelihood that float32 knows to a few parts in a million
+    torch.testing.assert_close(losses.cpu().double(), expected, rtol=1e-9 if wide else 2e-5, atol=1e-12)
+    for half in (slice(None, 4), slice(4, None)) if hybrid else (slice(None),):
+        scale = expected_gradient[:, half].abs().max()
+        error = (gradient.cpu().double() - expected_gradient)[:, half].abs().max()
+        floor = 2.0**-25 if dtype == torch.float16 else 0.0
+        assert error <= {torch.float64: 1e-9, torch.float32: 2e-5}.get(dtype, 1e-2) * scale + floor
+    assert list(gradient.stride()) == output_strides(model)
+    again = loss_and_gradient(fused, model)
+    assert torch.equal(losses, again[0]) and torch.equal(gradient, again[1])
+
+
+@pytest.mark.parametrize("hybrid", [False, True])
+def test_diffusion_loss_waits_for_nothing(hybrid):
+    model, x0, noise = (v.cuda() for v in loss_cases.make((3, 4, 8, 8), [torch.float32], ["contiguous"], hybrid))
+    named = {name: table.cuda() for name, table in loss_cases.tables().items() if hybrid or name != "vlb_table"}
+    t, leaf = loss_cases.timesteps(3).cuda(), model.requires_grad_()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        diffusion_loss(leaf, x0, noise, t, **named).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert leaf.grad.isfinite().all()
+
+
+def test_compiled_kernels_took_the_training_ops():
+    x, t, table = (
+        torch.randn(2, 3, 4, device="cuda"),
+        torch.zeros(2, device="cuda").long(),
+        torch.ones(5, device="cuda"),
+    )
+    for op, arguments in (
+        ("q_sample_fwd", (x, t, table, table, x, None, 0, -1)),
+        ("diffusion_loss_fwd", (x, x, x, t, table, table, None, None, 0, 1.0)),
+    ):
+        reasons = _dispatch.cuda_reasons(op, *arguments)
+        assert not all(reasons.values()), reasons
