@@ -92,8 +92,7 @@ class _QSample(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        _, t, alphas, sigmas, noise, _, _, ctx.target = inputs
-        ctx.noise_dtype = None if noise is None else noise.dtype
+        _, t, alphas, sigmas, _, _, _, ctx.target = inputs
         ctx.set_materialize_grads(False)  # of the two outputs often one takes no part in the loss
         if ctx.target < 0:
             ctx.mark_non_differentiable(output[1])
@@ -109,6 +108,5 @@ class _QSample(torch.autograd.Function):
         # plain torch where gradients of these gradients may be asked for
         function: Any = _reference.q_sample_bwd if torch.is_grad_enabled() else _backward
         in_x0, in_noise = function(grad, grad_target, *ctx.saved_tensors, ctx.target, wants_x0, wants_noise)
-        return (
-            in_x0 if wants_x0 else None, None, None, None, in_noise.to(ctx.noise_dtype) if wants_noise else None, None, None, None,
-        )  # fmt: skip
+        # autograd takes the gradient of the noise to its dtype
+        return in_x0 if wants_x0 else None, None, None, None, in_noise if wants_noise else None, None, None, None

@@ -78,15 +78,15 @@ def sampler_step(
     """
     check_main("sampler_step", "sample", sample)
     _check_table(table, step, sample, 2 * len(history) if return_corrected else len(history))
-    _check_like("model_output", model_output, sample)
+    check_like("sampler_step", "model_output", model_output, sample, "sample")
     if uncond is not None:
-        _check_like("uncond", uncond, sample)
+        check_like("sampler_step", "uncond", uncond, sample, "sample")
     for k, tensor in enumerate(history):
-        _check_like(f"history[{k}]", tensor, sample)
+        check_like("sampler_step", f"history[{k}]", tensor, sample, "sample")
     if noise is not None:
         if seeds is not None:
             fail("sampler_step", "give noise or seeds, not both")
-        _check_like("noise", noise, sample)
+        check_like("sampler_step", "noise", noise, sample, "sample")
     if seeds is not None:
         seeds = check_seeds("sampler_step", seeds, sample.device)
         if seeds.shape[0] != sample.shape[0]:
@@ -94,7 +94,7 @@ def sampler_step(
         if seeds.device != sample.device:
             fail("sampler_step", f"seeds must be on the device of sample ({sample.device}), got {seeds.device}")
     if variance is not None:
-        _check_like("variance", variance, sample)
+        check_like("sampler_step", "variance", variance, sample, "sample")
         if noise is None and seeds is None:
             fail("sampler_step", "variance scales the noise: give noise or seeds with it")
     if (mask is None) != (known is None):
@@ -136,7 +136,7 @@ def _into(
     if len(targets) != wanted:
         fail("sampler_step", f"out must be {wanted} tensors, as many as are returned, got {len(targets)}")
     for i, target in enumerate(targets):
-        _check_like(f"out[{i}]", target, sample)
+        check_like("sampler_step", f"out[{i}]", target, sample, "sample")
         if target.dtype != sample.dtype:
             raise TypeError(
                 f"sampler_step: out[{i}] must have the dtype of sample ({sample.dtype}), got {target.dtype}"
@@ -165,17 +165,13 @@ def _into(
 _forward: Any = torch.ops.fastgen.sampler_step_fwd.default
 
 
-def _check_like(name: str, tensor: Tensor, sample: Tensor) -> None:
-    check_like("sampler_step", name, tensor, sample, "sample")
-
-
 def _expand(name: str, tensor: Tensor, sample: Tensor) -> Tensor:
     if isinstance(tensor, Tensor) and tensor.shape != sample.shape:
         try:
             tensor = tensor.expand(sample.shape)
         except RuntimeError:
             fail("sampler_step", f"{name} must broadcast to {shape_of(sample)} of sample, got {shape_of(tensor)}")
-    _check_like(name, tensor, sample)
+    check_like("sampler_step", name, tensor, sample, "sample")
     return tensor
 
 
