@@ -18,6 +18,8 @@ MODULES = (
     "benchmarks.ops.bench_dispatch",
     "benchmarks.ops.bench_philox_normal",
     "benchmarks.ops.bench_sampler_step",
+    "benchmarks.ops.bench_q_sample",
+    "benchmarks.ops.bench_diffusion_loss",
     "benchmarks.ops.bench_group_norm",
     "benchmarks.models.bench_unet",
 )

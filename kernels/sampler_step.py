@@ -14,8 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastgen.kernels._elements import draw, read
 from fastgen.kernels._launch import dense, on_device, tensor_reasons
-from fastgen.kernels._philox import normal_at, normals_of
 from fastgen.kernels.philox_normal import low_word
 from fastgen.reference._layout import empty_like_layout, is_channels_last
 from fastgen.reference.sampler_step import COLUMNS
@@ -37,24 +37,6 @@ def coefficient(row, column: tl.constexpr, ACC: tl.constexpr):
 def take(coefficient, g):
     """A coefficient of 0 takes nothing: an infinite model output that the clip tames must not come back as 0 * Inf."""
     return tl.where(coefficient == 0.0, 0.0, coefficient * g)
-
-
-@triton.jit
-def read(pointer, at, mask, ACC: tl.constexpr):
-    return tl.load(pointer + at, mask=mask, other=0.0).to(ACC)
-
-
-@triton.jit
-def draw(seeds, n, tile, step, channels, pixels, CHANNELS_LAST: tl.constexpr, BLOCK: tl.constexpr):
-    """The normals of a tile of sample n, in memory order, by logical element."""
-    seed = tl.load(seeds + n)
-    if CHANNELS_LAST:  # neighbours in memory lie in different Philox blocks
-        first = tile * BLOCK
-        local = (first % channels).to(tl.int32) + tl.arange(0, BLOCK)
-        pixel = first // channels + local // channels
-        return normal_at((local % channels).to(tl.int64) * pixels + pixel, step, seed)
-    else:
-        return normals_of(tile * (BLOCK // 4) + tl.arange(0, BLOCK // 4), step, seed)
 
 
 # A step is another number every call: without the list Triton would compile again for 1 and for multiples of 16.

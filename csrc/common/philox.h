@@ -39,28 +39,8 @@ struct PhiloxBlocks {
   }
 };
 
-// -2 ln(u) for u = (r + 1/2) / 2^32, r rounded to fp32 first. Cephes logf on the mantissa.
-FASTGEN_INLINE VecF minus_two_log_uniform(VecU r) {
-  const VecF f = stdx::static_simd_cast<VecF>(r) + 0.5f;
-  const VecU bits = bits_as<VecU>(f);
-  // Mantissa to [sqrt(1/2), sqrt(2)): take the exponent relative to the bit pattern of sqrt(1/2).
-  const VecI exponent = bits_as<VecI>(VecU(bits - 0x3f3504f3u)) >> 23;
-  const VecF m = bits_as<VecF>(VecU(bits - bits_as<VecU>(VecI(exponent << 23)))) - 1.0f;
-  const VecF e = stdx::static_simd_cast<VecF>(VecI(exponent - 32));
-  VecF p(7.0376836292e-2f);
-  p = madd<float>(p, m, VecF(-1.1514610310e-1f));
-  p = madd<float>(p, m, VecF(1.1676998740e-1f));
-  p = madd<float>(p, m, VecF(-1.2420140846e-1f));
-  p = madd<float>(p, m, VecF(1.4249322787e-1f));
-  p = madd<float>(p, m, VecF(-1.6668057665e-1f));
-  p = madd<float>(p, m, VecF(2.0000714765e-1f));
-  p = madd<float>(p, m, VecF(-2.4999993993e-1f));
-  p = madd<float>(p, m, VecF(3.3333331174e-1f));
-  const VecF square = m * m;
-  VecF log_m = madd<float>(p * m, square, e * -2.12194440e-4f);
-  log_m = madd<float>(square, VecF(-0.5f), log_m) + m;
-  return madd<float>(e, VecF(0.693359375f), log_m) * -2.0f;
-}
+// -2 ln(u) for u = (r + 1/2) / 2^32, r rounded to fp32 first.
+FASTGEN_INLINE VecF minus_two_log_uniform(VecU r) { return log_scaled(stdx::static_simd_cast<VecF>(r) + 0.5f, 32) * -2.0f; }
 
 // sqrt(x) for x >= 0.
 FASTGEN_INLINE VecF root(VecF x) {

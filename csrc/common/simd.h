@@ -219,6 +219,23 @@ FASTGEN_INLINE A sum_lanes(Vec<A> v) {
   return stdx::reduce(v);
 }
 
+// The sum of f(i, at) over the vectors of [0, count), in an order that depends on nothing but count; f as in for_vectors.
+template <class A, class F>
+FASTGEN_INLINE A sum_vectors(std::int64_t count, const F& f) {
+  constexpr int unroll = 4;  // chains of additions in flight: the latency of one
+  Vec<A> sums[unroll];
+  for (auto& sum : sums) sum = Vec<A>(A(0));
+  std::int64_t i = 0;
+  for (; i + unroll * kWidth<A> <= count; i += unroll * kWidth<A>)
+    for (int k = 0; k < unroll; ++k) sums[k] += f(i + k * kWidth<A>, Whole{});
+  for (; i + kWidth<A> <= count; i += kWidth<A>) sums[0] += f(i, Whole{});
+  if (i < count) {
+    const Part part{static_cast<int>(count - i)};
+    sums[1] += part.keep<A>(f(i, part));
+  }
+  return sum_lanes<A>((sums[0] + sums[1]) + (sums[2] + sums[3]));
+}
+
 // p * 2^k for integral k with |k| <= 126 (larger where the hardware can); a NaN in either stays.
 FASTGEN_INLINE VecF scale_by_power(VecF p, VecF k) {
 #if defined(__AVX512F__)
@@ -251,8 +268,8 @@ FASTGEN_INLINE VecF reciprocal(VecF d) {
 #endif
 }
 
-// exp(x) to 1 ulp in [-87, 88]; saturates to 0-like and Inf-like values outside, NaN stays.
-FASTGEN_INLINE VecF exp(VecF x) {
+// exp(x) = (1 + p) 2^k for x in [-87, 88], to which it is clamped; p = exp(r) - 1 with |r| <= ln(2) / 2, NaN stays.
+FASTGEN_INLINE void reduced_exp(VecF x, VecF& p_out, VecF& k_out) {
   stdx::where(x > 88.0f, x) = 88.0f;
   stdx::where(x < -87.0f, x) = -87.0f;
   const VecF k = round_near(x * 1.44269504f);
@@ -264,11 +281,60 @@ FASTGEN_INLINE VecF exp(VecF x) {
   p = madd<float>(p, r, VecF(4.1665795894e-2f));
   p = madd<float>(p, r, VecF(1.6666665459e-1f));
   p = madd<float>(p, r, VecF(5.0000001201e-1f));
-  p = madd<float>(p, r * r, r) + 1.0f;
-  return scale_by_power(p, k);
+  p_out = madd<float>(p, r * r, r);
+  k_out = k;
+}
+
+// exp(x) to 1 ulp in [-87, 88]; saturates to 0-like and Inf-like values outside, NaN stays.
+FASTGEN_INLINE VecF exp(VecF x) {
+  VecF p, k;
+  reduced_exp(x, p, k);
+  return scale_by_power(p + 1.0f, k);
 }
 FASTGEN_INLINE Vec<double> exp(Vec<double> x) {
   return Vec<double>([&](auto i) { return std::exp(static_cast<double>(x[i])); });
+}
+
+// exp(x) - 1, without cancellation near 0.
+FASTGEN_INLINE VecF expm1(VecF x) {
+  VecF p, k;
+  reduced_exp(x, p, k);
+  const VecF power = scale_by_power(VecF(1.0f), k);
+  return madd<float>(p, power, power - 1.0f);
+}
+FASTGEN_INLINE Vec<double> expm1(Vec<double> x) {
+  return Vec<double>([&](auto i) { return std::expm1(static_cast<double>(x[i])); });
+}
+
+// ln(x 2^-power) for normal x > 0. Cephes logf on the mantissa.
+FASTGEN_INLINE VecF log_scaled(VecF x, int power) {
+  const VecU bits = bits_as<VecU>(x);
+  // Mantissa to [sqrt(1/2), sqrt(2)): take the exponent relative to the bit pattern of sqrt(1/2).
+  const VecI exponent = bits_as<VecI>(VecU(bits - 0x3f3504f3u)) >> 23;
+  const VecF m = bits_as<VecF>(VecU(bits - bits_as<VecU>(VecI(exponent << 23)))) - 1.0f;
+  const VecF e = stdx::static_simd_cast<VecF>(VecI(exponent - power));
+  VecF p(7.0376836292e-2f);
+  p = madd<float>(p, m, VecF(-1.1514610310e-1f));
+  p = madd<float>(p, m, VecF(1.1676998740e-1f));
+  p = madd<float>(p, m, VecF(-1.2420140846e-1f));
+  p = madd<float>(p, m, VecF(1.4249322787e-1f));
+  p = madd<float>(p, m, VecF(-1.6668057665e-1f));
+  p = madd<float>(p, m, VecF(2.0000714765e-1f));
+  p = madd<float>(p, m, VecF(-2.4999993993e-1f));
+  p = madd<float>(p, m, VecF(3.3333331174e-1f));
+  const VecF square = m * m;
+  VecF log_m = madd<float>(p * m, square, e * -2.12194440e-4f);
+  log_m = madd<float>(square, VecF(-0.5f), log_m) + m;
+  return madd<float>(e, VecF(0.693359375f), log_m);
+}
+// ln(x) for normal x > 0; a NaN stays.
+FASTGEN_INLINE VecF log(VecF x) {
+  VecF y = log_scaled(x, 0);
+  stdx::where(x != x, y) = x;
+  return y;
+}
+FASTGEN_INLINE Vec<double> log(Vec<double> x) {
+  return Vec<double>([&](auto i) { return std::log(static_cast<double>(x[i])); });
 }
 
 // x within [low, high]; a NaN stays.

@@ -3,10 +3,7 @@
 // A tile of kTile elements of one sample is owned by one thread and stays in the first-level cache: each operand is read
 // once (and widened, if it has another dtype), the noise is drawn into the tile, the result is written once. Elements are
 // independent, so tiles may be cut anywhere; the normals are indexed by logical (contiguous) element in either layout.
-#include <memory>
-
-#include "common/philox.h"
-#include "common/tensor.h"
+#include "common/operand.h"
 
 namespace fastgen {
 namespace {
@@ -20,76 +17,24 @@ enum Column {
   kLogNoiseSlope, kKnown, kKnownNoise, kNumColumns
 };  // clang-format off
 
-// One input in the memory order of the sample, of any dtype.
-struct Operand {
-  const void* data = nullptr;
-  ScalarType dtype = ScalarType::Float;
-
-  // `count` elements from `offset` on in opmath: in place if they are stored so, else widened into `buffer`.
-  template <class A>
-  const A* tile(std::int64_t offset, std::int64_t count, A* buffer) const {
-    return dispatch_dtype("sampler_step", dtype, [&]<class T>() -> const A* {
-      const T* p = static_cast<const T*>(data) + offset;
-      if constexpr (std::is_same_v<T, A>) {
-        return p;
-      } else if constexpr (std::is_same_v<opmath_t<T>, A>) {
-        for_vectors<A>(count, [&](std::int64_t i, auto at) { at.store(buffer + i, at.load(p + i)); });
-      } else {
-        for (std::int64_t i = 0; i < count; ++i) buffer[i] = static_cast<A>(widen(p[i]));
-      }
-      return buffer;
-    });
-  }
-};
-
 struct Step {
   Operand sample, model, uncond, noise, variance, mask, known, known_noise;
   std::vector<Operand> history;
   std::vector<double> inverse_threshold;  // one a sample, or empty
-  const std::int64_t* seeds = nullptr;
-  std::int64_t seed_stride = 0, step = 0;
-  bool channels_last = false;
-  std::int64_t samples = 1, channels = 1, pixels = 0;  // [samples, channels, pixels]; flat where samples are all alike
+  SeededNormals normals;
+  std::int64_t samples = 1, size = 0;  // elements of a sample; of all together where samples are all alike
   void* out = nullptr;
   void* prediction = nullptr;
   void* corrected = nullptr;
 };
 
-template <class A>
-struct Scratch {  // one thread's tiles
-  explicit Scratch(std::int64_t n, bool draws) : memory(new A[11 * n]), normals(new float[draws ? n : 0]), size(n) {}
-  A* operator[](int i) { return memory.get() + i * size; }
-  std::unique_ptr<A[]> memory;  // not set to zero, unlike a vector's
-  std::unique_ptr<float[]> normals;
-  std::int64_t size;
-};
-
-// The normals of elements [offset, offset + count) of sample n, in memory order.
-template <class A>
-const A* draw_noise(const Step& s, std::int64_t n, std::int64_t offset, std::int64_t count, float* normals, A* out) {
-  const auto seed = static_cast<std::uint64_t>(s.seeds[n * s.seed_stride]);
-  const auto step = static_cast<std::uint32_t>(s.step);
-  if (!s.channels_last) {
-    fill_normals(normals, seed, step, offset, count);
-    if constexpr (std::is_same_v<A, float>) return normals;
-    for (std::int64_t i = 0; i < count; ++i) out[i] = normals[i];
-    return out;
-  }
-  const std::int64_t first = offset / s.channels, pixels = count / s.channels;  // tiles are whole pixels here
-  for (std::int64_t c = 0; c < s.channels; ++c) {
-    fill_normals(normals, seed, step, c * s.pixels + first, pixels);
-    for (std::int64_t i = 0; i < pixels; ++i) out[i * s.channels + c] = normals[i];
-  }
-  return out;
-}
-
 template <class T>
 void run_tile(const Step& s, const std::vector<double>& row, std::int64_t n, std::int64_t offset, std::int64_t count,
-              Scratch<opmath_t<T>>& scratch) {
+              Scratch<opmath_t<T>>& scratch, Scratch<float>& normals) {
   using A = opmath_t<T>;
   using V = Vec<A>;
   const auto coefficient = [&](int column) { return static_cast<A>(row[column]); };
-  const std::int64_t at_all = n * s.channels * s.pixels + offset;
+  const std::int64_t at_all = n * s.size + offset;
   T* out = static_cast<T*>(s.out) + at_all;
   T* prediction = s.prediction ? static_cast<T*>(s.prediction) + at_all : nullptr;
   T* corrected = s.corrected ? static_cast<T*>(s.corrected) + at_all : nullptr;
@@ -135,9 +80,9 @@ void run_tile(const Step& s, const std::vector<double>& row, std::int64_t n, std
       at.store(acc_corrected + i, madd<A>(e, at.load(h + i), at.load(acc_corrected + i)));
     });
   }
-  if (s.noise.data || s.seeds) {
-    const A* noise = s.seeds ? draw_noise<A>(s, n, offset, count, scratch.normals.get(), scratch[5])
-                             : s.noise.tile<A>(at_all, count, scratch[5]);
+  if (s.noise.data || s.normals.seeds) {
+    const A* noise = s.normals.seeds ? s.normals.tile<A>(n, offset, count, normals[0], scratch[5])
+                                     : s.noise.tile<A>(at_all, count, scratch[5]);
     const A* v = s.variance.data ? s.variance.tile<A>(at_all, count, scratch[6]) : nullptr;
     const V std(coefficient(kNoise)), log_std(coefficient(kLogNoise)), slope(coefficient(kLogNoiseSlope));
     for_vectors<A>(count, [&](std::int64_t i, auto at) {
@@ -164,16 +109,15 @@ void run_tile(const Step& s, const std::vector<double>& row, std::int64_t n, std
 
 template <class T>
 void run(const Step& s, const std::vector<double>& row) {
-  const std::int64_t size = s.channels * s.pixels;
-  const bool whole_pixels = s.channels > 1;
-  const std::int64_t tile = whole_pixels ? std::max<std::int64_t>(kTile / s.channels, 1) * s.channels : kTile;
+  const std::int64_t size = s.size, tile = s.normals.tile_size(kTile);
   const std::int64_t tiles = (size + tile - 1) / tile;
-  const std::int64_t work = s.samples * size * (s.seeds ? kNormalWork : 1);
+  const std::int64_t work = s.samples * size * (s.normals.seeds ? kNormalWork : 1);
   parallel(s.samples * tiles, work, [&](std::int64_t begin, std::int64_t end) {
-    Scratch<opmath_t<T>> scratch(tile, s.seeds != nullptr);
+    Scratch<opmath_t<T>> scratch(11, tile);
+    Scratch<float> normals(s.normals.seeds ? 1 : 0, tile);
     for (std::int64_t item = begin; item < end; ++item) {
       const std::int64_t offset = item % tiles * tile;
-      run_tile<T>(s, row, item / tiles, offset, std::min(tile, size - offset), scratch);
+      run_tile<T>(s, row, item / tiles, offset, std::min(tile, size - offset), scratch, normals);
     }
   });
 }
@@ -210,14 +154,9 @@ void sampler_step_out(
   const auto sizes = sizes_of(sample);
   const ScalarType dtype = sample.scalar_type();
   Step s;
-  s.channels_last = is_channels_last(sample);
-  std::vector<Tensor> kept;  // dense copies, alive until the kernel has run
-  kept.reserve(9 + history.size());
-  const auto operand = [&](const char* name, const Tensor& t) -> Operand {
-    STD_TORCH_CHECK(sizes_of(t) == sizes, "sampler_step: ", name, " must have the shape of sample");
-    kept.push_back(as_dense(t, s.channels_last));
-    return {kept.back().data_ptr(), t.scalar_type()};
-  };
+  const bool channels_last = is_channels_last(sample);
+  Operands operands("sampler_step", channels_last);
+  const auto operand = [&](const char* name, const Tensor& t) { return operands(name, t, "sample", sizes); };
   const auto optional = [&](const char* name, const OptionalTensor& t) { return t ? operand(name, *t) : Operand{}; };
   s.sample = operand("sample", sample);
   s.model = operand("model_output", model_output);
@@ -230,20 +169,12 @@ void sampler_step_out(
   s.known_noise = optional("known_noise", known_noise);
   for (const Tensor& h : history) s.history.push_back(operand("history", h));
 
-  s.pixels = sample.numel();
-  if (seeds) {
-    STD_TORCH_CHECK(seeds->dim() == 1 && seeds->scalar_type() == ScalarType::Long && sample.dim() >= 1 &&
-                        seeds->size(0) == sizes[0],
-                    "sampler_step: seeds must be int64, one per sample");
-    s.seeds = static_cast<const std::int64_t*>(seeds->data_ptr());
-    s.seed_stride = seeds->stride(0);
-    s.step = step;
-  }
+  s.size = sample.numel();
+  if (seeds) s.normals = SeededNormals("sampler_step", *seeds, step, sample, channels_last);
   if (threshold) s.inverse_threshold = read_inverses(*threshold, sizes.at(0));
   if (seeds || threshold) {
     s.samples = sizes[0];
-    s.channels = s.channels_last ? sizes[1] : 1;
-    s.pixels = s.samples == 0 ? 0 : sample.numel() / (s.samples * s.channels);
+    s.size = s.samples == 0 ? 0 : sample.numel() / s.samples;
   }
   const auto row = read_row(table, step, corrected ? 2 * history.size() : history.size());
 
@@ -252,7 +183,7 @@ void sampler_step_out(
     STD_TORCH_CHECK(sizes_of(t) == sizes && t.scalar_type() == dtype, "sampler_step: ", name,
                     " must have the shape and dtype of sample");
     Tensor dense = t;
-    if (!is_dense(t, s.channels_last)) copies.emplace_back(t, dense = empty_dense(sample, s.channels_last, dtype));
+    if (!is_dense(t, channels_last)) copies.emplace_back(t, dense = empty_dense(sample, channels_last, dtype));
     return dense.mutable_data_ptr();
   };
   s.out = output("out", out);

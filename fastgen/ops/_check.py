@@ -2,7 +2,13 @@
 
 from typing import NoReturn
 
+import torch
 from torch import Tensor
+
+from .. import _dispatch
+from .._schema import PREDICTION_TYPES
+
+TABLE_DTYPES = frozenset({torch.float32, torch.float64})
 
 
 def fail(op: str, message: str) -> NoReturn:
@@ -11,3 +17,63 @@ def fail(op: str, message: str) -> NoReturn:
 
 def shape_of(tensor: Tensor) -> str:
     return f"shape {tuple(tensor.shape)}"
+
+
+def kind_of(value: object) -> str:
+    return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
+
+
+def check_main(op: str, name: str, tensor: Tensor) -> None:
+    """``tensor`` is the argument whose dtype and layout the op follows: [N, *] of a dtype that kernels take."""
+    if isinstance(tensor, Tensor) and tensor.dtype in _dispatch.KERNEL_DTYPES and tensor.dim() >= 1:
+        return
+    if not isinstance(tensor, Tensor) or not tensor.dtype.is_floating_point:
+        raise TypeError(f"{op}: {name} must be a floating-point tensor, got {kind_of(tensor)}")
+    if tensor.dim() < 1:
+        fail(op, f"{name} must be [N, *], got a scalar")
+    fail(op, f"{name} must be float64, float32, bfloat16 or float16, got {tensor.dtype}")
+
+
+def check_like(op: str, name: str, tensor: Tensor, like: Tensor, like_name: str) -> None:
+    """``tensor`` has the shape and device of ``like``, and a floating-point dtype."""
+    if not isinstance(tensor, Tensor) or not tensor.dtype.is_floating_point:
+        raise TypeError(f"{op}: {name} must be a floating-point tensor, got {kind_of(tensor)}")
+    if tensor.shape != like.shape:
+        fail(op, f"{name} must have the shape of {like_name} {tuple(like.shape)}, got {shape_of(tensor)}")
+    if tensor.device != like.device:
+        fail(op, f"{name} must be on the device of {like_name} ({like.device}), got {tensor.device}")
+
+
+def check_timesteps(op: str, t: Tensor, like: Tensor, like_name: str) -> None:
+    """``t`` is int64 [N] beside ``like`` [N, *]; its values are for the kernel to check."""
+    if not isinstance(t, Tensor) or t.dtype != torch.int64:
+        raise TypeError(f"{op}: t must be an int64 tensor, got {kind_of(t)}")
+    if t.shape != like.shape[:1]:
+        fail(op, f"t must be one per sample ({like.shape[0]}), got {shape_of(t)}")
+    if t.device != like.device:
+        fail(op, f"t must be on the device of {like_name} ({like.device}), got {t.device}")
+
+
+def check_table(op: str, name: str, table: Tensor, like: Tensor, like_name: str, steps: int | None = None) -> None:
+    """``table`` is [T], T >= 1 and equal to ``steps`` where that is given."""
+    if not isinstance(table, Tensor) or table.dtype not in TABLE_DTYPES:
+        raise TypeError(f"{op}: {name} must be a float32 or float64 tensor, got {kind_of(table)}")
+    if table.dim() != 1 or table.shape[0] < 1 or steps not in (None, table.shape[0]):
+        wanted = "[T] with T >= 1" if steps is None else f"[T] with T = {steps}, the length of alphas"
+        fail(op, f"{name} must be {wanted}, got {shape_of(table)}")
+    if table.device != like.device:
+        fail(op, f"{name} must be on the device of {like_name} ({like.device}), got {table.device}")
+    refuse_gradient(op, name, table)
+
+
+def refuse_gradient(op: str, name: str, tensor: Tensor) -> None:
+    """``tensor`` is a constant to ``op``: better an error than a gradient of zero that nobody sees."""
+    if tensor.requires_grad and torch.is_grad_enabled():
+        fail(op, f"there is no gradient in {name}: detach it")
+
+
+def prediction_code(op: str, name: str, value: str) -> int:
+    """The index of ``value`` in PREDICTION_TYPES."""
+    if value not in PREDICTION_TYPES:
+        raise ValueError(f"{op}: {name} must be one of {PREDICTION_TYPES}, got {value!r}")
+    return PREDICTION_TYPES.index(value)

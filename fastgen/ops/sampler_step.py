@@ -1,7 +1,7 @@
 """`sampler_step`: one step of any diffusion sampler, as one row of a coefficient table, in one pass over memory."""
 
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from .. import _dispatch
 from ..reference import sampler_step as _reference
 from ..reference.sampler_step import COLUMNS
 from ._autograd import apply
-from ._check import fail, shape_of
+from ._check import TABLE_DTYPES, check_like, check_main, fail, kind_of, shape_of
 from .philox_normal import check_seeds
 
 __all__ = ["COLUMNS", "sampler_step"]
@@ -76,18 +76,17 @@ def sampler_step(
         ValueError: a shape, device or combination does not fit.
         IndexError: ``step`` is past the end of the table.
     """
-    if not isinstance(sample, Tensor) or sample.dtype not in _dispatch.KERNEL_DTYPES or sample.dim() < 1:
-        _refuse_sample(sample)
+    check_main("sampler_step", "sample", sample)
     _check_table(table, step, sample, 2 * len(history) if return_corrected else len(history))
-    _check_like("model_output", model_output, sample)
+    check_like("sampler_step", "model_output", model_output, sample, "sample")
     if uncond is not None:
-        _check_like("uncond", uncond, sample)
+        check_like("sampler_step", "uncond", uncond, sample, "sample")
     for k, tensor in enumerate(history):
-        _check_like(f"history[{k}]", tensor, sample)
+        check_like("sampler_step", f"history[{k}]", tensor, sample, "sample")
     if noise is not None:
         if seeds is not None:
             fail("sampler_step", "give noise or seeds, not both")
-        _check_like("noise", noise, sample)
+        check_like("sampler_step", "noise", noise, sample, "sample")
     if seeds is not None:
         seeds = check_seeds("sampler_step", seeds, sample.device)
         if seeds.shape[0] != sample.shape[0]:
@@ -95,7 +94,7 @@ def sampler_step(
         if seeds.device != sample.device:
             fail("sampler_step", f"seeds must be on the device of sample ({sample.device}), got {seeds.device}")
     if variance is not None:
-        _check_like("variance", variance, sample)
+        check_like("sampler_step", "variance", variance, sample, "sample")
         if noise is None and seeds is None:
             fail("sampler_step", "variance scales the noise: give noise or seeds with it")
     if (mask is None) != (known is None):
@@ -137,7 +136,7 @@ def _into(
     if len(targets) != wanted:
         fail("sampler_step", f"out must be {wanted} tensors, as many as are returned, got {len(targets)}")
     for i, target in enumerate(targets):
-        _check_like(f"out[{i}]", target, sample)
+        check_like("sampler_step", f"out[{i}]", target, sample, "sample")
         if target.dtype != sample.dtype:
             raise TypeError(
                 f"sampler_step: out[{i}] must have the dtype of sample ({sample.dtype}), got {target.dtype}"
@@ -163,29 +162,7 @@ def _into(
     return targets[0] if wanted == 1 else targets
 
 
-_TABLE_DTYPES = frozenset({torch.float32, torch.float64})
 _forward: Any = torch.ops.fastgen.sampler_step_fwd.default
-
-
-def _refuse_sample(sample: object) -> NoReturn:
-    if not isinstance(sample, Tensor) or not sample.dtype.is_floating_point:
-        raise TypeError(f"sampler_step: sample must be a floating-point tensor, got {_kind(sample)}")
-    if sample.dim() < 1:
-        fail("sampler_step", "sample must be [N, *], got a scalar")
-    fail("sampler_step", f"sample must be float64, float32, bfloat16 or float16, got {sample.dtype}")
-
-
-def _kind(value: object) -> str:
-    return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
-
-
-def _check_like(name: str, tensor: Tensor, sample: Tensor) -> None:
-    if not isinstance(tensor, Tensor) or not tensor.dtype.is_floating_point:
-        raise TypeError(f"sampler_step: {name} must be a floating-point tensor, got {_kind(tensor)}")
-    if tensor.shape != sample.shape:
-        fail("sampler_step", f"{name} must have the shape of sample {tuple(sample.shape)}, got {shape_of(tensor)}")
-    if tensor.device != sample.device:
-        fail("sampler_step", f"{name} must be on the device of sample ({sample.device}), got {tensor.device}")
 
 
 def _expand(name: str, tensor: Tensor, sample: Tensor) -> Tensor:
@@ -194,13 +171,13 @@ def _expand(name: str, tensor: Tensor, sample: Tensor) -> Tensor:
             tensor = tensor.expand(sample.shape)
         except RuntimeError:
             fail("sampler_step", f"{name} must broadcast to {shape_of(sample)} of sample, got {shape_of(tensor)}")
-    _check_like(name, tensor, sample)
+    check_like("sampler_step", name, tensor, sample, "sample")
     return tensor
 
 
 def _check_threshold(threshold: Tensor, sample: Tensor) -> None:
     if not isinstance(threshold, Tensor) or threshold.dtype not in _dispatch.KERNEL_DTYPES:
-        raise TypeError(f"sampler_step: threshold must be a floating-point tensor, got {_kind(threshold)}")
+        raise TypeError(f"sampler_step: threshold must be a floating-point tensor, got {kind_of(threshold)}")
     if threshold.shape != sample.shape[:1]:
         fail("sampler_step", f"threshold must be one per sample ({sample.shape[0]}), got {shape_of(threshold)}")
     if threshold.device != sample.device:
@@ -208,8 +185,8 @@ def _check_threshold(threshold: Tensor, sample: Tensor) -> None:
 
 
 def _check_table(table: Tensor, step: int, sample: Tensor, num_history: int) -> None:
-    if not isinstance(table, Tensor) or table.dtype not in _TABLE_DTYPES:
-        raise TypeError(f"sampler_step: table must be a float32 or float64 tensor, got {_kind(table)}")
+    if not isinstance(table, Tensor) or table.dtype not in TABLE_DTYPES:
+        raise TypeError(f"sampler_step: table must be a float32 or float64 tensor, got {kind_of(table)}")
     shape = table.shape
     if len(shape) != 2 or shape[1] < len(COLUMNS) + num_history:
         fail(

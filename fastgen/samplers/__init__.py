@@ -18,6 +18,7 @@ from .guidance import (
     ZeroStarGuidance,
 )
 from .loop import sample
+from .losses import noising_tables, vlb_table
 from .noise import draw_normal
 from .path import Path
 from .plan import Plan
@@ -118,11 +119,13 @@ __all__ = [
     "k_diffusion",
     "linear_betas",
     "make_solver",
+    "noising_tables",
     "sample",
     "scaled_linear_betas",
     "sigmoid_betas",
     "spaced_sigmas",
     "squared_cosine_betas",
     "timestep_spacing",
+    "vlb_table",
     "zero_terminal_snr",
 ]  # fmt: skip

@@ -15,7 +15,7 @@ def test_json(capsys):
     assert main(["doctor", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["cpu"]["isa"] == _library.ISA
-    assert set(report["backends"]) == {"group_norm", "sampler_step", "philox_normal"}
+    assert set(report["backends"]) == {"group_norm", "sampler_step", "philox_normal", "q_sample", "diffusion_loss"}
     assert report["failures"] == _library.FAILURES
     assert report["versions"]["torch"]
 

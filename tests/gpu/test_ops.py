@@ -1,16 +1,20 @@
-"""The three op families on a CUDA device: what the CPU tests ask, asked of the GPU."""
+"""The op families on a CUDA device: what the CPU tests ask, asked of the GPU."""
 
 import pytest
 import torch
 
 from fastgen import _dispatch
-from fastgen.ops import group_norm, philox_normal, sampler_step
+from fastgen._schema import PREDICTION_TYPES
+from fastgen.ops import diffusion_loss, group_norm, philox_normal, q_sample, sampler_step
 from fastgen.reference._layout import output_strides
 from fastgen.samplers import DDIM, DDPM
 
 from ..backends import requires_cuda
+from ..ops import diffusion_loss_cases as loss_cases
 from ..ops.group_norm_cases import SHAPES, gradients, plain
 from ..ops.numerics import LAYOUTS, assert_bar, laid_out, randn
+from ..ops.q_sample_cases import STEPS, TARGETS, results, tables, timesteps
+from ..ops.q_sample_cases import plain as plain_noising
 
 pytestmark = [pytest.mark.gpu, requires_cuda]
 
@@ -119,3 +123,112 @@ def test_autocast_takes_norms_to_float32():
     x = torch.randn(2, 8, 4, 4, device="cuda", dtype=torch.float16)
     with torch.autocast("cuda", dtype=torch.float16):
         assert group_norm(x, 4).dtype == torch.float32
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_q_sample_values_and_noise(dtype, target, layout):
+    shape = (3, 4, 33, 21)
+    x0, noise = (laid_out(randn(*shape, seed=k), layout).to(dtype).cuda() for k in range(2))
+    t, (alphas, sigmas) = timesteps(3).cuda(), (table.cuda() for table in tables())
+    actual = results(q_sample, x0, t, alphas, sigmas, noise, target=target)
+    beside = plain_noising(x0, t, alphas, sigmas, noise, target)
+    exact = plain_noising(x0.double(), t, alphas, sigmas, noise.double(), target)
+    for a, b, e in zip(actual, beside, exact, strict=True):
+        assert list(a.stride()) == output_strides(x0)
+        assert_bar(a, b, e, 1e-14 if dtype == torch.float64 else 2e-7)
+    drawn = results(q_sample, x0, t, alphas, sigmas, seeds=[1, -2, 3], step=4, target=target)
+    on_cpu = results(q_sample, x0.cpu(), t.cpu(), *tables(), seeds=[1, -2, 3], step=4, target=target)
+    tolerance = {torch.float64: 1e-6, torch.float32: 3e-6, torch.bfloat16: 2e-2, torch.float16: 2e-3}[dtype]
+    for a, b in zip(drawn, on_cpu, strict=True):
+        torch.testing.assert_close(a.cpu(), b, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_q_sample_gradcheck(target):
+    x0, noise = (randn(2, 3, 2, 2, seed=k).cuda().requires_grad_() for k in range(2))
+    t, (alphas, sigmas) = timesteps(2).cuda(), (table.cuda() for table in tables())
+    assert torch.autograd.gradcheck(lambda a, b: q_sample(a, t, alphas, sigmas, b, return_target=target), (x0, noise))
+
+
+@pytest.mark.parametrize("bad", [-1, STEPS, 2**40])
+def test_q_sample_of_a_timestep_out_of_range_is_nan_and_waits_for_nothing(bad):
+    x0, t = randn(3, 4, 5).cuda(), timesteps(3)
+    t[1] = bad
+    t, (alphas, sigmas) = t.cuda(), (table.cuda() for table in tables())
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        x_t = q_sample(x0, t, alphas, sigmas, x0)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert x_t[1].isnan().all() and x_t[::2].isfinite().all()
+
+
+def loss_and_gradient(function, model):
+    leaf = model.detach().requires_grad_()
+    losses = function(leaf)
+    return losses.detach(), torch.autograd.grad(losses.sum(), leaf)[0]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("hybrid", [False, True])
+@pytest.mark.parametrize("prediction", PREDICTION_TYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_diffusion_loss_values_and_gradients(dtype, prediction, hybrid, layout):
+    on_cpu = loss_cases.make((3, 4, 33, 21), [dtype], [layout], hybrid, prediction)
+    t, named = loss_cases.timesteps(3), loss_cases.tables()
+    weights, bound = named.pop("weights"), named.pop("vlb_table")
+    options = {"weights": weights, "vlb_table": bound if hybrid else None}
+    on_gpu = {name: None if value is None else value.cuda() for name, value in {**named, **options, "t": t}.items()}
+    model, x0, noise = (v.cuda() for v in on_cpu)
+
+    def fused(m):
+        return diffusion_loss(m, x0, noise, **on_gpu, prediction_type=prediction, reduction="none")
+
+    def exact(m):
+        arguments = (m, *(v.double() for v in on_cpu[1:]), t, prediction)
+        if hybrid:
+            return loss_cases.plain_hybrid(*arguments, loss_cases.BETAS["linear"], 1.0, **named, weights=weights)
+        return loss_cases.plain_simple(*arguments, **named, weights=weights)
+
+    losses, gradient = loss_and_gradient(fused, model)
+    expected, expected_gradient = loss_and_gradient(exact, on_cpu[0].double())
+    wide = dtype == torch.float64
+    # divided differences of a likelihood that float32 knows to a few parts in a million
+    torch.testing.assert_close(losses.cpu().double(), expected, rtol=1e-9 if wide else 2e-5, atol=1e-12)
+    for half in (slice(None, 4), slice(4, None)) if hybrid else (slice(None),):
+        scale = expected_gradient[:, half].abs().max()
+        error = (gradient.cpu().double() - expected_gradient)[:, half].abs().max()
+        floor = 2.0**-25 if dtype == torch.float16 else 0.0
+        assert error <= {torch.float64: 1e-9, torch.float32: 2e-5}.get(dtype, 1e-2) * scale + floor
+    assert list(gradient.stride()) == output_strides(model)
+    again = loss_and_gradient(fused, model)
+    assert torch.equal(losses, again[0]) and torch.equal(gradient, again[1])
+
+
+@pytest.mark.parametrize("hybrid", [False, True])
+def test_diffusion_loss_waits_for_nothing(hybrid):
+    model, x0, noise = (v.cuda() for v in loss_cases.make((3, 4, 8, 8), [torch.float32], ["contiguous"], hybrid))
+    named = {name: table.cuda() for name, table in loss_cases.tables().items() if hybrid or name != "vlb_table"}
+    t, leaf = loss_cases.timesteps(3).cuda(), model.requires_grad_()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        diffusion_loss(leaf, x0, noise, t, **named).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert leaf.grad.isfinite().all()
+
+
+def test_compiled_kernels_took_the_training_ops():
+    x, t, table = (
+        torch.randn(2, 3, 4, device="cuda"),
+        torch.zeros(2, device="cuda").long(),
+        torch.ones(5, device="cuda"),
+    )
+    for op, arguments in (
+        ("q_sample_fwd", (x, t, table, table, x, None, 0, -1)),
+        ("diffusion_loss_fwd", (x, x, x, t, table, table, None, None, 0, 1.0)),
+    ):
+        reasons = _dispatch.cuda_reasons(op, *arguments)
+        assert not all(reasons.values()), reasons

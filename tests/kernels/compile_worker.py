@@ -25,7 +25,7 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 import fastgen  # noqa: F401  (makes fastgen.kernels importable)
-from fastgen.kernels import group_norm, philox_normal, sampler_step
+from fastgen.kernels import diffusion_loss, group_norm, philox_normal, q_sample, sampler_step
 
 POINTERS = {
     torch.float64: "*fp64", torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int64: "*i64",
@@ -101,6 +101,37 @@ def _sampler_step(
         sampler_step.sampler_step_fwd(x, x, table, 0, None, [], x, None, None, None, None, None, None, False, False)
 
 
+def _q_sample(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool, table_dtype: torch.dtype) -> None:
+    x = _image(shape, dtype, channels_last)
+    t, seeds = torch.zeros(shape[0], dtype=torch.int64), torch.zeros(shape[0], dtype=torch.int64)
+    tables = torch.zeros(1000, dtype=table_dtype), torch.zeros(1000, dtype=table_dtype)
+    for target in (-1, 2):
+        q_sample.q_sample_fwd(x, t, *tables, None, seeds, 5, target)
+        q_sample.q_sample_fwd(x, t, *tables, x, None, 0, target)
+        q_sample.q_sample_bwd(x, x if target >= 0 else None, t, *tables, target, True, True)
+
+
+def _table_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _diffusion_loss(
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    channels_last: bool,
+    hybrid: bool,
+    prediction: int,
+    table_dtype: torch.dtype,
+) -> None:
+    n, c, *spatial = shape
+    x, model = _image(shape, dtype, channels_last), _image((n, (1 + hybrid) * c, *spatial), dtype, channels_last)
+    table, bound = torch.zeros(1000, dtype=table_dtype), torch.zeros(1000, 3, dtype=table_dtype) if hybrid else None
+    weights = table if hybrid else None
+    arguments = (model, x, x, torch.zeros(n, dtype=torch.int64), table, table, weights, bound, prediction, 0.001)
+    losses = diffusion_loss.diffusion_loss_fwd(*arguments)
+    diffusion_loss.diffusion_loss_bwd(losses, *arguments)
+
+
 def cases(arch: int) -> Iterator[tuple[str, Callable[[], None]]]:
     """Name and call of what is compiled. Everything for sm_90; the others leave out what differs in loads and stores alone."""
     for dtype, name in NAMES.items():
@@ -113,6 +144,15 @@ def cases(arch: int) -> Iterator[tuple[str, Callable[[], None]]]:
                 f"step {layout} {name}",
                 lambda d=dtype, cl=last: _sampler_step((2, 4, 64, 64), d, cl, True, torch.float32),
             )
+            yield f"noising {layout} {name}", lambda d=dtype, cl=last: _q_sample((2, 4, 64, 64), d, cl, _table_dtype(d))
+            for hybrid in (False, True):
+                prediction = 2 if last else 0
+                yield (
+                    f"{'hybrid ' * hybrid}loss {layout} {name}",
+                    lambda d=dtype, cl=last, h=hybrid, p=prediction: _diffusion_loss(
+                        (2, 4, 64, 64), d, cl, h, p, _table_dtype(d)
+                    ),
+                )
         # the largest groups that one program takes, forward and backward
         yield f"largest forward {name}", lambda d=dtype: _group_norm((2, 512, 32, 32), 32, d, False, True)
         yield f"largest backward {name}", lambda d=dtype: _group_norm((2, 256, 32, 32), 32, d, False, True)
@@ -122,6 +162,8 @@ def cases(arch: int) -> Iterator[tuple[str, Callable[[], None]]]:
     yield "bare batch of one, odd sizes", lambda: _group_norm((1, 33, 77, 77), 3, single, False, False)
     yield "odd sizes, channels-last", lambda: _group_norm((1, 33, 77, 77), 3, single, True, True)
     yield "odd step, fp64 table", lambda: _sampler_step((1, 3, 7, 5), single, True, True, torch.float64)
+    yield "odd noising, fp64 table", lambda: _q_sample((1, 3, 7, 5), single, True, torch.float64)
+    yield "odd loss, fp64 table", lambda: _diffusion_loss((1, 3, 7, 5), single, True, True, 3, torch.float64)
     yield "normals", lambda: philox_normal.philox_normal(torch.zeros(2, dtype=torch.int64), (2, 4096), 1)
     yield "normals, odd", lambda: philox_normal.philox_normal(torch.zeros(1, dtype=torch.int64), (1, 33), -1)
 

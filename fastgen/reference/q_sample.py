@@ -1,0 +1,95 @@
+"""What `q_sample` means, in plain torch: the forward process of a diffusion model, with the target of its training.
+
+Ho et al. 2020, equation 4; v is that of Salimans and Ho 2022, section 4; the flow that of Liu et al. 2022 (rectified flow).
+"""
+
+import torch
+from torch import Tensor
+
+from .._schema import PREDICTION_TYPES
+from ._layout import empty_like_layout, opmath_dtype
+from ._timesteps import at_timesteps, per_sample, target_of
+from .philox_normal import philox_normal
+
+
+def q_sample_fwd(
+    x0: Tensor,
+    t: Tensor,
+    alphas: Tensor,
+    sigmas: Tensor,
+    noise: Tensor | None,
+    seeds: Tensor | None,
+    step: int,
+    target: int,
+) -> tuple[Tensor, Tensor]:
+    """Arithmetic in fp32, or fp64 for fp64 x0. Returns (x_t, target), both like x0; the second empty without a target."""
+    dtype = opmath_dtype(x0.dtype)
+    alpha, sigma = (per_sample(c, x0) for c in at_timesteps("q_sample", t, dtype, alphas, sigmas))
+    if seeds is not None:
+        noise = philox_normal(seeds, x0.shape, step)
+    assert noise is not None
+    x, epsilon = x0.to(dtype), noise.to(dtype)
+    second = x0.new_empty(0)
+    if target >= 0:
+        second = empty_like_layout(x0).copy_(target_of(target, x, epsilon, alpha, sigma))
+    return empty_like_layout(x0).copy_(alpha * x + sigma * epsilon), second
+
+
+def q_sample_bwd(
+    grad: Tensor | None,
+    grad_target: Tensor | None,
+    t: Tensor,
+    alphas: Tensor,
+    sigmas: Tensor,
+    target: int,
+    wants_x0: bool,
+    wants_noise: bool,
+) -> tuple[Tensor, Tensor]:
+    """(alpha g + p h, sigma g + q h) for a target p x0 + q epsilon, g and h the gradients of x_t and of the target."""
+    like = grad if grad is not None else grad_target
+    assert like is not None
+    dtype = opmath_dtype(like.dtype)
+    alpha, sigma = (per_sample(c, like) for c in at_timesteps("q_sample", t, dtype, alphas, sigmas))
+    in_x0, in_noise = torch.zeros_like(like, dtype=dtype), torch.zeros_like(like, dtype=dtype)
+    if grad is not None:
+        in_x0, in_noise = in_x0 + alpha * grad.to(dtype), in_noise + sigma * grad.to(dtype)
+    if grad_target is not None:
+        h, name = grad_target.to(dtype), PREDICTION_TYPES[target]
+        if name != "epsilon":
+            in_x0 = in_x0 + {"sample": h, "v_prediction": -sigma * h, "flow_prediction": -h}[name]
+        if name != "sample":
+            in_noise = in_noise + (alpha * h if name == "v_prediction" else h)
+    grads = [
+        empty_like_layout(like).copy_(value) if wanted else like.new_empty(0)
+        for value, wanted in ((in_x0, wants_x0), (in_noise, wants_noise))
+    ]
+    return grads[0], grads[1]
+
+
+def q_sample_fwd_fake(
+    x0: Tensor,
+    t: Tensor,
+    alphas: Tensor,
+    sigmas: Tensor,
+    noise: Tensor | None,
+    seeds: Tensor | None,
+    step: int,
+    target: int,
+) -> tuple[Tensor, Tensor]:
+    return empty_like_layout(x0), empty_like_layout(x0) if target >= 0 else x0.new_empty(0)
+
+
+def q_sample_bwd_fake(
+    grad: Tensor | None,
+    grad_target: Tensor | None,
+    t: Tensor,
+    alphas: Tensor,
+    sigmas: Tensor,
+    target: int,
+    wants_x0: bool,
+    wants_noise: bool,
+) -> tuple[Tensor, Tensor]:
+    like = grad if grad is not None else grad_target
+    assert like is not None
+    grads = [empty_like_layout(like) if wanted else like.new_empty(0) for wanted in (wants_x0, wants_noise)]
+    return grads[0], grads[1]

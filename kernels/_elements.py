@@ -1,0 +1,52 @@
+"""What the element-wise kernels share, as Triton device functions: operands, the normals of a tile, tables by timestep."""
+
+import triton
+import triton.language as tl
+
+from fastgen.kernels._philox import normal_at, normals_of
+
+# The order of PREDICTION_TYPES in fastgen/_schema.py.
+_EPSILON = tl.constexpr(0)
+_SAMPLE = tl.constexpr(1)
+_VELOCITY = tl.constexpr(2)
+
+
+@triton.jit
+def read(pointer, at, mask, ACC: tl.constexpr):
+    return tl.load(pointer + at, mask=mask, other=0.0).to(ACC)
+
+
+@triton.jit
+def draw(seeds, n, tile, step, channels, pixels, CHANNELS_LAST: tl.constexpr, BLOCK: tl.constexpr):
+    """The normals of a tile of sample n, in memory order, by logical element."""
+    seed = tl.load(seeds + n)
+    if CHANNELS_LAST:  # neighbours in memory lie in different Philox blocks
+        first = tile * BLOCK
+        local = (first % channels).to(tl.int32) + tl.arange(0, BLOCK)
+        pixel = first // channels + local // channels
+        return normal_at((local % channels).to(tl.int64) * pixels + pixel, step, seed)
+    else:
+        return normals_of(tile * (BLOCK // 4) + tl.arange(0, BLOCK // 4), step, seed)
+
+
+@triton.jit
+def entry(table, t, steps, ACC: tl.constexpr, STRIDE: tl.constexpr = 1):
+    """Row t of a table whose rows are ``STRIDE`` apart, NaN where t is not in [0, steps).
+
+    Nothing is read past a table, and a sample at a wrong timestep shows that it is wrong.
+    """
+    inside = (t >= 0) & (t < steps)
+    return tl.load(table + t * STRIDE, mask=inside, other=float("nan")).to(ACC)
+
+
+@triton.jit
+def target_of(x0, noise, alpha, sigma, TARGET: tl.constexpr):
+    """What a model is trained to predict."""
+    if TARGET == _EPSILON:
+        return noise
+    elif TARGET == _SAMPLE:
+        return x0
+    elif TARGET == _VELOCITY:
+        return tl.fma(alpha, noise, -(sigma * x0))
+    else:
+        return noise - x0

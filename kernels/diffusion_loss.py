@@ -1,0 +1,297 @@
+"""Triton kernels of `diffusion_loss`: partial sums, their end, and the gradient; the target lives in registers alone.
+
+A program owns BLOCK elements of one sample in the memory order of the model's output and reads each operand that the target
+names once. The forward leaves one sum a program, and a second kernel adds those of a sample in an order that depends on their
+number alone; no atomics, so the same call gives the same bits. Everything follows from the residual r = model - target: see
+`fastgen/reference/diffusion_loss.py`. With a table of the bound the second half of the model's channels, v, lies `run` elements
+behind the first: a whole sample of x0 apart, or C where channels lie innermost.
+"""
+
+import math
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastgen._schema import PREDICTION_TYPES
+from fastgen.kernels._elements import entry, read, target_of
+from fastgen.kernels._launch import dense, on_device, tensor_reasons
+from fastgen.reference._layout import empty_like_layout, is_channels_last, opmath_dtype
+from fastgen.reference.diffusion_loss import VLB_COLUMNS
+
+__all__ = ["diffusion_loss_bwd", "diffusion_loss_fwd", "reasons"]
+
+BLOCK = 1024  # eight elements a thread over 128 threads
+FINISH_BLOCK = 1024  # sums that the second kernel reads at a time
+
+_EPSILON = tl.constexpr(PREDICTION_TYPES.index("epsilon"))
+_SAMPLE = tl.constexpr(PREDICTION_TYPES.index("sample"))
+_VELOCITY = tl.constexpr(PREDICTION_TYPES.index("v_prediction"))
+_COLUMNS = tl.constexpr(len(VLB_COLUMNS))
+_MEAN = tl.constexpr(VLB_COLUMNS.index("mean"))
+_INVERSE_DEVIATION = tl.constexpr(VLB_COLUMNS.index("inverse_deviation"))
+_RANGE = tl.constexpr(VLB_COLUMNS.index("log_variance_range"))
+
+
+@triton.jit
+def locate(n, element, first, size, run, HYBRID: tl.constexpr, INTERLEAVED: tl.constexpr, BLOCK: tl.constexpr):
+    """Where the prediction of ``element`` (``first`` is the program's first one) of sample n stands in the model's output."""
+    if INTERLEAVED:  # [pixels, 2, C]
+        local = (first % run).to(tl.int32) + tl.arange(0, BLOCK)
+        pixel = first // run + local // run
+        return 2 * n * size + element + pixel * run
+    elif HYBRID:
+        return 2 * n * size + element
+    else:
+        return n * size + element
+
+
+@triton.jit
+def residual(model, x0, noise, at_model, at, mask, alpha, sigma, PREDICTION: tl.constexpr, ACC: tl.constexpr):
+    m = read(model, at_model, mask, ACC)
+    if PREDICTION == _EPSILON:
+        return m - read(noise, at, mask, ACC)
+    elif PREDICTION == _SAMPLE:
+        return m - read(x0, at, mask, ACC)
+    else:
+        return m - target_of(read(x0, at, mask, ACC), read(noise, at, mask, ACC), alpha, sigma, PREDICTION)
+
+
+@triton.jit
+def gaussian(vlb_table, timestep, steps, alpha, sigma, PREDICTION: tl.constexpr, ACC: tl.constexpr):
+    """(by how much of r the mean is off, one over the deviation of the posterior, half of what v adds to its log variance)."""
+    mean = entry(vlb_table + _MEAN, timestep, steps, ACC, _COLUMNS)
+    if PREDICTION == _EPSILON:
+        mean = -mean * sigma / alpha
+    elif PREDICTION == _VELOCITY:
+        mean = -mean * sigma / (alpha * alpha + sigma * sigma)
+    elif PREDICTION != _SAMPLE:
+        mean = -mean * sigma / (alpha + sigma)
+    inverse_deviation = entry(vlb_table + _INVERSE_DEVIATION, timestep, steps, ACC, _COLUMNS)
+    return mean, inverse_deviation, entry(vlb_table + _RANGE, timestep, steps, ACC, _COLUMNS) * 0.5
+
+
+@triton.jit
+def divergence(r, v, mean, inverse_deviation, half_range):
+    """The divergence of two Gaussians, in nats, and its derivative by v."""
+    u = tl.fma(half_range, v, half_range)
+    d = mean * inverse_deviation * r
+    d = d * d
+    e = tl.exp(-u)
+    return 0.5 * tl.fma(e, d, (u - 1.0) + e), 0.5 * half_range * (1.0 - tl.fma(e, d, e))
+
+
+@triton.jit
+def logistic(x):
+    return 1.0 / (1.0 + tl.exp(-x))
+
+
+@triton.jit
+def likelihood(x0, r, v, mean, inverse_deviation, half_range):
+    """-log of the probability of x0's bin, in nats, and its derivative by v; the cdf (1 + tanh y) / 2 is logistic(2 y)."""
+    inverse = inverse_deviation * tl.exp(-0.5 * tl.fma(half_range, v, half_range))
+    p = inverse * (1.0 / 255.0 - mean * r)
+    q = inverse * (-1.0 / 255.0 - mean * r)
+    scale: tl.constexpr = 1.5957691216057308  # 2 sqrt(2 / pi)
+    a = scale * (p + 0.044715 * p * p * p)
+    b = scale * (q + 0.044715 * q * q * q)
+    a_slope = (-0.5 * scale) * half_range * p * (1.0 + 0.134145 * p * p)
+    b_slope = (-0.5 * scale) * half_range * q * (1.0 + 0.134145 * q * q)
+    inside = logistic(a) * logistic(-b) * (1.0 - tl.exp(b - a))  # logistic(a) - logistic(b), not cancelled
+    inside_slope = logistic(a) * logistic(-a) * a_slope - logistic(b) * logistic(-b) * b_slope
+    low = x0 < -0.999
+    high = x0 > 0.999
+    probability = tl.where(low, logistic(a), tl.where(high, logistic(-b), inside))
+    slope = tl.where(low, logistic(-a) * a_slope, tl.where(high, -logistic(b) * b_slope, inside_slope / inside))
+    least = probability * 0.0 + 1e-12  # a literal beside a tensor takes its precision; alone it would be fp32
+    cut = probability < least  # a NaN is not
+    return -tl.log(tl.where(cut, least, probability)), tl.where(cut, 0.0, -slope)
+
+
+@triton.jit
+def diffusion_loss_kernel(
+    model,  # [N, C, *], or [N, 2 C, *] with a table of the bound
+    x0,  # [N, C, *] in the same memory order, or None where it is not read
+    noise,  # likewise
+    t,  # [N] int64
+    alphas,  # [T]
+    sigmas,  # [T]
+    weights,  # [T] or None
+    vlb_table,  # [T, 3] or None
+    partials,  # [N, tiles]
+    steps,  # T
+    size,  # elements of a sample of x0
+    tiles,  # programs a sample
+    run,  # elements between a prediction and its v
+    BOUND_WEIGHT: tl.constexpr,  # lambda / ln 2; a constant keeps its precision
+    PREDICTION: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    program = tl.program_id(0).to(tl.int64)
+    n, tile = program // tiles, program % tiles
+    element = tile * BLOCK + tl.arange(0, BLOCK)
+    mask = element < size
+    at = n * size + element
+    HYBRID: tl.constexpr = vlb_table is not None
+    at_model = locate(n, element, tile * BLOCK, size, run, HYBRID, INTERLEAVED, BLOCK)
+    timestep = tl.load(t + n)
+    alpha = entry(alphas, timestep, steps, ACC)
+    sigma = entry(sigmas, timestep, steps, ACC)
+    r = residual(model, x0, noise, at_model, at, mask, alpha, sigma, PREDICTION, ACC)
+    if weights is not None:
+        term = entry(weights, timestep, steps, ACC) * (r * r)
+    else:  # a timestep out of range shows, also where the target takes nothing of it
+        term = tl.where((timestep >= 0) & (timestep < steps), r * r, alpha)
+    if vlb_table is not None:
+        v = read(model, at_model + run, mask, ACC)
+        mean, inverse_deviation, half_range = gaussian(vlb_table, timestep, steps, alpha, sigma, PREDICTION, ACC)
+        if timestep == 0:
+            bound, _ = likelihood(read(x0, at, mask, ACC), r, v, mean, inverse_deviation, half_range)
+        else:
+            bound, _ = divergence(r, v, mean, inverse_deviation, half_range)
+        term += bound * BOUND_WEIGHT
+    tl.store(partials + program, tl.sum(tl.where(mask, term, 0.0)))
+
+
+@triton.jit
+def diffusion_loss_finish_kernel(
+    partials,  # [N, tiles]
+    losses,  # [N]
+    tiles,
+    size,  # elements of a sample
+    BLOCK: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    n = tl.program_id(0).to(tl.int64)
+    total = tl.zeros((BLOCK,), dtype=ACC)
+    for first in range(0, tiles, BLOCK):
+        tile = first + tl.arange(0, BLOCK)
+        total += tl.load(partials + n * tiles + tile, mask=tile < tiles, other=0.0)
+    tl.store(losses + n, tl.sum(total) / size.to(ACC))
+
+
+@triton.jit
+def diffusion_loss_bwd_kernel(
+    grad,  # [N], the gradient of the losses
+    model,  # these as in the forward
+    x0,
+    noise,
+    t,
+    alphas,
+    sigmas,
+    weights,
+    vlb_table,
+    grad_model,  # like model
+    steps,
+    size,
+    tiles,
+    run,
+    BOUND_WEIGHT: tl.constexpr,
+    PREDICTION: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    program = tl.program_id(0).to(tl.int64)
+    n, tile = program // tiles, program % tiles
+    element = tile * BLOCK + tl.arange(0, BLOCK)
+    mask = element < size
+    at = n * size + element
+    HYBRID: tl.constexpr = vlb_table is not None
+    at_model = locate(n, element, tile * BLOCK, size, run, HYBRID, INTERLEAVED, BLOCK)
+    timestep = tl.load(t + n)
+    alpha = entry(alphas, timestep, steps, ACC)
+    sigma = entry(sigmas, timestep, steps, ACC)
+    r = residual(model, x0, noise, at_model, at, mask, alpha, sigma, PREDICTION, ACC)
+    factor = tl.load(grad + n).to(ACC) / size.to(ACC)
+    if weights is not None:
+        weighted = factor * entry(weights, timestep, steps, ACC)
+    else:
+        weighted = tl.where((timestep >= 0) & (timestep < steps), factor, alpha)
+    if vlb_table is not None:
+        v = read(model, at_model + run, mask, ACC)
+        mean, inverse_deviation, half_range = gaussian(vlb_table, timestep, steps, alpha, sigma, PREDICTION, ACC)
+        if timestep == 0:
+            _, by_v = likelihood(read(x0, at, mask, ACC), r, v, mean, inverse_deviation, half_range)
+        else:
+            _, by_v = divergence(r, v, mean, inverse_deviation, half_range)
+        by_v = (factor * BOUND_WEIGHT) * by_v
+        tl.store(grad_model + at_model + run, by_v.to(grad_model.dtype.element_ty), mask=mask)
+    by_model = (2.0 * weighted) * r
+    tl.store(grad_model + at_model, by_model.to(grad_model.dtype.element_ty), mask=mask)
+
+
+def reasons(op: str, *args: Any) -> list[str]:
+    """Why Triton cannot take this call; empty where it can."""
+    if op == "diffusion_loss_bwd":
+        grad, *args = args
+        return tensor_reasons((grad,)) + reasons("diffusion_loss_fwd", *args)
+    model_output, x0, noise, _, alphas, sigmas, weights, vlb_table, *_ = args
+    return tensor_reasons((model_output, x0, noise, alphas, sigmas, weights, vlb_table))
+
+
+def _plan(
+    model_output: Tensor,
+    x0: Tensor,
+    noise: Tensor,
+    t: Tensor,
+    alphas: Tensor,
+    sigmas: Tensor,
+    weights: Tensor | None,
+    vlb_table: Tensor | None,
+    prediction: int,
+    vlb_weight: float,
+) -> tuple[tuple[Any, ...], tuple[int, ...], dict[str, Any]]:
+    """What both launches take: the tensors, the numbers after them, and the constants."""
+    like, name = model_output, PREDICTION_TYPES[prediction]
+    size = math.prod(x0.shape[1:])
+    run, interleaved = size, False
+    if vlb_table is not None:
+        interleaved = is_channels_last(model_output)
+        run = x0.shape[1] if interleaved else size
+        like = model_output[:, : x0.shape[1]]  # the memory order of x0 and noise beside it
+    takes_x0 = name != "epsilon" or vlb_table is not None
+    tensors = (
+        dense(model_output, model_output), dense(x0, like) if takes_x0 else None,
+        dense(noise, like) if name != "sample" else None, t.contiguous(), alphas.contiguous(), sigmas.contiguous(),
+        None if weights is None else weights.contiguous(), None if vlb_table is None else vlb_table.contiguous(),
+    )  # fmt: skip
+    constants = {
+        "BOUND_WEIGHT": vlb_weight / math.log(2), "PREDICTION": prediction, "INTERLEAVED": interleaved, "BLOCK": BLOCK,
+        "ACC": tl.float64 if model_output.dtype == torch.float64 else tl.float32, "num_warps": 4,
+        "enable_fp_fusion": False,
+    }  # fmt: skip
+    return tensors, (alphas.shape[0], size, triton.cdiv(size, BLOCK), run), constants
+
+
+def diffusion_loss_fwd(*args: Any) -> Tensor:
+    model_output, x0 = args[:2]
+    dtype = opmath_dtype(model_output.dtype)
+    losses = torch.empty(x0.shape[0], dtype=dtype, device=model_output.device)
+    if x0.numel() == 0:
+        return losses.fill_(math.nan)  # the mean of nothing
+    tensors, numbers, constants = _plan(*args)
+    _, size, tiles, _ = numbers
+    partials = torch.empty(x0.shape[0] * tiles, dtype=dtype, device=model_output.device)
+    with on_device(model_output):
+        diffusion_loss_kernel[(x0.shape[0] * tiles,)](*tensors, partials, *numbers, **constants)
+        diffusion_loss_finish_kernel[(x0.shape[0],)](
+            partials, losses, tiles, size, BLOCK=FINISH_BLOCK, ACC=constants["ACC"], num_warps=4, enable_fp_fusion=False
+        )
+    return losses
+
+
+def diffusion_loss_bwd(grad: Tensor, *args: Any) -> Tensor:
+    model_output, x0 = args[:2]
+    out = empty_like_layout(model_output)
+    if x0.numel():
+        tensors, numbers, constants = _plan(*args)
+        with on_device(model_output):
+            diffusion_loss_bwd_kernel[(x0.shape[0] * numbers[2],)](
+                grad.contiguous(), *tensors, out, *numbers, **constants
+            )
+    return out
