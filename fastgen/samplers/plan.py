@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import MutableMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from .thresholding import dynamic_threshold
 from .trace import Linear, Step, Symbol, Trace
 
 History = MutableMapping[Symbol, Tensor]
+_grad_enabled = torch.is_grad_enabled
 _sampler_step_out: Any = torch.ops.fastgen.sampler_step_out.default
 
 
@@ -71,6 +72,11 @@ class Plan:
     prediction: Prediction
     clean_table: Tensor
     learned_variance: bool = False
+    plain: bool = field(init=False, default=True)  # nothing is to be done before the kernel
+
+    def __post_init__(self) -> None:
+        plain = self.prediction.threshold_ratio is None and not self.learned_variance
+        object.__setattr__(self, "plain", plain)
 
     def __len__(self) -> int:
         return len(self.timesteps)
@@ -165,14 +171,13 @@ class Plan:
     ) -> Tensor:
         """`step` by the shortest way where there is nothing to differentiate, threshold or split: it costs a third less."""
         stage = self.stages[i]
-        plain = self.prediction.threshold_ratio is None and not self.learned_variance
         if (
-            not plain
-            or seeds is not None
+            not self.plain
+            or (seeds is not None and not (isinstance(seeds, Tensor) and seeds.dtype == torch.int64))
             or model_output.shape != sample.shape
             or model_output.device != sample.device
             or sample.dtype not in KERNEL_DTYPES
-            or (torch.is_grad_enabled() and needs_grad(sample, model_output, noise, *history.values()))
+            or (_grad_enabled() and needs_grad(sample, model_output, noise, *history.values()))
         ):
             return self.step(model_output, i, sample, history=history, noise=noise, seeds=seeds)
         added = stage.added
@@ -183,17 +188,16 @@ class Plan:
         if stage.keeps_noise and noise is not None:
             history["noise", i] = noise
         second, third = stage.second, stage.third
+        past = [history[symbol] for symbol in stage.reads] if stage.reads else []
         following = torch.empty_like(sample)
-        kept = None if second is None else torch.empty_like(sample)
-        corrected = None if third is None else torch.empty_like(sample)
-        _sampler_step_out(
-            sample, model_output, self.table, i, None, [history[symbol] for symbol in stage.reads] if stage.reads else [],
-            noise, None, None, None, None, None, None, following, kept, corrected,
-        )  # fmt: skip
+        kept = corrected = None
         if second is not None:
-            history[second] = kept
+            kept = history[second] = torch.empty_like(sample)
         if third is not None:
-            history[third] = corrected
+            corrected = history[third] = torch.empty_like(sample)
+        _sampler_step_out(
+            sample, model_output, self.table, i, None, past, noise, seeds, None, None, None, None, None, following, kept, corrected,
+        )  # fmt: skip
         for symbol in stage.frees:
             history.pop(symbol, None)
         return following

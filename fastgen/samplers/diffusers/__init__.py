@@ -91,5 +91,4 @@ def from_diffusers(scheduler: Any) -> Scheduler:
     if not (isinstance(cls, type) and issubclass(cls, Scheduler)) or not hasattr(scheduler, "config"):
         names = [name for name in __all__ if name.endswith("Scheduler") and name != "Scheduler"]
         raise TypeError(f"no stand-in for {type(scheduler).__name__}: there are {names}")
-    config = {k: v for k, v in dict(scheduler.config).items() if k in cls.defaults}
-    return cls(**config)
+    return cls.from_config({k: v for k, v in dict(scheduler.config).items() if k in cls.defaults or k.startswith("_")})

@@ -205,7 +205,8 @@ class CosineDPMSolverMultistepScheduler(EDMDPMSolverMultistepScheduler):
                 self.noise_sampler = BrownianTree.like(
                     sample, low, high, seeds[0] if seeds and len(seeds) == 1 else seeds
                 )
-            noise = self.noise_sampler(self.sigmas[index], self.sigmas[index + 1])
+            ahead = self.sigmas[index + 1]
+            noise = self.noise_sampler(self.sigmas[index], ahead) if ahead > 0 else torch.zeros_like(sample)
         return self._advance(model_output, timestep, sample, noise=noise, return_dict=return_dict)
 
 

@@ -106,7 +106,8 @@ class Scheduler:
                 else f"has no argument {unknown}, its arguments are {sorted(self.defaults)}"
             )
             raise TypeError(f"{name} {what}")
-        self.config = Config({**self.defaults, **given, **kwargs})
+        left = [name for name in self.defaults if name not in given and name not in kwargs]
+        self.config = Config({**self.defaults, **given, **kwargs, "_use_default_values": left})
         self.num_inference_steps: int | None = None
         self.timesteps: Tensor = torch.empty(0)
         self._step_index: int | None = None
@@ -143,12 +144,13 @@ class Scheduler:
     def from_config(
         cls: type[Self], config: Mapping[str, Any], return_unused_kwargs: bool = False, **kwargs: Any
     ) -> Any:
-        """A scheduler with the arguments of ``config`` that this class has, as diffusers swaps schedulers.
+        """A scheduler with the arguments of ``config`` that this class has, as diffusers swaps schedulers: those that were left to
+        their defaults take the defaults of this class.
 
         Raises:
             ValueError: a name that no scheduler of this module knows.
         """
-        values = {**dict(config), **kwargs}
+        values = {k: v for k, v in dict(config).items() if k not in config.get("_use_default_values", ())} | kwargs
         known = set().union(*(other.defaults for other in _all_subclasses(Scheduler)))
         unknown = sorted(k for k in values if not k.startswith("_") and k not in known)
         if unknown and not return_unused_kwargs:
@@ -186,7 +188,8 @@ class Scheduler:
         return [cls for cls in _all_subclasses(Scheduler) if cls.__name__ in names]
 
     def __repr__(self) -> str:
-        changed = {k: v for k, v in self.config.items() if v is not self.defaults[k] and v != self.defaults[k]}
+        named = {k: v for k, v in self.config.items() if k in self.defaults}
+        changed = {k: v for k, v in named.items() if v is not self.defaults[k] and v != self.defaults[k]}
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in changed.items())})"
 
     def __len__(self) -> int:
@@ -210,6 +213,7 @@ class Scheduler:
     def _restart(self) -> None:
         self._step_index = self._begin_index = None
         self._plans, self._history = {}, {}
+        self._last_plan: tuple[int, torch.dtype, torch.device, Mapping[str, Any], Plan] | None = None
         self._values: list[float] = self.timesteps.tolist()  # on the host, so that steps are found without waiting
 
     def index_for_timestep(self, timestep: Timestep, schedule_timesteps: Tensor | None = None) -> int:
@@ -254,6 +258,15 @@ class Scheduler:
         return sample
 
     def _plan(self, start: int, sample: Tensor, options: Mapping[str, Any]) -> Plan:
+        last = self._last_plan
+        if (
+            last is not None
+            and last[0] == start
+            and last[1] is sample.dtype
+            and last[2] == sample.device
+            and last[3] == options
+        ):
+            return last[4]
         wide = torch.float64 if sample.dtype == torch.float64 else torch.float32
         key = (start, sample.device, wide, tuple(options.items()))
         plan = self._plans.get(key)
@@ -262,6 +275,7 @@ class Scheduler:
             self._trace(trace, start, **options)
             plan = compile_trace(trace, learned_variance=self._learns_variance()).to(sample.device, wide)
             self._plans[key] = plan
+        self._last_plan = start, sample.dtype, sample.device, options, plan
         return plan
 
     def _learns_variance(self) -> bool:
