@@ -84,7 +84,7 @@ class SDE(ABC):
 
     def prior_log_prob(self, x: Tensor) -> Tensor:
         """log N(x; 0, prior_std^2 I) in nats, [N, *] -> [N], in the dtype of x."""
-        flat = x.flatten(1) if x.dim() > 1 else x[:, None]
+        flat = x.unsqueeze(1).flatten(1)
         constant = flat.shape[1] * math.log(2 * math.pi * self.prior_std**2) / 2
         return -flat.square().sum(1) / (2 * self.prior_std**2) - constant
 
