@@ -62,7 +62,7 @@ def poisson_perturb(
 
 
 def poisson_field(
-    x: Tensor, z: Tensor, data: Tensor, *, gamma: float = 5.0, chunk: int = 1 << 24
+    x: Tensor, z: Tensor, data: Tensor, *, gamma: float = 5.0, chunk: int = 1 << 18
 ) -> tuple[Tensor, Tensor]:
     r"""The negative normalised empirical field of charges ``data`` at (x, z), the target of a model (Xu et al. 2022, equation 4).
 
@@ -79,7 +79,7 @@ def poisson_field(
         x: [M, *]. z: [M], not 0 where x is a data point.
         data: [K, *], the charges; a large batch of them in training.
         gamma: at least 0.
-        chunk: differences held at a time, in elements.
+        chunk: how many distances are held at a time.
 
     Returns:
         v_x, [M, *], and v_z, [M], never positive for z > 0.
@@ -97,13 +97,14 @@ def poisson_field(
         raise ValueError(f"poisson_field: gamma must be at least 0, got {gamma}")
     flat, charges = x.unsqueeze(1).flatten(1), data.unsqueeze(1).flatten(1)
     dims = flat.shape[1]
-    rows = max(1, chunk // max(1, charges.numel()))
+    rows = max(1, chunk // len(charges))
     fields = []
     for part, height in zip(flat.split(rows), z.split(rows), strict=True):
-        difference = part[:, None] - charges  # [m, K, N]
-        squared = difference.square().sum(-1) + height[:, None].square()
-        weights = torch.softmax(-(dims + 1) / 2 * squared.log(), dim=1)  # [m, K]
-        fields.append(torch.einsum("mk,mkn->mn", weights, difference))
+        # by differences: the expansion of the square loses the distances of points that nearly coincide
+        distance = torch.cdist(part, charges, compute_mode="donot_use_mm_for_euclid_dist")  # [m, K]
+        squared = distance.square() + height[:, None].square()
+        weights = torch.softmax(-(dims + 1) / 2 * squared.log(), dim=1)
+        fields.append(part - weights @ charges)  # sum_i w_i (x - x_i), as the weights sum to 1
     field = torch.cat(fields) if fields else flat
     norm = torch.sqrt(field.square().sum(1) + z.square())  # the component of z is z itself: the weights sum to 1
     factor = -math.sqrt(dims) / (norm + gamma)
