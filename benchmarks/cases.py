@@ -20,6 +20,8 @@ MODULES = (
     "benchmarks.ops.bench_sampler_step",
     "benchmarks.ops.bench_q_sample",
     "benchmarks.ops.bench_diffusion_loss",
+    "benchmarks.samplers.bench_schedulers",
+    "benchmarks.samplers.bench_k_diffusion",
     "benchmarks.ops.bench_group_norm",
     "benchmarks.models.bench_unet",
 )

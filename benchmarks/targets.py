@@ -73,6 +73,14 @@ def _lowest_against_best(family: str) -> Callable[[Sequence[Row]], Figure]:
     return measure
 
 
+def _lowest(baseline: str, family: str) -> Callable[[Sequence[Row]], Figure]:
+    def measure(rows: Sequence[Row]) -> Figure:
+        found = [(v, row["id"]) for row in select(rows, family=family) if (v := speedup(row, baseline)) is not None]
+        return Figure(*min(found)) if found else Figure(None)
+
+    return measure
+
+
 def _one(quantity: Callable[[Row], float | None], **fields: str) -> Callable[[Sequence[Row]], Figure]:
     """The worst (largest) or only value of ``quantity`` over the rows with these fields."""
 
@@ -108,6 +116,10 @@ TARGETS: tuple[Target, ...] = (
     Target("DDIM step at 1x4x64x64 over diffusers", 5.0, _one(_over("diffusers"), family="sampler_step", mode="ddim", shape=_SMALL, dtype="fp32")),
     Target("large DDPM step within 2x of its memory floor plus the noise", 2.0, _one(_over("floor"), family="sampler_step", mode="ddpm", shape=_LARGE, dtype="fp32"), at_most=True),
     Target("large DDIM step within 2x of its memory floor", 2.0, _one(_over("floor"), family="sampler_step", mode="ddim", shape=_LARGE, dtype="fp32"), at_most=True),
+    Target("schedulers at 16x3x256x256, geometric mean over diffusers", 7.0, _mean_speedup("diffusers", family="schedulers", shape=_LARGE)),
+    Target("schedulers at 1x4x64x64, geometric mean over diffusers", 5.0, _mean_speedup("diffusers", family="schedulers", shape=_SMALL)),
+    Target("no scheduler under 2x of diffusers (lowest row)", 2.0, _lowest("diffusers", "schedulers")),
+    Target("every large scheduler step within 2x of its memory floor plus the noise (worst row)", 2.0, _one(_over("floor"), family="schedulers", shape=_LARGE), at_most=True),
     Target("philox_normal at 4 Mi elements over torch.randn", 5.0, _one(_over("randn"), family="philox_normal", shape=_FOUR_MILLION)),
     Target("group_norm on a tiny tensor, without gradients", 6.0, _one(_microseconds, family="dispatch"), at_most=True, unit=" us"),
 )  # fmt: skip

@@ -7,6 +7,7 @@ fastgen's own tree (torchsde is not needed; other numbers for the same seed, and
 no noise where they use none, so that torch's generator is left alone.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,7 @@ from .brownian import BrownianTree
 from .formulas import dpm_solver as _dpm
 from .formulas import karras as _karras
 from .path import Path
-from .plan import compile_trace
+from .plan import Plan, compile_trace
 from .prediction import Prediction
 from .schedules import spaced_sigmas
 from .table import coefficient_table
@@ -113,13 +114,12 @@ def _run(
 ) -> Tensor:
     """Trace ``formula`` over ``sigmas`` and follow it."""
     levels = _checked(sigmas)
-    trace = Trace(Prediction(prediction_type="sample"), scale_inputs=False)
-    formula(trace, Path(levels[:-1], [1.0] * len(levels), levels, float), **options)
+    plan = _planned(formula, tuple(levels), tuple(options.items()))
     churn = options.get("churn", _karras.NO_CHURN)
     unused = set()
     if churn.s_churn > 0:  # steps whose noise k-diffusion draws and leaves
         unused = {i for i, s in enumerate(levels[:-1]) if churn.sigma_hat(s, len(levels)) == s}
-    return _follow(trace, model, x, len(levels) - 1, extra_args, callback, disable, noise_sampler, sigmas, unused)
+    return _follow(plan, model, x, len(levels) - 1, extra_args, callback, disable, noise_sampler, sigmas, unused)
 
 
 def _checked(sigmas: Tensor) -> list[float]:
@@ -132,9 +132,16 @@ def _checked(sigmas: Tensor) -> list[float]:
     return levels
 
 
+@functools.lru_cache(maxsize=64)
+def _planned(formula: Callable[..., None], levels: tuple[float, ...], options: tuple[tuple[str, Any], ...]) -> Plan:
+    trace = Trace(Prediction(prediction_type="sample"), scale_inputs=False)
+    formula(trace, Path(levels[:-1], [1.0] * len(levels), levels, float), **dict(options))
+    return compile_trace(trace)
+
+
 @torch.no_grad()
 def _follow(
-    trace: Trace,
+    plan: Plan,
     model: Model,
     x: Tensor,
     steps: int,
@@ -145,7 +152,7 @@ def _follow(
     sigmas: Tensor | None = None,
     unused_noise: AbstractSet[int] = frozenset(),
 ) -> Tensor:
-    plan = compile_trace(trace).to(x.device, x.dtype)
+    plan = plan.to(x.device, x.dtype)
     kwargs = dict(extra_args or {})
     at = torch.tensor([stage.sigma for stage in plan.stages], dtype=x.dtype, device=x.device)
     history: dict[Symbol, Tensor] = {}
@@ -169,7 +176,7 @@ def _follow(
                     noise = torch.randn_like(x)
                 else:
                     noise = noise_sampler(*(x.new_tensor(s) for s in stage.interval))
-            x = plan.step(denoised, j, x, history=history, noise=noise)
+            x = plan.advance(denoised, j, x, history, noise)
     return x
 
 
@@ -323,7 +330,7 @@ def sample_dpm_fast(
     _check_ends(sigma_min, sigma_max)
     trace = Trace(Prediction(prediction_type="sample"), scale_inputs=False)
     _dpm.dpm_fast(trace, float(sigma_max), float(sigma_min), n, eta=eta, s_noise=s_noise)
-    return _follow(trace, model, x, n // 3 + 1, extra_args, callback, disable, noise_sampler)
+    return _follow(compile_trace(trace), model, x, n // 3 + 1, extra_args, callback, disable, noise_sampler)
 
 
 def _check_ends(sigma_min: float, sigma_max: float) -> None:

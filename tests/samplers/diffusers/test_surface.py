@@ -69,9 +69,7 @@ def test_from_an_instance_and_through_a_folder(name, tmp_path):
     assert json.loads((tmp_path / "scheduler_config.json").read_text())["_class_name"] == name
     assert [p.name for p in tmp_path.iterdir()] == ["scheduler_config.json"]
     again = getattr(ours, name).from_pretrained(tmp_path)
-    assert {k: v for k, v in again.config.items() if v not in ([], ())} == {
-        k: v for k, v in mine.config.items() if v not in ([], ())
-    }
+    assert json.dumps([again.config[k] for k in mine.defaults]) == json.dumps([mine.config[k] for k in mine.defaults])
     theirs = peer(name).from_pretrained(str(tmp_path))
     for key, value in ((k, mine.config[k]) for k in mine.defaults):
         assert theirs.config[key] == value or not value, key

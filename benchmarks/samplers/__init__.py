@@ -1,0 +1,1 @@
+"""Whole trajectories of samplers, beside the libraries they stand in for."""
