@@ -2,8 +2,8 @@
 
     python docs/make_score_pictures.py
 
-Nothing is learned: scores, charges and restorations are those of the density itself, so what is off is the sampler's doing. Poisson flow
-has 1500 points of the density for charges, and ends on them.
+Nothing is learned: scores, charges and restorations are those of the density itself, so what is off is the sampler's doing.
+Poisson flow has 1500 points of the density for charges, and ends on them.
 """
 
 import argparse

@@ -133,7 +133,5 @@ def _choose(probs: Tensor, uniform: Tensor) -> Tensor:
     """Categories [N, *] by the inverse distribution function of ``probs`` [N, *, K]; those of probability 0 never."""
     edges = probs.double().cumsum(-1)
     total = edges[..., -1]
-    at = torch.minimum(
-        uniform * total, torch.nextafter(total, torch.zeros_like(total))
-    )  # below the total, come what may
-    return (edges <= at[..., None]).sum(-1)
+    below = torch.nextafter(total, torch.zeros_like(total))
+    return (edges <= torch.minimum(uniform * total, below)[..., None]).sum(-1)

@@ -192,6 +192,17 @@ def test_bits_per_dim():
     )
 
 
+@pytest.mark.parametrize(("steps", "method"), [(6, "heun"), (None, "rk45")])
+def test_half_precision_and_no_samples(steps, method):
+    kwargs = {"steps": steps, "method": method, "atol": 1e-2, "rtol": 1e-2}
+    x = sample_ode(gaussian_score(VP()), VP(), (3, 8), seeds=[1, 2, 3], dtype=torch.bfloat16, **kwargs)
+    assert x.dtype == torch.bfloat16 and x.isfinite().all()
+    found = log_likelihood(x, gaussian_score(VP()), VP(), seeds=[1, 2, 3], **kwargs)
+    assert found.dtype == torch.float32 and found.shape == (3,) and found.isfinite().all()
+    assert log_likelihood(x[:0], gaussian_score(VP()), VP(), seeds=[], **kwargs).shape == (0,)
+    assert encode(x[:0], gaussian_score(VP()), VP(), **kwargs).shape == (0, 8)
+
+
 def test_one_kernel_an_evaluation():
     from torch.utils._python_dispatch import TorchDispatchMode
 

@@ -203,6 +203,18 @@ def test_one_kernel_an_update():
     assert names == ["fastgen.sampler_step_out.default"] * 8
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("norms", ["expected", "sample", "batch"])
+def test_half_precision_follows_single(dtype, norms):
+    """Each update rounds once; the start and the noise are the same normals."""
+    kwargs = {"seeds": [1, 2, 3], "norms": norms}
+    narrow, wide = (
+        predictor_corrector(lambda x, t: -x, VP(), (3, 64), 8, dtype=d, **kwargs) for d in (dtype, torch.float32)
+    )
+    assert narrow.dtype == dtype
+    assert (narrow.float() - wide).abs().max() < 32 * torch.finfo(dtype).eps
+
+
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
