@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
 
-.PHONY: demo test test-slow lint bench bench-full gpu build setup wheel clean
+.PHONY: docs demo test test-slow lint bench bench-full gpu build setup wheel clean
 .DEFAULT_GOAL := build
 
 demo: build
@@ -29,6 +29,13 @@ bench: build
 bench-full: build
 	$(BIN)/python -m benchmarks.run --full
 
+# The pictures and tables of docs/samplers.md.
+docs: build
+	$(BIN)/python docs/make_parity_table.py
+	$(BIN)/python docs/make_convergence_plot.py
+	$(BIN)/python docs/make_solver_grid.py
+	$(BIN)/python docs/make_score_pictures.py
+
 # On a machine whose own python has torch and Triton, and perhaps no network: no .venv.
 gpu:
 	bash benchmarks/gpu.sh
@@ -47,6 +54,7 @@ $(STAMP): constraints.txt pyproject.toml
 	@echo "fastgen: installing pinned dependencies into $(VENV) (a few minutes the first time)"
 	@$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt torch setuptools wheel ninja pybind11
 	@$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation -e ".[test,demo,bench]"
+	@$(BIN)/pip install -q --disable-pip-version-check --no-deps k-diffusion==0.1.1.post1  # its dependencies pull other torches
 	@touch $(STAMP)
 
 clean:

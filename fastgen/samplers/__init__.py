@@ -3,11 +3,12 @@
 Stand-ins for other people's samplers are in ``fastgen.samplers.diffusers`` and ``fastgen.samplers.k_diffusion``.
 """
 
-from . import diffusers, k_diffusion
+from . import diffusers, k_diffusion, score
 from .brownian import BrownianTree
 from .ddim import DDIM
 from .ddpm import DDPM
 from .diffusers import from_diffusers
+from .graph import CapturedSampler
 from .guidance import (
     AutoGuidance,
     ClassifierFreeGuidance,
@@ -77,6 +78,7 @@ __all__ = [
     "TCD",
     "AutoGuidance",
     "BrownianTree",
+    "CapturedSampler",
     "ClassifierFreeGuidance",
     "ClassifierGuidance",
     "Consistency",
@@ -122,6 +124,7 @@ __all__ = [
     "noising_tables",
     "sample",
     "scaled_linear_betas",
+    "score",
     "sigmoid_betas",
     "spaced_sigmas",
     "squared_cosine_betas",

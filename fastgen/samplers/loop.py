@@ -6,6 +6,7 @@ else holds it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -80,6 +81,73 @@ def sample(
         TypeError: ``dtype`` is not floating-point, or seeds are no integers.
         ValueError: an argument does not fit; the message names it.
     """
+    run, x = prepare(
+        model, shape, solver, steps=steps, seeds=seeds, generator=generator, guidance_scale=guidance_scale, guidance=guidance,
+        classes=classes, model_kwargs=model_kwargs, uncond_kwargs=uncond_kwargs, noise=noise, brownian=brownian, known=known,
+        mask=mask, dtype=dtype, device=device,
+    )  # fmt: skip
+    return run.follow(x, owned=noise is None, callback=callback, progress=progress)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trajectory set up: everything on the device, nothing left to do but the model and one kernel a step."""
+
+    plan: Plan
+    predict: Guidance
+    source: NoiseSource
+    timesteps: Tensor
+    tree: BrownianTree | None
+    inpainting: dict[str, Tensor]
+
+    def follow(
+        self, x: Tensor, *, owned: bool = True, callback: Callback | None = None, progress: bool = False
+    ) -> Tensor:
+        """From ``x`` to the samples; ``owned``: nobody else wants the memory of ``x``."""
+        plan, calls = self.plan, self.plan.calls()
+        history: dict[Symbol, Tensor] = {}
+        for i, t in enumerate(tqdm(plan.timesteps, disable=not progress, unit="step", leave=False)):
+            stage = plan.stages[i]
+            holders = _holders(x)
+            model_output, uncond = x, None
+            if stage.calls_model:
+                model_output, uncond = self.predict(x.detach(), self.timesteps[i].expand(len(x)), calls[i])
+            # else the model, or whoever gave x or is shown it, has kept it
+            ours = owned and callback is None and not stage.keeps_sample and _holders(x) == holders
+            drawn: dict[str, Tensor] = {}
+            if plan.draws_noise[i]:
+                drawn = {"noise": self.tree(*stage.interval)} if self.tree and stage.interval else self.source.step()
+            x = plan.step(
+                model_output, i, x, history=history, uncond=uncond, out=x if ours and model_output is not x else None,
+                **drawn, **self.inpainting,
+            )  # fmt: skip
+            owned = True
+            if callback is not None:
+                callback(i, t, x)
+        return x
+
+
+def prepare(
+    model: Model | None,
+    shape: Sequence[int],
+    solver: Solver | str,
+    *,
+    steps: int,
+    seeds: Tensor | Sequence[int] | None = None,
+    generator: Generators = None,
+    guidance_scale: float = 1.0,
+    guidance: Guidance | None = None,
+    classes: Tensor | Sequence[int] | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+    uncond_kwargs: Mapping[str, Any] | None = None,
+    noise: Tensor | None = None,
+    brownian: bool = False,
+    known: Tensor | None = None,
+    mask: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+) -> tuple[Run, Tensor]:
+    """Check the arguments of `sample` and put what they need on the device; the run, and where it starts."""
     shape = tuple(shape)
     if len(shape) < 2:
         raise ValueError(f"shape must be [N, C, *], got {shape}")
@@ -95,31 +163,11 @@ def sample(
         kwargs["y"] = _check_classes(classes, shape[0], model).to(place)
     predict = _guidance(guidance, model, kwargs, guidance_scale, uncond_kwargs)
     plan = chosen.plan(steps, guidance_scale=predict.scale).to(place, dtype)
-    calls = plan.calls()
     tree = _brownian_tree(plan, source, shape, place, dtype) if brownian else None
 
     x = _check_start(noise, shape, place, dtype) if noise is not None else source.initial()
     inpainting = _inpainting(known, mask, shape, place, dtype, source)
-    timesteps = on_device(plan.timesteps, place)
-    history: dict[Symbol, Tensor] = {}
-    for i, t in enumerate(tqdm(plan.timesteps, disable=not progress, unit="step", leave=False)):
-        stage = plan.stages[i]
-        holders = _holders(x)
-        model_output, uncond = x, None
-        if stage.calls_model:
-            model_output, uncond = predict(x.detach(), timesteps[i].expand(shape[0]), calls[i])
-        # else the model, or whoever gave x or is shown it, has kept it
-        ours = callback is None and x is not noise and not stage.keeps_sample and _holders(x) == holders
-        drawn: dict[str, Tensor] = {}
-        if plan.draws_noise[i]:
-            drawn = {"noise": tree(*stage.interval)} if tree and stage.interval else source.step()
-        x = plan.step(
-            model_output, i, x, history=history, uncond=uncond, out=x if ours and model_output is not x else None,
-            **drawn, **inpainting,
-        )  # fmt: skip
-        if callback is not None:
-            callback(i, t, x)
-    return x
+    return Run(plan, predict, source, on_device(plan.timesteps, place), tree, inpainting), x
 
 
 def _brownian_tree(

@@ -5,7 +5,6 @@ import itertools
 import math
 from unittest import mock
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -14,18 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastgen.samplers import SOLVERS, BrownianTree, make_solver, sample
 from fastgen.samplers.formulas.dpm_solver import multistep
 
-MEANS = torch.tensor([[-1.0, 0.5], [1.2, -0.4], [0.3, 1.1]], dtype=torch.float64)
-DEVIATIONS = torch.tensor([0.35, 0.25, 0.45], dtype=torch.float64)
-WEIGHTS = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
-
-
-def clean(x: Tensor, alpha: float, sigma: float) -> Tensor:
-    """E[x0 | x] of the mixture at x = alpha x0 + sigma eps, [N, 2]."""
-    variance = alpha**2 * DEVIATIONS**2 + sigma**2
-    difference = x[:, None, :].double() - alpha * MEANS
-    log_weights = WEIGHTS.log() - variance.log() - difference.square().sum(-1) / (2 * variance)
-    component = MEANS + (alpha * DEVIATIONS**2 / variance)[:, None] * difference
-    return (torch.softmax(log_weights, 1)[..., None] * component).sum(1)
+from .mixture import DEVIATIONS, MEANS, ORDERS, WEIGHTS, clean, integrate, mixture
 
 
 class Exact:
@@ -60,51 +48,6 @@ def draw(name: str, steps: int, noise: Tensor, **kwargs) -> Tensor:
     return sample(
         model, noise.shape, model.solver, steps=steps, noise=noise, dtype=noise.dtype, progress=False, **kwargs
     )
-
-
-ORDERS = {
-    "euler": (1, {}),
-    "heun": (2, {}),
-    "dpm_2": (2, {}),
-    "lms": (3, {"order": 3}),
-    "dpmpp_1": (1, {}),
-    "dpmpp_2m": (2, {"lower_order_final": False}),
-    "dpmpp_3m": (3, {"lower_order_final": False}),
-    "dpmpp_2s": (2, {"lower_order_final": False}),
-    "dpmpp_3s": (3, {"lower_order_final": False, "solver_type": "heun"}),
-    "dpmpp_2s_ancestral": (2, {"eta": 0.0}),
-    "dpmpp_sde": (2, {"eta": 0.0}),
-    "dpmpp_2m_sde": (2, {"eta": 0.0}),
-    "dpmpp_3m_sde": (3, {"eta": 0.0}),
-    "deis": (3, {"order": 3, "lower_order_final": False}),
-    "unipc": (3, {"order": 2, "lower_order_final": False}),
-}
-
-
-def integrate(name: str, steps: int, x: Tensor, arguments: dict) -> Tensor:
-    """From sigma = 100 to 0.1 in even steps of log sigma. At sigma = 100 the prediction hardly changes, so that the lower orders
-    a multistep solver warms up with do not show."""
-    from fastgen.samplers.path import Path
-    from fastgen.samplers.plan import compile_trace
-    from fastgen.samplers.trace import Trace
-
-    solver = make_solver(name, **arguments)
-    sigmas = np.exp(np.linspace(math.log(100.0), math.log(0.1), steps + 1)).tolist()
-    norms = [math.hypot(1, s) for s in sigmas]
-    object.__setattr__(solver, "sigma_path", lambda _: Path(sigmas[:-1], [1.0] * len(sigmas), sigmas, float))
-    vp = Path(sigmas[:-1], [1 / n for n in norms], [s / n for s, n in zip(sigmas, norms, strict=True)])
-    object.__setattr__(solver, "vp_path", lambda _: vp)
-    object.__setattr__(solver, "final_sigma", "min")
-    trace = Trace(solver.prediction(), scale_inputs=False)
-    solver.follow(trace, steps)
-    plan = compile_trace(trace).to("cpu", torch.float64)
-    in_sigma_space = plan.stages[0].alpha == 1.0
-    x = x if in_sigma_space else x / norms[0]
-    history: dict = {}
-    for i, stage in enumerate(plan.stages):
-        x0 = clean(x, stage.alpha, stage.sigma)
-        x = plan.step((x - stage.alpha * x0) / stage.sigma, i, x, history=history)
-    return x if in_sigma_space else x * norms[-1]
 
 
 @pytest.mark.parametrize("name", ORDERS)
@@ -170,12 +113,6 @@ def test_the_authors_third_order_is_the_second():
         errors = [float((integrate("dpmpp_3m", n, x, {"lower_order_final": False}) - exact).norm()) for n in (96, 192)]
     assert 1.7 < math.log2(errors[0] / errors[1]) < 2.3
     assert errors[1] > 3 * true
-
-
-def mixture(n: int) -> Tensor:
-    generator = torch.Generator().manual_seed(1)
-    component = torch.multinomial(WEIGHTS, n, replacement=True, generator=generator)
-    return MEANS[component] + DEVIATIONS[component, None] * torch.randn(n, 2, generator=generator, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("name", sorted(SOLVERS))

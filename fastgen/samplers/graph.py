@@ -1,0 +1,79 @@
+"""`CapturedSampler`: a whole trajectory, the model included, as one CUDA graph that is replayed for other seeds."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..ops.philox_normal import check_seeds
+from .guidance import Model
+from .loop import prepare
+from .solver import Solver
+
+_REFUSED = frozenset({"seeds", "generator", "noise", "brownian", "known", "mask", "callback", "progress"})
+
+
+class CapturedSampler:
+    """Like `sample`, captured once: a call sets the seeds and replays the graph, with no work for Python in between.
+
+    Worth it where launches cost more than kernels: small batches, many steps. The shape, the steps, the conditions and the
+    memory are fixed at capture; so is the model, whose weights may be changed in place only.
+
+    Args:
+        model, shape, solver, steps: see :func:`fastgen.samplers.sample`.
+        warm_up: trajectories followed before the capture, so that every kernel is compiled and every workspace there.
+        kwargs: further arguments of :func:`sample`, but for the noise, which comes from the seeds of each call, inpainting and
+            callbacks.
+
+    Raises:
+        ValueError: the device is no CUDA device, or an argument makes no sense in a graph.
+        RuntimeError: the model does something that a graph cannot hold; the message says what usually does.
+    """
+
+    def __init__(
+        self,
+        model: Model | None,
+        shape: Sequence[int],
+        solver: Solver | str,
+        *,
+        steps: int,
+        warm_up: int = 2,
+        **kwargs: Any,
+    ) -> None:
+        refused = sorted(_REFUSED & set(kwargs))
+        if refused:
+            raise ValueError(
+                f"CapturedSampler takes no {refused}: the graph draws its noise from the seeds of each call"
+            )
+        run, _ = prepare(model, shape, solver, steps=steps, seeds=[0] * int(shape[0]), **kwargs)
+        device, seeds = run.source.device, run.source.seeds
+        if device.type != "cuda" or seeds is None:
+            raise ValueError(f"a CUDA graph needs a CUDA device, got {device}")
+        self._seeds = seeds
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.no_grad():
+            stream = torch.cuda.Stream(device)
+            stream.wait_stream(torch.cuda.current_stream(device))
+            with torch.cuda.stream(stream):
+                for _ in range(max(warm_up, 1)):
+                    run.follow(run.source.initial())
+            torch.cuda.current_stream(device).wait_stream(stream)
+            try:
+                with torch.cuda.graph(self._graph):
+                    self._samples = run.follow(run.source.initial())
+            except RuntimeError as error:
+                raise RuntimeError(
+                    "the loop could not be captured in a CUDA graph. The usual reasons are a model that waits for the device "
+                    "(.item(), .cpu(), a branch on a tensor's value), moves tensors from the host, or draws from a generator "
+                    f"that is not registered with the graph; sample() does without a graph. CUDA said: {error}"
+                ) from error
+
+    def __call__(self, seeds: Tensor | Sequence[int]) -> Tensor:
+        """The samples of ``seeds`` [N]; new memory, which the next call does not touch."""
+        given = check_seeds("CapturedSampler", seeds, self._seeds.device)
+        if len(given) != len(self._seeds):
+            raise ValueError(f"seeds must be one a sample ({len(self._seeds)}), got {len(given)}")
+        self._seeds.copy_(given)
+        self._graph.replay()
+        return self._samples.clone()
