@@ -21,6 +21,7 @@ from fastgen.samplers import SOLVERS, make_solver, sample, squared_cosine_betas
 STEPS = (5, 10, 20, 50)
 LEFT_OUT = {
     "lcm": "its models are distilled", "tcd": "its models are distilled", "consistency": "its models are distilled",
+    "repaint": "for inpainting",
     "flow_euler": "for flow models", "flow_heun": "for flow models", "edm_euler": "for EDM models",
     "edm_heun": "for EDM models", "edm_dpmpp_2m": "for EDM models",
 }  # fmt: skip

@@ -8,11 +8,13 @@ from .ddim import DDIM
 from .ddpm import DDPM
 from .formulas import consistency as _consistency
 from .formulas import ddim as _ddim
+from .formulas import ddpm as _ddpm
 from .formulas import dpm_solver as _dpm
 from .formulas import karras as _karras
 from .formulas import multistep as _multistep
 from .path import Path
 from .prediction import Prediction
+from .schedules import timestep_spacing
 from .solver import DiscreteSolver, EDMSolver, FlowSolver, SigmaSolver, Solver
 from .trace import Trace
 
@@ -251,6 +253,37 @@ class PNDM(DiscreteSolver):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class RePaint(DiscreteSolver):
+    """RePaint (Lugmayr et al. 2022): inpainting that goes back up ``jump_length`` steps, ``jump_n_sample`` - 1 times each, to
+    make the drawn part agree with the known one; give ``known`` and ``mask`` to `sample`. ``eta`` as in :class:`DDIM`."""
+
+    eta: float = 1.0
+    jump_length: int = 10
+    jump_n_sample: int = 10
+
+    def follow(self, trace: Trace, steps: int) -> None:
+        stride = self.num_train_timesteps // steps if isinstance(steps, int) and steps > 0 else 1
+        timestep_spacing(self.num_train_timesteps, steps)  # checks steps
+        levels = [(math.sqrt(bar), math.sqrt(1 - bar)) for bar in self.alpha_bars()]
+        times = [t * stride for t in jumping_timesteps(steps, self.jump_length, self.jump_n_sample)]
+        _ddpm.repaint(trace, times, lambda t: levels[t] if t >= 0 else (1.0, 0.0), stride, eta=self.eta)
+
+
+def jumping_timesteps(steps: int, jump_length: int, jump_n_sample: int) -> list[int]:
+    """RePaint's way from ``steps`` - 1 to 0: before every ``jump_length`` steps it goes up as many, some times over."""
+    jumps = dict.fromkeys(range(0, steps - jump_length, jump_length), jump_n_sample - 1)
+    values, t = [], steps
+    while t >= 1:
+        t -= 1
+        values.append(t)
+        if jumps.get(t, 0) > 0:
+            jumps[t] -= 1
+            values += range(t + 1, t + jump_length + 1)
+            t += jump_length
+    return values
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class LCM(DiscreteSolver):
     """Latent consistency models (Luo et al. 2023), distilled on ``original_steps`` timesteps; not clipped."""
 
@@ -361,6 +394,7 @@ SOLVERS: dict[str, Callable[..., Solver]] = {
     "dpm_2_ancestral": DPM2Ancestral,
     "lms": LMS,
     "pndm": PNDM,
+    "repaint": RePaint,
     "dpmpp_1": lambda **kw: DPMSolverPP(order=1, **kw),
     "dpmpp_2m": DPMSolverPP,
     "dpmpp_3m": lambda **kw: DPMSolverPP(order=3, **kw),

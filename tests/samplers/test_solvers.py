@@ -82,7 +82,7 @@ def test_distribution(name):
     The bias of the discretisation and of starting from a unit normal is allowed 0.02 in means and weights, 0.04 in covariances.
     """
     n = 4000
-    arguments = {"clip_sample": False} if name in ("ddpm", "ddim") else {}
+    arguments = {"clip_sample": False} if name in ("ddpm", "ddim", "repaint") else {}
     seeds = torch.arange(n)
     model = Exact(name, 100, **arguments)
     x = sample(model, (n, 2), model.solver, steps=100, seeds=seeds, progress=False).double()

@@ -16,6 +16,7 @@ from ..noise import Generators, draw_normal
 from ..path import Path
 from ..plan import Plan
 from ..prediction import Prediction
+from ..solvers import jumping_timesteps
 from ..table import coefficient_table
 from ..trace import Trace
 from .noise_levels import SPACINGS, make_betas, spaced_timesteps
@@ -426,15 +427,7 @@ class RePaintScheduler(DiscreteScheduler):
     ) -> None:
         total = self.config["num_train_timesteps"]
         steps = self.num_inference_steps = min(total, num_inference_steps)
-        jumps = {j: jump_n_sample - 1 for j in range(0, steps - jump_length, jump_length)}
-        values, t = [], steps
-        while t >= 1:
-            t -= 1
-            values.append(t)
-            if jumps.get(t, 0) > 0:
-                jumps[t] -= 1
-                values += range(t + 1, t + jump_length + 1)
-                t += jump_length
+        values = jumping_timesteps(steps, jump_length, jump_n_sample)
         self._set(np.array(values) * (total // steps), device)
 
     def index_for_timestep(self, timestep: Timestep, schedule_timesteps: Tensor | None = None) -> int:

@@ -1,10 +1,11 @@
 """DDPM: the reverse process as a chain of Gaussians (Ho, Jain and Abbeel 2020; Nichol and Dhariwal 2021), and RePaint on it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ..path import Path
 from ..trace import Trace
+from .ddim import ddim_step
 
 SMALLEST_VARIANCE = 1e-20  # the posterior variance of the last step is 0, and its logarithm is wanted
 
@@ -38,35 +39,20 @@ def _noise(variance_type: str, beta: float, posterior: float) -> tuple[float, tu
 def repaint(
     trace: Trace,
     timesteps: Sequence[int],
-    alpha_bars: Sequence[float],
+    marginal: Callable[[int], tuple[float, float]],
     stride: int,
     *,
-    eta: float = 0.0,
-) -> list[bool]:
-    """RePaint (Lugmayr et al. 2022, algorithm 1): DDIM steps whose known part is replaced, and noise put back where the
-    timesteps go up. Returns for each step whether it goes down (calls the model)."""
-    x, down = None, []
-
-    def marginal(t: int) -> tuple[float, float]:
-        bar = alpha_bars[t] if t >= 0 else 1.0
-        return math.sqrt(bar), math.sqrt(1 - bar)
-
-    last = timesteps[0] + stride
+    eta: float = 1.0,
+) -> None:
+    """RePaint (Lugmayr et al. 2022, algorithm 1): steps of DDIM with ``eta``, and noise put back where the timesteps go up."""
+    x, previous = None, timesteps[0]
     for t in timesteps:
-        if t > last:  # back up from `last` to t, in one step of the same distribution
-            ratio = marginal(t)[0] / marginal(last)[0]
-            x = trace.renoise(x, last, *marginal(last))
+        if t > previous:  # x stands at previous - stride, and goes up to t - stride = previous
+            low, high = marginal(previous - stride), marginal(previous)
+            x = trace.renoise(x, previous, *low)
+            ratio = high[0] / low[0]
             x = ratio * x + math.sqrt(1 - ratio**2) * trace.noise()
-            down.append(False)
         else:
-            alpha, sigma = marginal(t)
-            alpha_next, sigma_next = marginal(t - stride)
-            x, x0 = trace.call(x, t, alpha, sigma)
-            std = eta * sigma_next / sigma * math.sqrt(max(1 - (alpha / alpha_next) ** 2, 0.0))
-            x = alpha_next * x0 + math.sqrt(max(sigma_next**2 - std**2, 0.0)) * trace.output
-            if eta > 0 and t > 0:
-                x = x + std * trace.noise()
-            down.append(True)
-        last = t
+            x = ddim_step(trace, x, (t, *marginal(t)), marginal(t - stride), eta=eta)
+        previous = t
     trace.finish(x)
-    return down
