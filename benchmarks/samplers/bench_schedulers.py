@@ -57,10 +57,9 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def cases(device: torch.device, full: bool) -> list[Case]:
-    shapes = SHAPES if full or device.type == "cuda" else (SHAPES[0], SHAPES[2])
     return [
         Case("schedulers", mode, shape, "fp32", functools.partial(build, mode, shape, device))
-        for shape in shapes
+        for shape in SHAPES
         for mode in SCHEDULERS
     ]
 

@@ -1,14 +1,12 @@
 """k-diffusion's functions against k-diffusion itself: same model, same noise, 1e-5 in float32 and 1e-10 in float64."""
 
-import importlib.util
-import sys
-import types
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.samplers.bench_k_diffusion import load_peer
 from fastgen.samplers import k_diffusion as ours
 
 SHAPE = (2, 3, 5, 4)
@@ -16,25 +14,10 @@ SHAPE = (2, 3, 5, 4)
 
 @pytest.fixture(scope="module")
 def peer() -> Any:
-    """k_diffusion.sampling alone: the package's __init__ imports what only training needs."""
-    spec = importlib.util.find_spec("k_diffusion")
-    if spec is None or not spec.submodule_search_locations:
-        pytest.skip("k-diffusion is not installed")
-    folder = spec.submodule_search_locations[0]
-    for name in ("torchdiffeq", "torchsde"):
-        if importlib.util.find_spec(name) is None:
-            stub = types.ModuleType(name)
-            stub.odeint = None
-            sys.modules.setdefault(name, stub)
-    package = types.ModuleType("k_diffusion_only")
-    package.__path__ = [folder]
-    package.utils = types.ModuleType("k_diffusion_only.utils")
-    package.utils.append_dims = lambda x, n: x.reshape(x.shape + (1,) * (n - x.ndim))
-    sys.modules["k_diffusion_only"], sys.modules["k_diffusion_only.utils"] = package, package.utils
-    found = importlib.util.spec_from_file_location("k_diffusion_only.sampling", f"{folder}/sampling.py")
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    return module
+    try:
+        return load_peer()
+    except ImportError as error:
+        pytest.skip(str(error))
 
 
 def denoiser(x: Tensor, sigma: Tensor, shift: float = 0.0) -> Tensor:

@@ -6,41 +6,26 @@ step is one kernel. diffusers itself need not be installed. Noise can also come 
 
 from typing import Any
 
-from .discrete import (
-    DDIMInverseScheduler,
-    DDIMScheduler,
-    DDPMScheduler,
-    LCMScheduler,
-    PNDMScheduler,
-    RePaintScheduler,
-    TCDScheduler,
-)
+from .discrete import DDIMInverseScheduler, DDIMScheduler, DDPMScheduler, PNDMScheduler
+from .distilled import LCMScheduler, TCDScheduler
+from .dpm_solver import DPMSolverMultistepInverseScheduler, DPMSolverMultistepScheduler, DPMSolverSinglestepScheduler
 from .flow import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
-from .karras import (
-    DPMSolverSDEScheduler,
-    EulerAncestralDiscreteScheduler,
-    EulerDiscreteScheduler,
-    HeunDiscreteScheduler,
-    KDPM2AncestralDiscreteScheduler,
-    KDPM2DiscreteScheduler,
-    LMSDiscreteScheduler,
-)
-from .multistep import (
-    DEISMultistepScheduler,
-    DPMSolverMultistepInverseScheduler,
-    DPMSolverMultistepScheduler,
-    DPMSolverSinglestepScheduler,
-    IPNDMScheduler,
-    SASolverScheduler,
-    UniPCMultistepScheduler,
-)
+from .karras import EulerAncestralDiscreteScheduler, EulerDiscreteScheduler, LMSDiscreteScheduler
+from .multistep import DEISMultistepScheduler, IPNDMScheduler, SASolverScheduler, UniPCMultistepScheduler
 from .preconditioned import (
     CMStochasticIterativeScheduler,
     CosineDPMSolverMultistepScheduler,
     EDMDPMSolverMultistepScheduler,
     EDMEulerScheduler,
 )
+from .repaint import RePaintScheduler
 from .scheduler import Scheduler, SchedulerOutput
+from .two_stage import (
+    DPMSolverSDEScheduler,
+    HeunDiscreteScheduler,
+    KDPM2AncestralDiscreteScheduler,
+    KDPM2DiscreteScheduler,
+)
 
 __all__ = [
     "CMStochasticIterativeScheduler",

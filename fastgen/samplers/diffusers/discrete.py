@@ -1,4 +1,4 @@
-"""Stand-ins that live on the discrete schedule of alpha_bar: DDPM, DDIM and its inverse, LCM, TCD, PNDM, RePaint."""
+"""Stand-ins that live on the discrete schedule of alpha_bar: DDPM, DDIM and its inverse, PNDM."""
 
 import math
 from collections.abc import Sequence
@@ -8,19 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...ops import sampler_step
 from ..formulas import ddim as _ddim
 from ..formulas import ddpm as _ddpm
 from ..formulas import multistep as _multistep
-from ..noise import Generators, draw_normal
+from ..noise import Generators
 from ..path import Path
-from ..plan import Plan
-from ..prediction import Prediction
-from ..solvers import jumping_timesteps
-from ..table import coefficient_table
 from ..trace import Trace
 from .noise_levels import SPACINGS, make_betas, spaced_timesteps
-from .scheduler import Scheduler, SchedulerOutput, Timestep, combine, to_timesteps
+from .scheduler import Scheduler, Timestep, combine, to_timesteps
 
 BETAS: dict[str, Any] = {
     "num_train_timesteps": 1000,
@@ -88,7 +83,7 @@ class DiscreteScheduler(Scheduler):
         return combine(alpha, noise, -sigma, sample)
 
 
-def _check_descending(timesteps: Sequence[int], total: int) -> np.ndarray:
+def check_descending(timesteps: Sequence[int], total: int) -> np.ndarray:
     values = np.array(timesteps, dtype=np.int64)
     if (np.diff(values) >= 0).any():
         raise ValueError(f"timesteps must be descending, got {values.tolist()}")
@@ -127,7 +122,7 @@ class DDPMScheduler(DiscreteScheduler):
             raise ValueError("give num_inference_steps or timesteps, and not both")
         self.custom_timesteps = timesteps is not None
         if timesteps is not None:
-            self._set(_check_descending(timesteps, self.config["num_train_timesteps"]), device)
+            self._set(check_descending(timesteps, self.config["num_train_timesteps"]), device)
             return
         self._check_steps(num_inference_steps)  # type: ignore[arg-type]
         self.num_inference_steps = num_inference_steps
@@ -167,7 +162,7 @@ class DDIMScheduler(DiscreteScheduler):
         self._set(spaced_timesteps(self.config, num_inference_steps), device)
 
     def _trace(self, trace: Trace, start: int, **options: Any) -> None:
-        _stepwise_ddim(self, trace, start, **options)
+        stepwise_ddim(self, trace, start, **options)
 
     def step(
         self, model_output: Tensor, timestep: Timestep, sample: Tensor, eta: float = 0.0, use_clipped_model_output: bool = False,
@@ -182,7 +177,7 @@ class DDIMScheduler(DiscreteScheduler):
         )  # fmt: skip
 
 
-def _stepwise_ddim(scheduler: DiscreteScheduler, trace: Trace, start: int, **options: Any) -> None:
+def stepwise_ddim(scheduler: DiscreteScheduler, trace: Trace, start: int, **options: Any) -> None:
     """Each timestep's own step, `num_train_timesteps // num_inference_steps` down: with some spacings that is not quite where the
     next one begins."""
     stride = scheduler.config["num_train_timesteps"] // (scheduler.num_inference_steps or 1)
@@ -227,123 +222,6 @@ class DDIMInverseScheduler(DiscreteScheduler):
 
     def step(self, model_output: Tensor, timestep: Timestep, sample: Tensor, return_dict: bool = True) -> Any:
         return self._advance(model_output, timestep, sample, return_dict=return_dict)
-
-
-DISTILLED = {
-    "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
-    "trained_betas": None, "original_inference_steps": 50, "clip_sample": False, "clip_sample_range": 1.0,
-    "set_alpha_to_one": True, "steps_offset": 0, "prediction_type": "epsilon", **THRESHOLDING, "timestep_spacing": "leading",
-    "timestep_scaling": 10.0, "rescale_betas_zero_snr": False,
-}  # fmt: skip
-
-
-class DistilledScheduler(DiscreteScheduler):
-    """Base of LCM and TCD: the timesteps are a subset of those the model was distilled on."""
-
-    _compatible_names = ()
-
-    def _origin(self, original_inference_steps: int | None, strength: float) -> np.ndarray:
-        total = self.config["num_train_timesteps"]
-        original = original_inference_steps or self.config["original_inference_steps"]
-        if original > total:
-            raise ValueError(f"original_inference_steps must be at most num_train_timesteps = {total}, got {original}")
-        return np.arange(1, int(original * strength) + 1) * (total // original) - 1
-
-    def set_timesteps(
-        self, num_inference_steps: int | None = None, device: Any = None, original_inference_steps: int | None = None,
-        timesteps: Sequence[int] | None = None, strength: float = 1.0,
-    ) -> None:  # fmt: skip
-        if (num_inference_steps is None) == (timesteps is None):
-            raise ValueError("give num_inference_steps or timesteps, and not both")
-        if timesteps is not None:
-            values = _check_descending(timesteps, self.config["num_train_timesteps"])
-            self.num_inference_steps = len(values)
-            keep = min(int(len(values) * strength), len(values))
-            self._set(values[max(len(values) - keep, 0) :], device)
-            return
-        origin = self._origin(original_inference_steps, strength)[::-1].copy()
-        self._check_steps(num_inference_steps)  # type: ignore[arg-type]
-        if num_inference_steps > len(origin):  # type: ignore[operator]
-            raise ValueError(
-                f"num_inference_steps must be at most {len(origin)} (original_inference_steps x strength), "
-                f"got {num_inference_steps}"
-            )
-        self.num_inference_steps = num_inference_steps
-        chosen = np.floor(np.linspace(0, len(origin), num=num_inference_steps, endpoint=False)).astype(np.int64)  # type: ignore[arg-type]
-        self._set(origin[chosen], device)
-
-    def _following_path(self, start: int, end: int) -> Path:
-        values = [int(t) for t in self._values[start:]]
-        return self._path(values, [*values[1:], end])
-
-
-class LCMScheduler(DistilledScheduler):
-    """Latent consistency models (Luo et al. 2023)."""
-
-    defaults = DISTILLED
-    second_output = "denoised"
-
-    def _trace(self, trace: Trace, start: int, **options: Any) -> None:
-        path = self._following_path(start, int(self._values[-1]))
-        _ddim.lcm(trace, path, timestep_scaling=self.config["timestep_scaling"])
-
-    def _second(self, plan: Plan, i: int, model_output: Tensor, sample: Tensor) -> Tensor:
-        c_skip, c_out = _ddim.lcm_boundary(self._values[self._start + i], self.config["timestep_scaling"])
-        return c_out * plan.predicted_sample(model_output, i, sample) + c_skip * sample
-
-    def step(
-        self, model_output: Tensor, timestep: Timestep, sample: Tensor, generator: Generators = None, return_dict: bool = True,
-        *, seeds: Tensor | Sequence[int] | None = None,
-    ) -> Any:  # fmt: skip
-        return self._advance(model_output, timestep, sample, generator=generator, seeds=seeds, return_dict=return_dict)
-
-
-class TCDScheduler(DistilledScheduler):
-    """Trajectory consistency distillation (Zheng et al. 2024)."""
-
-    defaults = DISTILLED
-    second_output = "pred_noised_sample"
-
-    def _origin(self, original_inference_steps: int | None, strength: float) -> np.ndarray:
-        if original_inference_steps is None:
-            return super()._origin(None, strength)
-        return np.arange(int(self.config["num_train_timesteps"] * strength))
-
-    def _prediction(self) -> Prediction:
-        return Prediction(prediction_type=self.config["prediction_type"])  # diffusers' does not clip
-
-    def _between(self, start: int, eta: float) -> list[tuple[float, float]]:
-        following = [*self._values[start + 1 :], 0]
-        return [self._marginal(math.floor((1 - eta) * t)) for t in following]
-
-    def _trace(self, trace: Trace, start: int, *, eta: float = 0.3) -> None:  # type: ignore[override]
-        _ddim.tcd(trace, self._following_path(start, 0), self._between(start, eta), eta=eta)
-        self._eta = eta
-
-    def _second(self, plan: Plan, i: int, model_output: Tensor, sample: Tensor) -> Tensor:
-        index = self._start + i
-        (alpha, sigma), (alpha_s, sigma_s) = (
-            self._marginal(int(self._values[index])),
-            self._between(index, self._eta)[0],
-        )
-        clean = plan.predicted_sample(model_output, i, sample)
-        return (alpha_s - sigma_s * alpha / sigma) * clean + sigma_s / sigma * sample
-
-    def step(
-        self, model_output: Tensor, timestep: Timestep, sample: Tensor, eta: float = 0.3, generator: Generators = None,
-        return_dict: bool = True, *, seeds: Tensor | Sequence[int] | None = None,
-    ) -> Any:  # fmt: skip
-        if not 0 <= eta <= 1:
-            raise ValueError(f"eta must be in [0, 1], got {eta}")
-        return self._advance(
-            model_output,
-            timestep,
-            sample,
-            generator=generator,
-            seeds=seeds,
-            return_dict=return_dict,
-            options={"eta": eta},
-        )
 
 
 class PNDMScheduler(DiscreteScheduler):
@@ -402,79 +280,3 @@ class PNDMScheduler(DiscreteScheduler):
 
     def step(self, model_output: Tensor, timestep: Timestep, sample: Tensor, return_dict: bool = True) -> Any:
         return self._advance(model_output, timestep, sample, return_dict=return_dict)
-
-
-class RePaintScheduler(DiscreteScheduler):
-    """Inpainting by resampling (Lugmayr et al. 2022)."""
-
-    defaults: ClassVar[dict[str, Any]] = {
-        **{k: v for k, v in BETAS.items() if k != "trained_betas"},
-        "eta": 0.0,
-        "trained_betas": None,
-        "clip_sample": True,
-    }
-    _compatible_names = ()
-    second_output = "pred_original_sample"
-    stateless = True
-
-    def _setup(self) -> None:
-        super()._setup()
-        self.eta = self.config["eta"]
-        self._masks: tuple[Tensor, int, Tensor] | None = None
-
-    def set_timesteps(
-        self, num_inference_steps: int, jump_length: int = 10, jump_n_sample: int = 10, device: Any = None
-    ) -> None:
-        total = self.config["num_train_timesteps"]
-        steps = self.num_inference_steps = min(total, num_inference_steps)
-        values = jumping_timesteps(steps, jump_length, jump_n_sample)
-        self._set(np.array(values) * (total // steps), device)
-
-    def index_for_timestep(self, timestep: Timestep, schedule_timesteps: Tensor | None = None) -> int:
-        """The row of a timestep: of all its visits the first, their steps are the same."""
-        value = int(timestep)
-        if value not in self._values:
-            raise ValueError(f"timestep {value} is not in the schedule")
-        return self._values.index(value)
-
-    def _trace(self, trace: Trace, start: int, **options: Any) -> None:
-        _stepwise_ddim(self, trace, start, eta=self.config["eta"], always_draw=True)
-
-    def step(
-        self, model_output: Tensor, timestep: Timestep, sample: Tensor, original_image: Tensor, mask: Tensor,
-        generator: Generators = None, return_dict: bool = True,
-    ) -> Any:  # fmt: skip
-        """``mask`` is 1 where ``original_image`` is known; both broadcast to ``sample``."""
-        noise = draw_normal(model_output.shape, generator, model_output.device, model_output.dtype)
-        index = self.index_for_timestep(timestep)
-        plan = self._plan(0, sample, {})
-        self._start = 0
-        known: dict[str, Any] = {
-            "known": original_image.to(sample.dtype),
-            "mask": self._inverse(mask, sample),
-            "known_noise": noise,
-        }
-        following = plan.step(model_output, index, sample, noise=noise, **known)
-        versions = model_output._version, sample._version
-        return SchedulerOutput(following, self.second_output, self._later, plan, index, model_output, sample, versions)
-
-    def _inverse(self, mask: Tensor, sample: Tensor) -> Tensor:
-        if self._masks is None or self._masks[0] is not mask or self._masks[1] != mask._version:
-            self._masks = mask, mask._version, (1 - mask.to(sample.dtype)).expand(sample.shape).contiguous()
-        return self._masks[2]
-
-    def undo_step(self, sample: Tensor, timestep: Timestep, generator: Generators = None) -> Tensor:
-        """Back up one stride of the schedule, noise drawn for each of its timesteps."""
-        stride = self.config["num_train_timesteps"] // (self.num_inference_steps or 1)
-        rows = [{"sample": math.sqrt(1 - b), "noise": math.sqrt(b)} for b in self.betas.double().tolist()]
-        key = ("undo", sample.device, sample.dtype == torch.float64)
-        if key not in self._plans:
-            table = coefficient_table(rows).to(sample.device, torch.float64 if key[2] else torch.float32)
-            self._plans[key] = table  # type: ignore[assignment]
-        for t in range(int(timestep), int(timestep) + stride):
-            noise = draw_normal(sample.shape, generator, sample.device, sample.dtype)
-            sample = sampler_step(sample, sample, self._plans[key], t, noise=noise)  # type: ignore[arg-type, assignment]
-        return sample
-
-    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        raise ValueError("RePaint has no training noise of its own: use DDPMScheduler.add_noise")

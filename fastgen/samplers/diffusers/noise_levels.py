@@ -89,7 +89,7 @@ def spaced_timesteps_with_end(config: Mapping[str, Any], steps: int, last: int) 
 
 def train_sigmas(alphas_cumprod: Tensor) -> Array:
     """[T] float32, sqrt((1 - alpha_bar) / alpha_bar)."""
-    return np.array(((1 - alphas_cumprod) / alphas_cumprod) ** 0.5)
+    return (((1 - alphas_cumprod) / alphas_cumprod) ** 0.5).numpy()
 
 
 def sigma_to_timestep(sigma: Array | float, log_sigmas: Array) -> Array:

@@ -16,8 +16,9 @@ from ..path import Path
 from ..prediction import Prediction
 from ..trace import Trace
 from .discrete import THRESHOLDING
+from .dpm_solver import DPM_SYNONYMS
 from .karras import _euler_churned_after, _positive
-from .multistep import DPM_SYNONYMS, FINAL_SIGMAS, _check_choice
+from .multistep import FINAL_SIGMAS, check_choice
 from .scheduler import _NO_OPTIONS, Scheduler, Timestep, require_float_timestep, to_timesteps
 
 EDM: dict[str, Any] = {
@@ -31,8 +32,8 @@ class PreconditionedScheduler(Scheduler):
     """Base: x = x0 + sigma eps, c_in, c_skip, c_out and c_noise of sigma_data."""
 
     def _setup(self) -> None:
-        _check_choice(self.config, "sigma_schedule", SIGMA_SCHEDULES)
-        _check_choice(self.config, "final_sigmas_type", FINAL_SIGMAS)
+        check_choice(self.config, "sigma_schedule", SIGMA_SCHEDULES)
+        check_choice(self.config, "final_sigmas_type", FINAL_SIGMAS)
         self.is_scale_input_called = False
         self._set_sigmas(self._schedule(torch.linspace(0, 1, self.config["num_train_timesteps"])), None, 0.0)
 
@@ -138,8 +139,8 @@ class EDMDPMSolverMultistepScheduler(PreconditionedScheduler):
 
     def _setup(self) -> None:
         if "algorithm_type" in self.config:
-            _check_choice(self.config, "algorithm_type", ("dpmsolver++", "sde-dpmsolver++"))
-        _check_choice(self.config, "solver_type", _dpm_solver.SOLVER_TYPES)
+            check_choice(self.config, "algorithm_type", ("dpmsolver++", "sde-dpmsolver++"))
+        check_choice(self.config, "solver_type", _dpm_solver.SOLVER_TYPES)
         super()._setup()
 
     def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
