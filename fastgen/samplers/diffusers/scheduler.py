@@ -4,6 +4,7 @@ A scheduler works out its noise levels as diffusers does, traces its formula onc
 """
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
@@ -69,7 +70,7 @@ class SchedulerOutput:
         return tuple(self)
 
 
-class Scheduler:
+class Scheduler(ABC):
     """Base of the stand-ins. Subclasses give ``defaults``, `_set_path` and `_trace`.
 
     Every argument of the diffusers class of the same name, with its default, is in ``defaults``; an argument that is not
@@ -118,9 +119,9 @@ class Scheduler:
 
     # ---- what subclasses give ---------------------------------------------------------------------------------------
 
+    @abstractmethod
     def _setup(self) -> None:
         """Work out the schedule from the configuration, and the timesteps before `set_timesteps`."""
-        raise NotImplementedError
 
     def _prediction(self) -> Prediction:
         """What the model predicts."""
@@ -134,9 +135,9 @@ class Scheduler:
             sample_max_value=config.get("sample_max_value", 1.0),
         )
 
+    @abstractmethod
     def _trace(self, trace: Trace, start: int, **options: Any) -> None:
         """Follow the solver's formula from step ``start`` on."""
-        raise NotImplementedError
 
     # ---- configuration ----------------------------------------------------------------------------------------------
 
@@ -344,7 +345,7 @@ class Scheduler:
 
     def _marginals(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """(alpha, sigma) of the noised training samples at ``timesteps``, [N] float64 each, on the host."""
-        raise NotImplementedError
+        raise ValueError(f"{type(self).__name__} has no training noise of its own: use another scheduler's add_noise")
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """alpha x0 + sigma eps at each sample's own timestep.
