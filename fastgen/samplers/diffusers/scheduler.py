@@ -369,7 +369,7 @@ def scaled(sample: Tensor, factor: float) -> Tensor:
     return sample * factor
 
 
-def _all_subclasses(cls: type[Scheduler]) -> list[type[Scheduler]]:
+def _all_subclasses(cls: Any) -> list[type[Scheduler]]:
     found = [sub for child in cls.__subclasses__() for sub in (child, *_all_subclasses(child))]
     return [sub for sub in found if sub.defaults]
 
