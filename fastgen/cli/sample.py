@@ -14,7 +14,18 @@ from torch import Tensor
 
 from ..models import UNet
 from ..models.checkpoint import CheckpointError, json_metadata, read_metadata
-from ..samplers import DDIM, DDPM, Solver, linear_betas, sample, scaled_linear_betas, squared_cosine_betas
+from ..samplers import (
+    DDIM,
+    DDPM,
+    SOLVERS,
+    SigmaSolver,
+    Solver,
+    linear_betas,
+    make_solver,
+    sample,
+    scaled_linear_betas,
+    squared_cosine_betas,
+)
 from ._errors import UsageError
 
 SCHEDULES: dict[str, Callable[[int], Tensor]] = {
@@ -23,6 +34,13 @@ SCHEDULES: dict[str, Callable[[int], Tensor]] = {
     "squared_cosine": squared_cosine_betas,
 }
 DEFAULT_STEPS = 50
+
+
+# Those for the schedule of betas that checkpoints are trained on.
+SAMPLERS = sorted(
+    name for name in SOLVERS if not name.startswith(("edm", "flow", "consistency", "lcm", "tcd", "repaint"))
+)
+LARGEST_SIGMA = 80.0  # where a cosine schedule goes on to 20,000, there is nothing left to see
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
@@ -37,7 +55,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--class", dest="label", type=int, help="class to draw (default: no class)")
     parser.add_argument("--num", type=_positive, default=16, help="number of images (default: 16)")
     parser.add_argument("--seed", type=int, default=0, help="image k has seed SEED + k (default: 0)")
-    parser.add_argument("--sampler", choices=("ddim", "ddpm"), default="ddim", help="(default: ddim)")
+    parser.add_argument("--sampler", choices=SAMPLERS, default="ddim", help="(default: ddim)", metavar="NAME")
     parser.add_argument("--steps", type=_positive, default=DEFAULT_STEPS, help=f"(default: {DEFAULT_STEPS})")
     parser.add_argument("--eta", type=float, default=0.0, help="noise of DDIM, 0 to 1 (default: 0)")
     parser.add_argument("--guidance-scale", type=float, default=1.0, help="classifier-free guidance (default: 1, none)")
@@ -138,10 +156,19 @@ def _solver(args: argparse.Namespace, training: dict[str, Any], learned: bool) -
         raise CheckpointError(f"{args.weights}: trained with an unknown schedule {schedule!r}: give --schedule")
     betas = SCHEDULES[schedule](args.timesteps or training.get("timesteps", 1000))
     prediction_type = args.prediction_type or training.get("prediction_type", "epsilon")
+    if args.sampler != "ddpm" and learned:
+        raise UsageError(
+            f"--sampler {args.sampler} takes no learned variance, which these weights have: use --sampler ddpm"
+        )
     if args.sampler == "ddim":
-        if learned:
-            raise UsageError("--sampler ddim takes no learned variance, which these weights have: use --sampler ddpm")
         return DDIM(betas=betas, prediction_type=prediction_type, eta=args.eta, use_clipped_model_output=True)
+    if args.sampler != "ddpm":
+        common = {"betas": betas, "prediction_type": prediction_type, "clip_sample": True}
+        solver = make_solver(args.sampler, **common)
+        if not isinstance(solver, SigmaSolver):
+            return solver
+        highest = min(LARGEST_SIGMA, float(solver.train_sigmas()[-1]))
+        return make_solver(args.sampler, **common, sigma_spacing="karras", sigma_max=highest)
     variance_type = "learned_range" if learned else "fixed_small"
     return DDPM(betas=betas, prediction_type=prediction_type, variance_type=variance_type)
 

@@ -86,3 +86,9 @@ def test_a_failed_write_leaves_nothing(tmp_path):
     with pytest.raises(OSError, match="disk full"):
         write_atomically(tmp_path / "x", fail)
     assert [p.name for p in tmp_path.iterdir()] == ["x"] and (tmp_path / "x").read_text() == "old"
+
+
+@pytest.mark.parametrize("name", ["dpmpp_2m", "heun", "pndm", "euler_ancestral"])
+def test_other_samplers_by_name(tmp_path, name):
+    assert draw(tmp_path / "a", "--class", "3", "--num", "2", "--steps", "5", "--sampler", name) == 0
+    assert len(list((tmp_path / "a").glob("*.png"))) >= 2
