@@ -98,7 +98,7 @@ def build(mode: str, shape: tuple[int, ...], device: torch.device, allow_compile
         return compare(outputs, outputs.get("diffusers", outputs["fastgen"]), tolerance=TOLERANCE)
 
     fused()
-    plan = next(iter(mine._plans.values())) if "input sigmas" not in mine._plans else mine._last_plan[4]
+    plan = next(iter(mine._plans.values()))
     providers = [Provider(label, call) for label, call in calls.items()]
     providers += [Provider("fastgen", fused, "fastgen"), Provider("memory", floor(plan, x, output), "floor")]
     if any(plan.draws_noise):

@@ -112,6 +112,7 @@ class SigmaScheduler(Scheduler):
             levels = torch.cat([levels[:1], levels[1:-1].repeat_interleave(2), levels[-1:]])
             at = self._interleaved(timesteps, device)
         self.sigmas, self.timesteps = levels, at
+        self._input_levels = self._input_sigmas()
         self._restart()
 
     def _interleaved(self, timesteps: np.ndarray, device: Any) -> Tensor:
@@ -136,14 +137,8 @@ class SigmaScheduler(Scheduler):
         if self._step_index is None:
             self._init_step_index(timestep)
         self.is_scale_input_called = True
-        sigma = self._input_sigmas_now()[self._step_index]  # type: ignore[index]
+        sigma = self._input_levels[self._step_index]  # type: ignore[index]
         return sample / math.sqrt(sigma**2 + 1)
-
-    def _input_sigmas_now(self) -> list[float]:
-        cached = self._plans.get("input sigmas")
-        if cached is None:
-            self._plans["input sigmas"] = cached = self._input_sigmas()  # type: ignore[assignment]
-        return cached  # type: ignore[return-value]
 
     def _karras_path(self, start: int) -> tuple[Path, int]:
         """The path in whole steps, and the step to begin with."""

@@ -35,7 +35,6 @@ class MultistepScheduler(Scheduler):
     """Base: sigmas of the schedule, from which alpha and sigma of each step come."""
 
     _compatible_names = KARRAS_FAMILY
-    duplicates_last = False  # what follows the last step where another sigma schedule is chosen
     rounds_converted: tuple[str, ...] = ("use_karras_sigmas",)
     synonyms: ClassVar[dict[str, dict[str, str]]] = {}  # values of other schedulers' arguments, and what they mean here
 
@@ -133,13 +132,6 @@ class MultistepScheduler(Scheduler):
     def _path(self) -> Path:
         alphas, sigmas = zip(*map(self._alpha_sigma, self.sigmas.double().tolist()), strict=True)
         return Path(self._values, alphas, sigmas)
-
-    def index_for_timestep(self, timestep: Timestep, schedule_timesteps: Tensor | None = None) -> int:
-        """As everywhere; integers stand for the rounded timesteps of converted sigmas too."""
-        return super().index_for_timestep(timestep, schedule_timesteps)
-
-    def _learns_variance(self) -> bool:
-        return False
 
     def _without_variance(self, model_output: Tensor, sample: Tensor) -> Tensor:
         """The first half of the channels, where the model also predicts a variance that these solvers have no use for."""

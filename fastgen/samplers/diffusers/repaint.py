@@ -32,6 +32,7 @@ class RePaintScheduler(DiscreteScheduler):
     def _setup(self) -> None:
         super()._setup()
         self.eta = self.config["eta"]
+        self._undo_tables: dict[tuple[torch.device, torch.dtype], Tensor] = {}
         self._masks: tuple[Tensor, int, Tensor] | None = None
 
     def set_timesteps(
@@ -78,14 +79,14 @@ class RePaintScheduler(DiscreteScheduler):
     def undo_step(self, sample: Tensor, timestep: Timestep, generator: Generators = None) -> Tensor:
         """Back up one stride of the schedule, noise drawn for each of its timesteps."""
         stride = self.config["num_train_timesteps"] // (self.num_inference_steps or 1)
-        rows = [{"sample": math.sqrt(1 - b), "noise": math.sqrt(b)} for b in self.betas.double().tolist()]
-        key = ("undo", sample.device, sample.dtype == torch.float64)
-        if key not in self._plans:
-            table = coefficient_table(rows).to(sample.device, torch.float64 if key[2] else torch.float32)
-            self._plans[key] = table  # type: ignore[assignment]
+        wide = torch.float64 if sample.dtype == torch.float64 else torch.float32
+        table = self._undo_tables.get((sample.device, wide))
+        if table is None:
+            rows = [{"sample": math.sqrt(1 - b), "noise": math.sqrt(b)} for b in self.betas.double().tolist()]
+            table = self._undo_tables[sample.device, wide] = coefficient_table(rows).to(sample.device, wide)
         for t in range(int(timestep), int(timestep) + stride):
             noise = draw_normal(sample.shape, generator, sample.device, sample.dtype)
-            sample = sampler_step(sample, sample, self._plans[key], t, noise=noise)  # type: ignore[arg-type, assignment]
+            sample = sampler_step(sample, sample, table, t, noise=noise)  # type: ignore[assignment]
         return sample
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:

@@ -364,11 +364,6 @@ def combine(a: Tensor, x: Tensor, b: Tensor, y: Tensor) -> Tensor:
     return a.to(x.device).reshape(shape) * x + b.to(x.device).reshape(shape) * y
 
 
-def scaled(sample: Tensor, factor: float) -> Tensor:
-    """factor * sample, in one kernel; differentiable."""
-    return sample * factor
-
-
 def _all_subclasses(cls: Any) -> list[type[Scheduler]]:
     found = [sub for child in cls.__subclasses__() for sub in (child, *_all_subclasses(child))]
     return [sub for sub in found if sub.defaults]

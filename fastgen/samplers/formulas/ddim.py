@@ -7,16 +7,6 @@ from ..path import Path
 from ..trace import Linear, Trace
 
 
-def ddim(trace: Trace, path: Path, *, eta: float = 0.0, use_clipped_model_output: bool = False, start: int = 0) -> None:
-    r""":math:`x' = \alpha' x_0 + \sqrt{\sigma'^2 - s^2}\,\hat\varepsilon + s\varepsilon` (Song et al. 2021, equations 12 and 16),
-    with :math:`s = \eta\,(\sigma'/\sigma)\sqrt{1 - (\alpha/\alpha')^2}`."""
-    x = None
-    for i in range(start, len(path)):
-        end = path.alphas[i + 1], path.sigmas[i + 1]
-        x = ddim_step(trace, x, path.point(i), end, eta=eta, use_clipped_model_output=use_clipped_model_output)
-    trace.finish(x, *path.end())
-
-
 def ddim_step(
     trace: Trace,
     x: Linear | None,
@@ -27,7 +17,11 @@ def ddim_step(
     use_clipped_model_output: bool = False,
     always_draw: bool = False,
 ) -> Linear:
-    """One step from (timestep, alpha, sigma) to the marginal (alpha', sigma')."""
+    r"""One step from (timestep, alpha, sigma) to the marginal (alpha', sigma'), on the way to the image or, inverted, to the noise.
+
+    :math:`x' = \alpha' x_0 + \sqrt{\sigma'^2 - s^2}\,\hat\varepsilon + s\varepsilon` (Song et al. 2021, equations 12 and 16),
+    with :math:`s = \eta\,(\sigma'/\sigma)\sqrt{1 - (\alpha/\alpha')^2}`.
+    """
     (_, alpha, sigma), (alpha_next, sigma_next) = point, end
     x, x0 = trace.call(x, *point)
     if use_clipped_model_output:
@@ -51,11 +45,6 @@ def unclipped_epsilon(trace: Trace, x: Linear, alpha: float, sigma: float) -> Li
         return x + (1 - sigma) * trace.output
     r = math.hypot(alpha, sigma)
     return (alpha * trace.output + sigma / r * x) / r
-
-
-def ddim_inverse(trace: Trace, path: Path, *, start: int = 0) -> None:
-    """DDIM backwards, from image to noise: the same step with a path that goes up."""
-    ddim(trace, path, start=start)
 
 
 def lcm(trace: Trace, path: Path, *, timestep_scaling: float = 10.0, sigma_data: float = 0.5, start: int = 0) -> None:

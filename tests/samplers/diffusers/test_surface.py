@@ -352,3 +352,24 @@ def test_past_the_end(name):
         scheduler.step(x, t, x)
     with pytest.raises(IndexError, match="call set_timesteps"):
         scheduler.step(x, scheduler.timesteps[-1], x)
+
+
+@pytest.mark.parametrize("name", ["DDPMScheduler", "DDIMScheduler", "LCMScheduler", "TCDScheduler"])
+def test_velocity(name):
+    x, noise, at = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4), torch.tensor([10, 700])
+    expected = getattr(diffusers, name)().get_velocity(x, noise, at)
+    torch.testing.assert_close(getattr(ours, name)().get_velocity(x, noise, at), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_previous_timestep_shift_and_load_config(tmp_path):
+    scheduler, peer = stepped(ours.DDPMScheduler(), 7), stepped(diffusers.DDPMScheduler(), 7)
+    assert [scheduler.previous_timestep(t) for t in scheduler.timesteps] == [
+        int(peer.previous_timestep(t)) for t in peer.timesteps
+    ]
+    flow, flow_peer = ours.FlowMatchEulerDiscreteScheduler(), diffusers.FlowMatchEulerDiscreteScheduler()
+    for each in (flow, flow_peer):
+        each.set_shift(3.0)
+        each.set_timesteps(5)
+    torch.testing.assert_close(flow.sigmas, flow_peer.sigmas)
+    flow.save_pretrained(tmp_path)
+    assert type(flow).load_config(tmp_path)["_class_name"] == "FlowMatchEulerDiscreteScheduler"
