@@ -59,7 +59,7 @@ class Triton:
     @staticmethod
     @functools.cache
     def _module(op: str) -> ModuleType:
-        return importlib.import_module(f"fastgen.kernels.{_library.family(op)}")
+        return importlib.import_module(f"fastgen.kernels.{_schema.FAMILY_OF[op]}")
 
 
 CUDA_BACKENDS = (CudaCpp, Triton)
@@ -101,7 +101,7 @@ def register_cuda() -> None:
     """Register the CUDA entries of all raw ops; imports neither CUDA nor Triton."""
     library = torch.library.Library(_schema.NAMESPACE, "IMPL")
     _library._libraries.append(library)
-    for op in _schema.SCHEMAS:
+    for op in _schema.FAMILY_OF:
         library.impl(op, cuda_entry(op), "CUDA")
 
 

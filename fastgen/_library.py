@@ -26,19 +26,9 @@ CUDA_LOADED = False
 _libraries: list[torch.library.Library] = []  # an op lives as long as the Library that defined it
 
 
-def family(op: str) -> str:
-    """The op family of a raw op: ``group_norm`` for ``group_norm_fwd``. It names the file in every room."""
-    return op.removesuffix("_fwd").removesuffix("_bwd").removesuffix("_out")
-
-
-def families() -> list[str]:
-    """All op families, in the order of the schema."""
-    return list(dict.fromkeys(family(op) for op in _schema.SCHEMAS))
-
-
 def reference(op: str) -> ModuleType:
     """The module of :mod:`fastgen.reference` that defines ``op``."""
-    return importlib.import_module(f"fastgen.reference.{family(op)}")
+    return importlib.import_module(f"fastgen.reference.{_schema.FAMILY_OF[op]}")
 
 
 def find_kernels() -> None:
@@ -56,10 +46,10 @@ def define() -> None:
     ops = torch.library.Library(_schema.NAMESPACE, "DEF")
     cuda = torch.library.Library(CUDA_NAMESPACE, "DEF")
     _libraries.extend((ops, cuda))
-    for op, schema in _schema.SCHEMAS.items():
-        ops.define(op + schema, tags=(torch.Tag.pt2_compliant_tag,))
-        cuda.define(op + schema)
-        module = reference(op)
+    for op, family in _schema.FAMILY_OF.items():
+        schema, module = op + _schema.SCHEMAS[family][op], reference(op)
+        ops.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+        cuda.define(schema)
         ops.impl(op, getattr(module, op), "CompositeExplicitAutograd")
         torch.library.register_fake(f"{_schema.NAMESPACE}::{op}", getattr(module, f"{op}_fake"), lib=ops)
 

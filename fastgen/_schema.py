@@ -1,39 +1,86 @@
-"""Every raw op of fastgen, one line each: the library's table of contents.
+"""What crosses the dispatcher: every raw op of fastgen, family by family, and the codes and columns its arguments are made of.
 
 Raw ops have fixed arity and no autograd; ``fastgen.ops`` is the differentiable surface over them. Schemas live in Python, so
-that the ops exist (for export, Triton and the reference) on a machine without the compiled libraries too.
+that the ops exist (for export, Triton and the reference) on a machine without the compiled libraries too. The C++ kernels
+repeat the orders below as enums; `tests/ops/test_schema.py` compares them.
 """
 
 NAMESPACE = "fastgen"
 
 # `activation` is an index into this tuple: an int crosses the dispatcher for nothing, a string does not.
 ACTIVATIONS: tuple[str | None, ...] = (None, "silu")
+
 # What a diffusion model is trained to predict of x_t = alpha x0 + sigma epsilon: epsilon, x0, alpha epsilon - sigma x0, or
 # epsilon - x0. `target` and `prediction` are indices into this tuple; -1 is none.
 PREDICTION_TYPES: tuple[str, ...] = ("epsilon", "sample", "v_prediction", "flow_prediction")
 
+# The columns of a coefficient table, in order; the coefficients c_k of the history follow, one column each, and then, for the
+# third output, its e_k.
+COLUMNS: tuple[str, ...] = (
+    "sample",  # a: x_next takes a * sample
+    "prediction",  # b: ... + b * prediction
+    "model",  # d: ... + d * guided model output (before conversion and clipping)
+    "noise",  # s: ... + s * noise
+    "prediction_sample",  # prediction = clip(prediction_sample * sample + prediction_model * guided)
+    "prediction_model",
+    "clip_min",  # -inf where nothing is clipped
+    "clip_max",
+    "guidance_scale",  # guided = uncond + guidance_scale * (model_output - uncond)
+    "output_sample",  # second output = output_sample * sample + output_prediction * prediction + output_model * guided
+    "output_prediction",
+    "output_model",
+    "corrected_sample",  # third output = corrected_sample * sample + corrected_prediction * prediction + ...
+    "corrected_prediction",
+    "corrected_model",  # ... + corrected_model * guided + sum_k e_k * history_k
+    "log_noise",  # with a learned variance v, s becomes s * exp(log_noise + log_noise_slope * v)
+    "log_noise_slope",
+    "known",  # inpainting: where mask is 0, x_next is known * known + known_noise * known_noise instead
+    "known_noise",
+)
+
+# The columns of the table of the variational bound [T, 3], in order.
+VLB_COLUMNS: tuple[str, ...] = (
+    "mean",  # the coefficient of x0 in the mean of the posterior q(x_{t-1} | x_t, x0)
+    "inverse_deviation",  # one over the standard deviation of that posterior, which is the model's where v = -1
+    "log_variance_range",  # what v = 1 adds to the log variance: log beta_t less the log variance of the posterior
+)
+
+# Family -> op -> schema. A family's name is the name of its file in every room.
 # fmt: off
-SCHEMAS: dict[str, str] = {
-    # y = act(norm(input + channel_bias) * (1 + scale) + shift), for calls without gradients
-    "group_norm": "(Tensor input, int num_groups, Tensor? weight, Tensor? bias, Tensor? channel_bias, Tensor? scale, Tensor? shift, float eps, int activation) -> Tensor",
-    # the same, with what the backward needs; returns (output, mean [N, G], rstd [N, G])
-    "group_norm_fwd": "(Tensor input, int num_groups, Tensor? weight, Tensor? bias, Tensor? channel_bias, Tensor? scale, Tensor? shift, float eps, int activation) -> (Tensor, Tensor, Tensor)",
-    # returns the gradients of (input, weight [C], bias [C], channel_bias [N, C], scale [N, C], shift [N, C])
-    "group_norm_bwd": "(Tensor grad_output, Tensor input, Tensor mean, Tensor rstd, int num_groups, Tensor? weight, Tensor? bias, Tensor? channel_bias, Tensor? scale, Tensor? shift, int activation) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    # row `step` of a coefficient table applied to a sample; returns (x_next, prediction, corrected), the last two empty where
-    # they were not asked for
-    "sampler_step_fwd": "(Tensor sample, Tensor model_output, Tensor table, int step, Tensor? uncond, Tensor[] history, Tensor? noise, Tensor? seeds, Tensor? variance, Tensor? mask, Tensor? known, Tensor? known_noise, Tensor? threshold, bool return_prediction, bool return_corrected) -> (Tensor, Tensor, Tensor)",
-    # the same into memory that is there; `out` may be `sample`
-    "sampler_step_out": "(Tensor sample, Tensor model_output, Tensor table, int step, Tensor? uncond, Tensor[] history, Tensor? noise, Tensor? seeds, Tensor? variance, Tensor? mask, Tensor? known, Tensor? known_noise, Tensor? threshold, Tensor(a!) out, Tensor(b!)? prediction, Tensor(c!)? corrected) -> ()",
-    # x_t = alphas[t_n] x0 + sigmas[t_n] epsilon, epsilon given or drawn; returns (x_t, target), the second empty where target is -1
-    "q_sample_fwd": "(Tensor x0, Tensor t, Tensor alphas, Tensor sigmas, Tensor? noise, Tensor? seeds, int step, int target) -> (Tensor, Tensor)",
-    # returns the gradients of (x0, noise), empty where not wanted
-    "q_sample_bwd": "(Tensor? grad, Tensor? grad_target, Tensor t, Tensor alphas, Tensor sigmas, int target, bool wants_x0, bool wants_noise) -> (Tensor, Tensor)",
-    # the loss of every sample [N] in fp32 (fp64 for fp64): the squared error of the prediction, and with a vlb_table the bound
-    "diffusion_loss_fwd": "(Tensor model_output, Tensor x0, Tensor noise, Tensor t, Tensor alphas, Tensor sigmas, Tensor? weights, Tensor? vlb_table, int prediction, float vlb_weight) -> Tensor",
-    # returns the gradient of model_output
-    "diffusion_loss_bwd": "(Tensor grad, Tensor model_output, Tensor x0, Tensor noise, Tensor t, Tensor alphas, Tensor sigmas, Tensor? weights, Tensor? vlb_table, int prediction, float vlb_weight) -> Tensor",
-    # standard normals of Philox4x32-10, key = seeds[n], counter = (element, step); returns [N, *] in float32
-    "philox_normal": "(Tensor seeds, int[] shape, int step) -> Tensor",
+SCHEMAS: dict[str, dict[str, str]] = {
+    "group_norm": {
+        # y = act(norm(input + channel_bias) * (1 + scale) + shift), for calls without gradients
+        "group_norm": "(Tensor input, int num_groups, Tensor? weight, Tensor? bias, Tensor? channel_bias, Tensor? scale, Tensor? shift, float eps, int activation) -> Tensor",
+        # the same, with what the backward needs; returns (output, mean [N, G], rstd [N, G])
+        "group_norm_fwd": "(Tensor input, int num_groups, Tensor? weight, Tensor? bias, Tensor? channel_bias, Tensor? scale, Tensor? shift, float eps, int activation) -> (Tensor, Tensor, Tensor)",
+        # returns the gradients of (input, weight [C], bias [C], channel_bias [N, C], scale [N, C], shift [N, C])
+        "group_norm_bwd": "(Tensor grad_output, Tensor input, Tensor mean, Tensor rstd, int num_groups, Tensor? weight, Tensor? bias, Tensor? channel_bias, Tensor? scale, Tensor? shift, int activation) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    },
+    "sampler_step": {
+        # row `step` of a coefficient table applied to a sample; returns (x_next, prediction, corrected), the last two empty where
+        # they were not asked for
+        "sampler_step_fwd": "(Tensor sample, Tensor model_output, Tensor table, int step, Tensor? uncond, Tensor[] history, Tensor? noise, Tensor? seeds, Tensor? variance, Tensor? mask, Tensor? known, Tensor? known_noise, Tensor? threshold, bool return_prediction, bool return_corrected) -> (Tensor, Tensor, Tensor)",
+        # the same into memory that is there; `out` may be `sample`
+        "sampler_step_out": "(Tensor sample, Tensor model_output, Tensor table, int step, Tensor? uncond, Tensor[] history, Tensor? noise, Tensor? seeds, Tensor? variance, Tensor? mask, Tensor? known, Tensor? known_noise, Tensor? threshold, Tensor(a!) out, Tensor(b!)? prediction, Tensor(c!)? corrected) -> ()",
+    },
+    "q_sample": {
+        # x_t = alphas[t_n] x0 + sigmas[t_n] epsilon, epsilon given or drawn; returns (x_t, target), the second empty where target is -1
+        "q_sample_fwd": "(Tensor x0, Tensor t, Tensor alphas, Tensor sigmas, Tensor? noise, Tensor? seeds, int step, int target) -> (Tensor, Tensor)",
+        # returns the gradients of (x0, noise), empty where not wanted
+        "q_sample_bwd": "(Tensor? grad, Tensor? grad_target, Tensor t, Tensor alphas, Tensor sigmas, int target, bool wants_x0, bool wants_noise) -> (Tensor, Tensor)",
+    },
+    "diffusion_loss": {
+        # the loss of every sample [N] in fp32 (fp64 for fp64): the squared error of the prediction, and with a vlb_table the bound
+        "diffusion_loss_fwd": "(Tensor model_output, Tensor x0, Tensor noise, Tensor t, Tensor alphas, Tensor sigmas, Tensor? weights, Tensor? vlb_table, int prediction, float vlb_weight) -> Tensor",
+        # returns the gradient of model_output
+        "diffusion_loss_bwd": "(Tensor grad, Tensor model_output, Tensor x0, Tensor noise, Tensor t, Tensor alphas, Tensor sigmas, Tensor? weights, Tensor? vlb_table, int prediction, float vlb_weight) -> Tensor",
+    },
+    "philox_normal": {
+        # standard normals of Philox4x32-10, key = seeds[n], counter = (element, step); returns [N, *] in float32
+        "philox_normal": "(Tensor seeds, int[] shape, int step) -> Tensor",
+    },
 }
 # fmt: on
+
+# Op -> family.
+FAMILY_OF: dict[str, str] = {op: family for family, ops in SCHEMAS.items() for op in ops}

@@ -3,12 +3,12 @@
 import triton
 import triton.language as tl
 
+from fastgen._schema import PREDICTION_TYPES
 from fastgen.kernels._philox import normal_at, normals_of
 
-# The order of PREDICTION_TYPES in fastgen/_schema.py.
-_EPSILON = tl.constexpr(0)
-_SAMPLE = tl.constexpr(1)
-_VELOCITY = tl.constexpr(2)
+EPSILON = tl.constexpr(PREDICTION_TYPES.index("epsilon"))
+SAMPLE = tl.constexpr(PREDICTION_TYPES.index("sample"))
+VELOCITY = tl.constexpr(PREDICTION_TYPES.index("v_prediction"))
 
 
 @triton.jit
@@ -42,11 +42,11 @@ def entry(table, t, steps, ACC: tl.constexpr, STRIDE: tl.constexpr = 1):
 @triton.jit
 def target_of(x0, noise, alpha, sigma, TARGET: tl.constexpr):
     """What a model is trained to predict."""
-    if TARGET == _EPSILON:
+    if TARGET == EPSILON:
         return noise
-    elif TARGET == _SAMPLE:
+    elif TARGET == SAMPLE:
         return x0
-    elif TARGET == _VELOCITY:
+    elif TARGET == VELOCITY:
         return tl.fma(alpha, noise, -(sigma * x0))
     else:
         return noise - x0

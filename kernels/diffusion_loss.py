@@ -15,20 +15,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastgen._schema import PREDICTION_TYPES
-from fastgen.kernels._elements import entry, read, target_of
+from fastgen._schema import PREDICTION_TYPES, VLB_COLUMNS
+from fastgen.kernels._elements import EPSILON, SAMPLE, VELOCITY, entry, read, target_of
 from fastgen.kernels._launch import dense, on_device, tensor_reasons
 from fastgen.reference._layout import empty_like_layout, is_channels_last, opmath_dtype
-from fastgen.reference.diffusion_loss import VLB_COLUMNS
 
 __all__ = ["diffusion_loss_bwd", "diffusion_loss_fwd", "reasons"]
 
 BLOCK = 1024  # eight elements a thread over 128 threads
 FINISH_BLOCK = 1024  # sums that the second kernel reads at a time
 
-_EPSILON = tl.constexpr(PREDICTION_TYPES.index("epsilon"))
-_SAMPLE = tl.constexpr(PREDICTION_TYPES.index("sample"))
-_VELOCITY = tl.constexpr(PREDICTION_TYPES.index("v_prediction"))
 _COLUMNS = tl.constexpr(len(VLB_COLUMNS))
 _MEAN = tl.constexpr(VLB_COLUMNS.index("mean"))
 _INVERSE_DEVIATION = tl.constexpr(VLB_COLUMNS.index("inverse_deviation"))
@@ -51,9 +47,9 @@ def locate(n, element, first, size, run, HYBRID: tl.constexpr, INTERLEAVED: tl.c
 @triton.jit
 def residual(model, x0, noise, at_model, at, mask, alpha, sigma, PREDICTION: tl.constexpr, ACC: tl.constexpr):
     m = read(model, at_model, mask, ACC)
-    if PREDICTION == _EPSILON:
+    if PREDICTION == EPSILON:
         return m - read(noise, at, mask, ACC)
-    elif PREDICTION == _SAMPLE:
+    elif PREDICTION == SAMPLE:
         return m - read(x0, at, mask, ACC)
     else:
         return m - target_of(read(x0, at, mask, ACC), read(noise, at, mask, ACC), alpha, sigma, PREDICTION)
@@ -63,11 +59,11 @@ def residual(model, x0, noise, at_model, at, mask, alpha, sigma, PREDICTION: tl.
 def gaussian(vlb_table, timestep, steps, alpha, sigma, PREDICTION: tl.constexpr, ACC: tl.constexpr):
     """(by how much of r the mean is off, one over the deviation of the posterior, half of what v adds to its log variance)."""
     mean = entry(vlb_table + _MEAN, timestep, steps, ACC, _COLUMNS)
-    if PREDICTION == _EPSILON:
+    if PREDICTION == EPSILON:
         mean = -mean * sigma / alpha
-    elif PREDICTION == _VELOCITY:
+    elif PREDICTION == VELOCITY:
         mean = -mean * sigma / (alpha * alpha + sigma * sigma)
-    elif PREDICTION != _SAMPLE:
+    elif PREDICTION != SAMPLE:
         mean = -mean * sigma / (alpha + sigma)
     inverse_deviation = entry(vlb_table + _INVERSE_DEVIATION, timestep, steps, ACC, _COLUMNS)
     return mean, inverse_deviation, entry(vlb_table + _RANGE, timestep, steps, ACC, _COLUMNS) * 0.5

@@ -10,8 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastgen._schema import PREDICTION_TYPES
-from fastgen.kernels._elements import draw, entry, read, target_of
+from fastgen.kernels._elements import EPSILON, SAMPLE, VELOCITY, draw, entry, read, target_of
 from fastgen.kernels._launch import dense, on_device, tensor_reasons
 from fastgen.kernels.philox_normal import low_word
 from fastgen.reference._layout import empty_like_layout, is_channels_last
@@ -19,10 +18,6 @@ from fastgen.reference._layout import empty_like_layout, is_channels_last
 __all__ = ["q_sample_bwd", "q_sample_fwd", "reasons"]
 
 BLOCK = 512  # four elements a thread over 128 threads: one vector of fp32 of each operand, one Philox block
-
-_EPSILON = tl.constexpr(PREDICTION_TYPES.index("epsilon"))
-_SAMPLE = tl.constexpr(PREDICTION_TYPES.index("sample"))
-_VELOCITY = tl.constexpr(PREDICTION_TYPES.index("v_prediction"))
 
 
 # A step is another number every call: without the list Triton would compile again for 1 and for multiples of 16.
@@ -98,11 +93,11 @@ def q_sample_bwd_kernel(
         in_noise = sigma * g
     if grad_target is not None:
         h = read(grad_target, at, mask, ACC)
-        if TARGET == _SAMPLE:
+        if TARGET == SAMPLE:
             in_x0 += h
-        elif TARGET == _EPSILON:
+        elif TARGET == EPSILON:
             in_noise += h
-        elif TARGET == _VELOCITY:
+        elif TARGET == VELOCITY:
             in_x0 = tl.fma(-sigma, h, in_x0)
             in_noise = tl.fma(alpha, h, in_noise)
         else:

@@ -14,17 +14,41 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastgen._schema import COLUMNS
 from fastgen.kernels._elements import draw, read
 from fastgen.kernels._launch import dense, on_device, tensor_reasons
 from fastgen.kernels.philox_normal import low_word
 from fastgen.reference._layout import empty_like_layout, is_channels_last
-from fastgen.reference.sampler_step import COLUMNS
 
 __all__ = ["reasons", "sampler_step_fwd", "sampler_step_out"]
 
 BLOCK = 512  # four elements a thread over 128 threads: one vector of fp32 of each operand, one Philox block
 MAX_HISTORY = 8  # pointers a compiled kernel holds; solvers use up to 4
 
+
+def column(name: str) -> tl.constexpr:
+    return tl.constexpr(COLUMNS.index(name))
+
+
+_SAMPLE = column("sample")
+_PREDICTION = column("prediction")
+_MODEL = column("model")
+_NOISE = column("noise")
+_PREDICTION_SAMPLE = column("prediction_sample")
+_PREDICTION_MODEL = column("prediction_model")
+_CLIP_MIN = column("clip_min")
+_CLIP_MAX = column("clip_max")
+_GUIDANCE_SCALE = column("guidance_scale")
+_OUTPUT_SAMPLE = column("output_sample")
+_OUTPUT_PREDICTION = column("output_prediction")
+_OUTPUT_MODEL = column("output_model")
+_CORRECTED_SAMPLE = column("corrected_sample")
+_CORRECTED_PREDICTION = column("corrected_prediction")
+_CORRECTED_MODEL = column("corrected_model")
+_LOG_NOISE = column("log_noise")
+_LOG_NOISE_SLOPE = column("log_noise_slope")
+_KNOWN = column("known")
+_KNOWN_NOISE = column("known_noise")
 _HISTORY = tl.constexpr(len(COLUMNS))
 
 
@@ -77,22 +101,25 @@ def sampler_step_kernel(
     g = read(model_output, at, mask, ACC)
     if uncond is not None:
         u = read(uncond, at, mask, ACC)
-        g = tl.fma(coefficient(row, 8, ACC), g - u, u)
-    p = tl.fma(coefficient(row, 4, ACC), x, coefficient(row, 5, ACC) * g)
+        g = tl.fma(coefficient(row, _GUIDANCE_SCALE, ACC), g - u, u)
+    p = tl.fma(coefficient(row, _PREDICTION_SAMPLE, ACC), x, coefficient(row, _PREDICTION_MODEL, ACC) * g)
     if threshold is not None:
         p = p * (1.0 / tl.load(threshold + n).to(ACC))
-    low = coefficient(row, 6, ACC)
-    high = coefficient(row, 7, ACC)
+    low = coefficient(row, _CLIP_MIN, ACC)
+    high = coefficient(row, _CLIP_MAX, ACC)
     p = tl.where(p < low, low, p)  # a NaN passes both
     p = tl.where(p > high, high, p)
-    y = tl.fma(coefficient(row, 0, ACC), x, tl.fma(coefficient(row, 1, ACC), p, take(coefficient(row, 2, ACC), g)))
+    y = tl.fma(coefficient(row, _PREDICTION, ACC), p, take(coefficient(row, _MODEL, ACC), g))
+    y = tl.fma(coefficient(row, _SAMPLE, ACC), x, y)
     if second is not None:
-        value = tl.fma(coefficient(row, 10, ACC), p, take(coefficient(row, 11, ACC), g))
-        value = tl.fma(coefficient(row, 9, ACC), x, value)
+        value = tl.fma(coefficient(row, _OUTPUT_PREDICTION, ACC), p, take(coefficient(row, _OUTPUT_MODEL, ACC), g))
+        value = tl.fma(coefficient(row, _OUTPUT_SAMPLE, ACC), x, value)
         tl.store(second + at, value.to(second.dtype.element_ty), mask=mask)
     if third is not None:
-        value = tl.fma(coefficient(row, 13, ACC), p, take(coefficient(row, 14, ACC), g))
-        corrected = tl.fma(coefficient(row, 12, ACC), x, value)
+        value = tl.fma(
+            coefficient(row, _CORRECTED_PREDICTION, ACC), p, take(coefficient(row, _CORRECTED_MODEL, ACC), g)
+        )
+        corrected = tl.fma(coefficient(row, _CORRECTED_SAMPLE, ACC), x, value)
     if history is not None:
         for k in tl.static_range(len(history)):
             h = read(history[k], at, mask, ACC)
@@ -106,15 +133,15 @@ def sampler_step_kernel(
             z = draw(seeds, n, tile, step, channels, pixels, CHANNELS_LAST, BLOCK).to(ACC)
         else:
             z = read(noise, at, mask, ACC)
-        z = coefficient(row, 3, ACC) * z
+        z = coefficient(row, _NOISE, ACC) * z
         if variance is not None:
-            slope = coefficient(row, 16, ACC)
-            z = z * tl.exp(tl.fma(slope, read(variance, at, mask, ACC), coefficient(row, 15, ACC)))
+            slope = coefficient(row, _LOG_NOISE_SLOPE, ACC)
+            z = z * tl.exp(tl.fma(slope, read(variance, at, mask, ACC), coefficient(row, _LOG_NOISE, ACC)))
         y += z
     if blend is not None:
-        keep = coefficient(row, 17, ACC) * read(known, at, mask, ACC)
+        keep = coefficient(row, _KNOWN, ACC) * read(known, at, mask, ACC)
         if known_noise is not None:
-            keep = tl.fma(coefficient(row, 18, ACC), read(known_noise, at, mask, ACC), keep)
+            keep = tl.fma(coefficient(row, _KNOWN_NOISE, ACC), read(known_noise, at, mask, ACC), keep)
         y = tl.fma(read(blend, at, mask, ACC), y - keep, keep)
     tl.store(out + at, y.to(out.dtype.element_ty), mask=mask)
 

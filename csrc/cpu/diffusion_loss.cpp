@@ -17,7 +17,7 @@ constexpr std::int64_t kTile = 1024;   // up to seven operands and results of 4 
 constexpr double kLn2 = 0.69314718055994530942;
 constexpr double kRootTwoOverPi = 0.79788456080286535588, kCubic = 0.044715;  // of the tanh that stands for the normal cdf
 constexpr double kLeastProbability = 1e-12;
-enum VlbColumn { kMean, kInverseDeviation, kLogVarianceRange, kNumVlbColumns };  // VLB_COLUMNS in fastgen/reference/diffusion_loss.py
+enum VlbColumn { kMean, kInverseDeviation, kLogVarianceRange, kNumVlbColumns };  // VLB_COLUMNS in fastgen/_schema.py
 
 // What a timestep says of a sample.
 struct Sample {

@@ -10,7 +10,7 @@ namespace {
 
 constexpr std::int64_t kTile = 1024;  // five operands of 4 KB fit 32 KB
 
-// The columns of a table, as in fastgen/reference/sampler_step.py.
+// The columns of a table, in the order of COLUMNS in fastgen/_schema.py.
 enum Column {
   kSample, kPrediction, kModel, kNoise, kPredictionSample, kPredictionModel, kClipMin, kClipMax, kGuidanceScale,
   kOutputSample, kOutputPrediction, kOutputModel, kCorrectedSample, kCorrectedPrediction, kCorrectedModel, kLogNoise,

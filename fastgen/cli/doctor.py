@@ -58,14 +58,14 @@ def examine() -> dict[str, Any]:
             "torch_cuda": torch.version.cuda,
             "cuda_library": _library.CUDA_LOADED,
         },
-        "backends": {family: _backends(family) for family in _library.families()},
+        "backends": {family: _backends(family) for family in _schema.SCHEMAS},
         "failures": dict(_library.FAILURES),
     }
 
 
 def _backends(family: str) -> dict[str, Any]:
     """For CPU and CUDA tensors the backend that takes the family's calls, and why the others do not."""
-    op = next(op for op in _schema.SCHEMAS if _library.family(op) == family)
+    op = next(iter(_schema.SCHEMAS[family]))
     against = _dispatch.cpu_reasons()
     key = f"{_schema.NAMESPACE}::{op}"
     if not against and not torch._C._dispatch_has_kernel_for_dispatch_key(key, "CPU"):

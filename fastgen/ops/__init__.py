@@ -1,9 +1,10 @@
 """The differentiable ops: one function a family, each the public face of the raw ops in ``torch.ops.fastgen``."""
 
-from .diffusion_loss import VLB_COLUMNS, diffusion_loss
+from .._schema import COLUMNS, VLB_COLUMNS
+from .diffusion_loss import diffusion_loss
 from .group_norm import group_norm
 from .philox_normal import philox_normal
 from .q_sample import q_sample
-from .sampler_step import COLUMNS, sampler_step
+from .sampler_step import sampler_step
 
 __all__ = ["COLUMNS", "VLB_COLUMNS", "diffusion_loss", "group_norm", "philox_normal", "q_sample", "sampler_step"]

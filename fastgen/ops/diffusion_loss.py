@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import _dispatch
-from ..reference.diffusion_loss import VLB_COLUMNS
+from .._schema import VLB_COLUMNS
 from ._autograd import apply
 from ._check import (
     TABLE_DTYPES,
@@ -21,7 +21,7 @@ from ._check import (
     shape_of,
 )
 
-__all__ = ["VLB_COLUMNS", "diffusion_loss"]
+__all__ = ["diffusion_loss"]
 
 REDUCTIONS = ("mean", "sum", "none")
 

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from .. import _dispatch
+from .._schema import COLUMNS
 from ..reference import sampler_step as _reference
-from ..reference.sampler_step import COLUMNS
 from ._autograd import apply
 from ._check import TABLE_DTYPES, check_like, check_main, fail, kind_of, shape_of
 from .philox_normal import check_seeds
 
-__all__ = ["COLUMNS", "sampler_step"]
+__all__ = ["sampler_step"]
 
 
 def sampler_step(

@@ -10,16 +10,10 @@ import math
 import torch
 from torch import Tensor
 
-from .._schema import PREDICTION_TYPES
+from .._schema import PREDICTION_TYPES, VLB_COLUMNS
 from ._layout import empty_like_layout, opmath_dtype
 from ._timesteps import at_timesteps, per_sample, target_of
 
-# The columns of the table of the variational bound [T, 3], in order.
-VLB_COLUMNS: tuple[str, ...] = (
-    "mean",  # the coefficient of x0 in the mean of the posterior q(x_{t-1} | x_t, x0)
-    "inverse_deviation",  # one over the standard deviation of that posterior, which is the model's where v = -1
-    "log_variance_range",  # what v = 1 adds to the log variance: log beta_t less the log variance of the posterior
-)
 BIN = 1 / 255  # half the width of a bin of an image of 256 levels in [-1, 1]
 LEAST_PROBABILITY = 1e-12
 

@@ -6,32 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._schema import COLUMNS
 from ._layout import empty_like_layout, opmath_dtype
 from .philox_normal import philox_normal
-
-# The columns of a coefficient table, in order; the coefficients c_k of the history follow, one column each, and then, for the
-# third output, its e_k.
-COLUMNS: tuple[str, ...] = (
-    "sample",  # a: x_next takes a * sample
-    "prediction",  # b: ... + b * prediction
-    "model",  # d: ... + d * guided model output (before conversion and clipping)
-    "noise",  # s: ... + s * noise
-    "prediction_sample",  # prediction = clip(prediction_sample * sample + prediction_model * guided)
-    "prediction_model",
-    "clip_min",  # -inf where nothing is clipped
-    "clip_max",
-    "guidance_scale",  # guided = uncond + guidance_scale * (model_output - uncond)
-    "output_sample",  # second output = output_sample * sample + output_prediction * prediction + output_model * guided
-    "output_prediction",
-    "output_model",
-    "corrected_sample",  # third output = corrected_sample * sample + corrected_prediction * prediction + ...
-    "corrected_prediction",
-    "corrected_model",  # ... + corrected_model * guided + sum_k e_k * history_k
-    "log_noise",  # with a learned variance v, s becomes s * exp(log_noise + log_noise_slope * v)
-    "log_noise_slope",
-    "known",  # inpainting: where mask is 0, x_next is known * known + known_noise * known_noise instead
-    "known_noise",
-)
 
 
 def sampler_step_fwd(

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-PREDICTION_TYPES = ("epsilon", "sample", "v_prediction", "flow_prediction")
+from .._schema import PREDICTION_TYPES
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,8 +5,7 @@ import itertools
 import torch
 from torch import Tensor
 
-from fastgen.ops import sampler_step
-from fastgen.ops.sampler_step import COLUMNS
+from fastgen.ops import COLUMNS, sampler_step
 from fastgen.reference import sampler_step as reference
 from fastgen.reference._layout import output_strides
 

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastgen.ops import philox_normal, sampler_step
-from fastgen.ops.sampler_step import COLUMNS
+from fastgen.ops import COLUMNS, philox_normal, sampler_step
 
 from ..backends import requires_cpu
 from .numerics import DTYPES, randn
