@@ -1,0 +1,43 @@
+"""`import fastgen`: light, and its sub-packages load at their first use."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fastgen
+
+PACKAGES = sorted(path.parent.name for path in Path(fastgen.__file__).parent.glob("*/__init__.py"))
+HEAVY = ("triton", "diffusers", "scipy", "matplotlib", "sklearn", "fastgen.models", "fastgen.nn", "fastgen.samplers")
+
+
+def in_a_fresh_process(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+def test_the_import_is_light():
+    code = f"""
+import sys, torch
+before = set(sys.modules)
+import fastgen
+print([name for name in {HEAVY} if name in set(sys.modules) - before], torch.cuda.is_initialized())
+"""
+    assert in_a_fresh_process(code).split() == ["[]", "False"]
+
+
+def test_a_sampler_is_two_lines_away():
+    code = "import fastgen; print(fastgen.samplers.sample.__name__, fastgen.models.UNet.__name__)"
+    assert in_a_fresh_process(code).split() == ["sample", "UNet"]
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_every_sub_package_is_an_attribute(name):
+    code = f"import fastgen; assert {name!r} in dir(fastgen); print(fastgen.{name}.__name__)"
+    assert in_a_fresh_process(code).strip() == f"fastgen.{name}"
+
+
+def test_what_is_not_there_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'fastgen' has no attribute 'sampler'"):
+        _ = fastgen.sampler
+    assert not hasattr(fastgen, "lib")  # a folder of libraries, not a package
