@@ -48,7 +48,7 @@ arch=$("$python" -c 'import torch; print("%d%d" % torch.cuda.get_device_capabili
 [ -n "$arch" ] && export FASTGEN_CUDA_ARCHS=${FASTGEN_CUDA_ARCHS:-$arch}
 stage build 100 "$python" setup.py -q build_ext --inplace ||
   stage build-no-cuda 60 env FASTGEN_CUDA=0 "$python" setup.py -q build_ext --inplace
-stage doctor 25 "$python" -m fastgen.cli doctor
+stage doctor 25 "$python" -m fastgen doctor
 
 # Most of the time of these is Triton compiling on one core, so the two files run side by side.
 pytest=("$python" -m pytest -q -m gpu -p no:cacheprovider --durations=5)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fastgen.cli.sample import write_atomically
+from fastgen._files import write_atomically
 from fastgen.samplers import linear_betas
 from fastgen.samplers.score import (
     SDE,

@@ -13,9 +13,8 @@ import torch
 from _pages import replace_part, save_figure, table
 from tqdm import tqdm
 
-from fastgen.cli._digit_scores import DigitJudge
-from fastgen.cli.demo import WEIGHTS
-from fastgen.models import UNet
+from fastgen.cli.demo.digit_scores import DigitJudge
+from fastgen.models import UNet, find_weights
 from fastgen.samplers import SOLVERS, make_solver, sample, squared_cosine_betas
 
 STEPS = (5, 10, 20, 50)
@@ -39,7 +38,7 @@ def arguments(name: str) -> dict[str, object]:
 
 
 def main() -> None:
-    model = UNet.load(WEIGHTS)
+    model = UNet.load(find_weights("digits-ddpm"))
     judge = DigitJudge()
     labels = torch.arange(10).repeat_interleave(COUNT // 10)
     names = [name for name in SOLVERS if name not in LEFT_OUT]

@@ -2,8 +2,6 @@
 
 import argparse
 import functools
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..models import UNet
+from .._files import write_atomically
+from ..models import UNet, find_weights
 from ..models.checkpoint import CheckpointError, json_metadata, read_metadata
 from ..samplers import (
     DDIM,
@@ -50,7 +49,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="draw images from a checkpoint",
         description="Draw images from a checkpoint. What the checkpoint says of its training is the default.",
     )
-    parser.add_argument("--weights", type=Path, required=True, help="safetensors file of a fastgen UNet")
+    parser.add_argument(
+        "--weights", required=True, help="safetensors file of a fastgen UNet, or the name of shipped weights"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for the images")
     parser.add_argument("--class", dest="label", type=int, help="class to draw (default: no class)")
     parser.add_argument("--num", type=_positive, default=16, help="number of images (default: 16)")
@@ -75,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
     """Draw, write a PNG an image, `grid.png` and `samples.npz`; returns the exit status."""
     from matplotlib import image as png
 
+    args.weights = find_weights(args.weights)
     model = UNet.load(args.weights, device=args.device)
     training = _training(args.weights)
     num_classes = model.num_classes
@@ -96,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
         "seeds": np.array(seeds),
         "label": np.array(-1 if args.label is None else args.label),
     }
-    write_atomically(args.out / "samples.npz", lambda path: _save_npz(path, arrays))
+    write_atomically(args.out / "samples.npz", lambda path: np.savez_compressed(path, allow_pickle=False, **arrays))
     print(f"{args.num} images of {args.steps} {args.sampler.upper()} steps in {args.out}")
     return 0
 
@@ -124,24 +126,6 @@ def grid(pixels: np.ndarray, gap: int = 1) -> np.ndarray:
         top, left = gap + k // columns * (height + gap), gap + k % columns * (width + gap)
         picture[top : top + height, left : left + width] = pixels[k]
     return picture
-
-
-def write_atomically(path: Path, write: Callable[[str], Any]) -> None:
-    """Call ``write`` with a temporary name beside ``path``, then rename: a crash leaves no half file."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        write(temporary)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _save_npz(path: str, arrays: dict[str, np.ndarray]) -> None:
-    with open(path, "wb") as file:  # a name without .npz would get one
-        np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
 def _training(weights: Path) -> dict[str, Any]:

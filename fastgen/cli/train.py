@@ -9,7 +9,7 @@ import torch
 
 from .. import __version__
 from ..data import IMAGE_SHAPE, NUM_CLASSES, load_digits
-from ._training import SCHEDULES, Trainer, TrainingOptions
+from ..training import SCHEDULES, Trainer, TrainingOptions
 
 RECIPES = ("digits-ddpm",)
 

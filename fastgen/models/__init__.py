@@ -2,5 +2,6 @@
 
 from .checkpoint import CheckpointError, load_state, read_metadata, save_state
 from .unet import UNet
+from .weights import SHIPPED, find_weights
 
-__all__ = ["CheckpointError", "UNet", "load_state", "read_metadata", "save_state"]
+__all__ = ["SHIPPED", "CheckpointError", "UNet", "find_weights", "load_state", "read_metadata", "save_state"]

@@ -2,7 +2,6 @@
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +9,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from .._files import write_atomically
 
 
 class CheckpointError(ValueError):
@@ -26,20 +27,15 @@ def save_state(
         state: tensors by name, on any device; each is stored contiguous.
         metadata: strings by name, kept in the header.
 
-    The bytes go to a temporary file beside ``path``, which is then renamed over it.
+    Raises:
+        OSError: the file cannot be written, or the disk is full; what was there before is untouched.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().contiguous() for name, tensor in state.items()}
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
+    header = {"format": "pt", **(metadata or {})}
     try:
-        save_file(tensors, temporary, metadata={"format": "pt", **(metadata or {})})
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only their owner reads
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=header))
+    except (SafetensorError, OSError) as error:  # safetensors has no OSError of its own for a full disk
+        raise OSError(f"{path}: cannot be written: {_reason(error)}") from error
 
 
 def load_state(
@@ -91,7 +87,5 @@ def _check_exists(path: str | os.PathLike[str]) -> None:
         raise FileNotFoundError(f"{path}: no such checkpoint file")
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)

@@ -30,7 +30,7 @@ def test_text_names_the_variant_and_why(capsys):
 
 
 def run_with(isa: str) -> tuple[dict, str]:
-    command = [sys.executable, "-m", "fastgen.cli", "doctor", "--json"]
+    command = [sys.executable, "-m", "fastgen", "doctor", "--json"]
     result = subprocess.run(command, env={**os.environ, "FASTGEN_ISA": isa}, capture_output=True, text=True, check=True)
     return json.loads(result.stdout), result.stderr
 

@@ -105,5 +105,5 @@ def test_help_imports_no_command_and_no_extra():
 
 
 def test_python_dash_m():
-    result = subprocess.run([sys.executable, "-m", "fastgen.cli", "--version"], capture_output=True, text=True)
+    result = subprocess.run([sys.executable, "-m", "fastgen", "--version"], capture_output=True, text=True)
     assert result.returncode == 0 and result.stdout == f"fastgen {__version__}\n"

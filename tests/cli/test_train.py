@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from fastgen.cli import _training
+from fastgen import training
 from fastgen.cli.main import main
 from fastgen.cli.train import DIGITS_UNET
 from fastgen.data import load_digits
@@ -23,7 +23,7 @@ def _train(folder, *arguments):
 
 def _trainer(**options):
     data = load_digits("train")
-    return _training.Trainer(CONFIG, _training.TrainingOptions(**{"batch_size": 8, **options}), *data)
+    return training.Trainer(CONFIG, training.TrainingOptions(**{"batch_size": 8, **options}), *data)
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
@@ -82,7 +82,7 @@ def test_one_step_is_algorithm_1():
     timesteps = torch.randint(1000, (32,), generator=generator)
     noise = torch.randn(32, 1, 8, 8, generator=generator)
     kept = torch.rand(32, generator=generator) >= 0.5
-    alpha_bar = torch.cumprod(1 - _training.SCHEDULES["squared_cosine"](1000), 0)[timesteps][:, None, None, None]
+    alpha_bar = torch.cumprod(1 - training.SCHEDULES["squared_cosine"](1000), 0)[timesteps][:, None, None, None]
     noisy = alpha_bar.sqrt() * trainer.images[chosen].double() + (1 - alpha_bar).sqrt() * noise
     seen = []
     trainer.model.register_forward_pre_hook(lambda module, arguments: seen.append(arguments))
@@ -126,11 +126,11 @@ def test_bad_options(tmp_path, capsys, arguments, message):
 
 def test_a_model_without_null_class_is_refused():
     with pytest.raises(ValueError, match=r"config must have num_classes and null_class"):
-        _training.Trainer({**CONFIG, "null_class": False}, _training.TrainingOptions(), *load_digits())
+        training.Trainer({**CONFIG, "null_class": False}, training.TrainingOptions(), *load_digits())
 
 
 def test_a_diverging_run_stops_with_a_message(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(_training.Trainer, "train_step", lambda self: float("nan"))
+    monkeypatch.setattr(training.Trainer, "train_step", lambda self: float("nan"))
     assert _train(tmp_path, "--steps", "2") == 1
     assert "the loss is nan at step 0: try a smaller --lr" in capsys.readouterr().err
     assert not (tmp_path / "w.safetensors").exists()

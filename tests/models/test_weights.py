@@ -2,18 +2,16 @@
 
 import hashlib
 import json
-from pathlib import Path
 
 import pytest
 import torch
 
-import fastgen
 from fastgen.cli.train import DIGITS_UNET
 from fastgen.data import load_digits
-from fastgen.models import UNet, read_metadata
+from fastgen.models import UNet, find_weights, read_metadata
 from fastgen.samplers.schedules import squared_cosine_betas
 
-WEIGHTS = Path(fastgen.__file__).parent / "weights" / "digits-ddpm.safetensors"
+WEIGHTS = find_weights("digits-ddpm")
 
 
 def test_size_and_papers():

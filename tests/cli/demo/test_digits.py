@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from fastgen.cli import demo
-from fastgen.cli._digit_scores import DigitJudge
-from fastgen.cli._plain_sampling import PlainSampler
+from fastgen.cli.demo import digits
+from fastgen.cli.demo.digit_scores import DigitJudge
+from fastgen.cli.demo.plain_sampling import PlainSampler
 from fastgen.cli.main import main
 from fastgen.data import load_digits
 from fastgen.samplers import DDIM, DDPM, squared_cosine_betas
@@ -26,7 +26,7 @@ def test_demo(tmp_path, capsys):
 
 
 def test_demo_fails_where_digits_are_not_recognised(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(demo, "WANTED", 1.01)
+    monkeypatch.setattr(digits, "WANTED", 1.01)
     assert main(["demo", "--quiet", "--steps", "2", "--out", str(tmp_path)]) == 1
     assert "FAILED: DDIM: only" in capsys.readouterr().out
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data import load_digits
+from ...data import load_digits
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .. import __version__, _library
-from ._digit_scores import Copies
-from .sample import write_atomically
+from ... import __version__, _library
+from ..._files import write_atomically
+from .digit_scores import Copies
 
 
 @dataclass
@@ -78,7 +78,7 @@ def write_report(
         f"instruction set variant: {_library.ISA or 'none, reference only'} ({_library.ISA_REASON}).",
         "",
     ]
-    write_atomically(path, lambda name: Path(name).write_text("\n".join(lines)))
+    write_atomically(path, lambda name: name.write_text("\n".join(lines)))
 
 
 def _rows(c: Comparison) -> Iterator[tuple[str, str, str, str, str]]:

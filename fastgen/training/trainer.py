@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..models import CheckpointError, UNet, load_state, save_state
 from ..models.checkpoint import json_metadata
-from ..samplers.schedules import linear_betas, squared_cosine_betas
+from ..samplers import linear_betas, squared_cosine_betas
 
 SCHEDULES: dict[str, Callable[[int], Tensor]] = {"linear": linear_betas, "squared_cosine": squared_cosine_betas}
 PREDICTION_TYPE = "epsilon"

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data import IMAGE_SHAPE, NUM_CLASSES
-from ..models import UNet
-from ..nn import PlainGroupNorm
-from ..samplers import DDIM, DDPM, ClassifierFreeGuidance, DiscreteSolver, Plan, draw_normal, squared_cosine_betas
-from ._demo_pictures import draw_grid, draw_trajectory
-from ._demo_report import Comparison, Side, print_report, write_report
-from ._digit_scores import DigitJudge
-from ._plain_sampling import PlainSampler
+from ...data import IMAGE_SHAPE, NUM_CLASSES
+from ...models import UNet, find_weights
+from ...nn import PlainGroupNorm
+from ...samplers import DDIM, DDPM, ClassifierFreeGuidance, DiscreteSolver, Plan, draw_normal, squared_cosine_betas
+from .digit_scores import DigitJudge
+from .pictures import draw_grid, draw_trajectory
+from .plain_sampling import PlainSampler
+from .report import Comparison, Side, print_report, write_report
 
-WEIGHTS = Path(__file__).parent.parent / "weights" / "digits-ddpm.safetensors"
+WEIGHTS = "digits-ddpm"
 PER_CLASS = 10
 GUIDANCE_SCALE = 2.0
 STEPS = {"DDIM": 50, "DDPM": 100}
@@ -35,7 +35,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         description="Draw 10 x 10 digits with DDIM and with DDPM, through plain torch and through fastgen.",
     )
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder of pictures and report (default: demo)")
-    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="(default: those of the package)")
+    parser.add_argument("--weights", default=WEIGHTS, help="file, or name of shipped weights (default: digits-ddpm)")
     parser.add_argument("--seed", type=int, default=0, help="of the generators (default: 0)")
     parser.add_argument("--steps", type=int, help="of both samplers (default: DDIM 50, DDPM 100)")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
@@ -78,8 +78,8 @@ def run(args: argparse.Namespace) -> int:
 def _compare(name: str, solver: DiscreteSolver, steps: int, args: argparse.Namespace, labels: Tensor) -> Comparison:
     """Both trajectories at once, step by step, in turns, so that neither has the quieter machine."""
     n, shape = len(labels), (len(labels), *IMAGE_SHAPE)
-    plain_model = UNet.load(args.weights, norm=PlainGroupNorm)
-    fused_model = UNet.load(args.weights)
+    plain_model = UNet.load(find_weights(args.weights), norm=PlainGroupNorm)
+    fused_model = UNet.load(find_weights(args.weights))
     plan = solver.plan(steps, guidance_scale=GUIDANCE_SCALE).to("cpu")
     plain_sampler = PlainSampler(name.lower(), solver.betas, [int(t) for t in plan.timesteps], GUIDANCE_SCALE)
     null = {"y": torch.full((n,), fused_model.null_label or 0)}

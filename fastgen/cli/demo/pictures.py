@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .sample import write_atomically
+from ..._files import write_atomically
 
 INK = "Greys"  # paper is -1, ink is 1
 

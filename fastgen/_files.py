@@ -1,0 +1,82 @@
+"""Files that are there whole or not at all: written beside their place, forced to the disk, then renamed into it."""
+
+import contextlib
+import fcntl
+import glob
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], Any]) -> None:
+    """Call ``write`` with a temporary name, then rename what it wrote to ``path``: a crash leaves the old file or the new one.
+
+    Args:
+        path: the file; its folder is made where it is missing.
+        write: writes a file of the name it is given, which ends as ``path`` does.
+
+    The temporary name is in a folder of its own beside ``path``, so that what ``write`` leaves there when it is killed, temporary
+    files of its own too, can be told and removed (:func:`remove_leftovers`).
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
+    try:
+        with _locked(folder):
+            temporary = folder / path.name
+            write(temporary)
+            os.chmod(temporary, 0o666 & ~_umask())  # some writers make files that only their owner reads
+            _to_disk(temporary)
+            os.replace(temporary, path)
+        _to_disk(path.parent)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_leftovers(path: str | os.PathLike[str]) -> None:
+    """Remove what :func:`write_atomically` left beside ``path`` where its process was killed; one still writing is left alone."""
+    path = Path(path)
+    for folder in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with contextlib.suppress(OSError), _locked(folder):
+            shutil.rmtree(folder)
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raise OSError, naming ``path``, where a file of that name could not be written; its folder is made where it is missing."""
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: is a folder, the name of a file is wanted")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise OSError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Any:
+    """Hold ``folder`` for this process; BlockingIOError where another has it. The system lets go where a process is killed."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _to_disk(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

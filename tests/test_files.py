@@ -1,0 +1,94 @@
+"""Files written whole or not at all: what a failed write, a killed one and a second writer leave."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from fastgen._files import check_writable, remove_leftovers, write_atomically
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from fastgen._files import write_atomically
+
+def slowly(name):
+    name.write_text("half")
+    print("writing", flush=True)
+    time.sleep(60)
+
+write_atomically(Path(sys.argv[1]), slowly)
+"""
+
+
+@pytest.fixture
+def writer(tmp_path):
+    """A process in the middle of writing ``tmp_path / "x"``."""
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / "x")], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "writing\n"
+    yield process
+    process.kill()
+    process.wait()
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_failed_write_leaves_the_old_file_alone(tmp_path):
+    (tmp_path / "x").write_text("old")
+
+    def fail(path):
+        path.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(tmp_path / "x", fail)
+    assert names(tmp_path) == ["x"] and (tmp_path / "x").read_text() == "old"
+
+
+def test_it_makes_folders_and_forces_file_and_folder_to_the_disk(tmp_path, monkeypatch):
+    forced = []
+    real = os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda handle: (forced.append(os.readlink(f"/proc/self/fd/{handle}")), real(handle))
+    )
+    write_atomically(tmp_path / "a" / "x", lambda path: path.write_text("new"))
+    assert (tmp_path / "a" / "x").read_text() == "new" and names(tmp_path / "a") == ["x"]
+    file, folder = forced
+    assert file.endswith(".tmp/x") and folder == str(tmp_path / "a")
+
+
+def test_leftovers_of_a_killed_process_go_and_those_of_a_living_one_stay(tmp_path, writer):
+    (tmp_path / "x").write_text("old")
+    (tmp_path / ".x.y").write_text("somebody else's")
+    before = names(tmp_path)
+    assert len(before) == 3
+    remove_leftovers(tmp_path / "x")
+    assert names(tmp_path) == before
+    writer.send_signal(signal.SIGKILL)
+    writer.wait()
+    assert names(tmp_path) == before
+    remove_leftovers(tmp_path / "x")
+    assert names(tmp_path) == [".x.y", "x"] and (tmp_path / "x").read_text() == "old"
+
+
+def test_names_with_wildcards(tmp_path):
+    (tmp_path / ".x1.abc.tmp").mkdir()
+    (tmp_path / ".x[1].abc.tmp").mkdir()
+    remove_leftovers(tmp_path / "x[1]")
+    assert names(tmp_path) == [".x1.abc.tmp"]
+
+
+def test_where_nothing_can_be_written(tmp_path):
+    check_writable(tmp_path / "new" / "x")
+    assert names(tmp_path) == ["new"] and names(tmp_path / "new") == []
+    with pytest.raises(IsADirectoryError, match="new: is a folder"):
+        check_writable(tmp_path / "new")
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"file/x: cannot be written: (Not a directory|File exists)"):
+        check_writable(tmp_path / "file" / "x")
+    with pytest.raises(OSError, match=r"/proc/x: cannot be written"):
+        check_writable("/proc/x")
