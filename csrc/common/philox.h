@@ -4,7 +4,9 @@
 
 #include <algorithm>
 
-#include "common/simd.h"
+#include "common/simd/integer.h"
+#include "common/simd/load_store.h"
+#include "common/simd/transcendental.h"
 
 namespace fastgen {
 
@@ -41,19 +43,6 @@ struct PhiloxBlocks {
 
 // -2 ln(u) for u = (r + 1/2) / 2^32, r rounded to fp32 first.
 FASTGEN_INLINE VecF minus_two_log_uniform(VecU r) { return log_scaled(stdx::static_simd_cast<VecF>(r) + 0.5f, 32) * -2.0f; }
-
-// sqrt(x) for x >= 0.
-FASTGEN_INLINE VecF root(VecF x) {
-#if defined(__AVX512F__)
-  // Newton on the 14-bit estimate; the floor keeps 0 * Inf out and is far below any radius that is not zero.
-  const VecF safe(_mm512_max_ps(static_cast<__m512>(x), _mm512_set1_ps(1e-30f)));
-  const VecF estimate(_mm512_rsqrt14_ps(static_cast<__m512>(safe)));
-  const VecF y = safe * estimate;
-  return madd<float>(madd<float>(-y, y, safe), estimate * 0.5f, y);
-#else
-  return stdx::sqrt(x);
-#endif
-}
 
 // radius * (cos, sin)(2 pi r1 / 2^32): the nearest quarter turn and the rest, an angle in [-pi/4, pi/4].
 FASTGEN_INLINE void box_muller(VecU r0, VecU r1, VecF& z0, VecF& z1) {
