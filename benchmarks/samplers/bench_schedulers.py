@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from fastgen.ops import philox_normal
+from fastgen.samplers import Plan
 from fastgen.samplers import diffusers as stand_ins
-from fastgen.samplers.plan import Plan
 
 from ..cases import DTYPES, Case, Provider, Workload, random_tensor
 from ..verify import Check, compare

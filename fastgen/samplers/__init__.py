@@ -4,10 +4,15 @@ Stand-ins for other people's samplers are in ``fastgen.samplers.diffusers`` and 
 """
 
 from . import diffusers, k_diffusion, score
-from .brownian import BrownianTree
-from .ddim import DDIM
-from .ddpm import DDPM
 from .diffusers import from_diffusers
+from .engine.brownian import BrownianTree
+from .engine.noise import draw_normal
+from .engine.path import Path
+from .engine.plan import Plan
+from .engine.prediction import Prediction
+from .engine.table import coefficient_table
+from .engine.thresholding import dynamic_threshold
+from .engine.trace import Linear, Trace
 from .graph import CapturedSampler
 from .guidance import (
     AutoGuidance,
@@ -19,11 +24,6 @@ from .guidance import (
     ZeroStarGuidance,
 )
 from .loop import sample
-from .losses import noising_tables, vlb_table
-from .noise import draw_normal
-from .path import Path
-from .plan import Plan
-from .prediction import Prediction
 from .schedules import (
     alphas_cumprod,
     flow_shift,
@@ -35,8 +35,9 @@ from .schedules import (
     timestep_spacing,
     zero_terminal_snr,
 )
-from .solver import DiscreteSolver, EDMSolver, FlowSolver, SigmaSolver, Solver
 from .solvers import (
+    DDIM,
+    DDPM,
     DEIS,
     DPM2,
     LCM,
@@ -45,6 +46,7 @@ from .solvers import (
     SOLVERS,
     TCD,
     Consistency,
+    DiscreteSolver,
     DPM2Ancestral,
     DPMSolverPP,
     DPMSolverPP2SAncestral,
@@ -53,19 +55,21 @@ from .solvers import (
     EDMDPMSolverPP,
     EDMEuler,
     EDMHeun,
+    EDMSolver,
     Euler,
     EulerAncestral,
     FlowEuler,
     FlowHeun,
+    FlowSolver,
     Heun,
     RePaint,
     SASolver,
+    SigmaSolver,
+    Solver,
     UniPC,
     make_solver,
 )
-from .table import coefficient_table
-from .thresholding import dynamic_threshold
-from .trace import Linear, Trace
+from .training_tables import noising_tables, vlb_table
 
 __all__ = [
     "DDIM",

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..ops.philox_normal import check_seeds
 from .guidance import Model
 from .loop import prepare
-from .solver import Solver
+from .solvers import Solver
 
 _REFUSED = frozenset({"seeds", "generator", "noise", "brownian", "known", "mask", "callback", "progress"})
 

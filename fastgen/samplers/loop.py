@@ -13,14 +13,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .brownian import BrownianTree
+from .engine.brownian import BrownianTree
+from .engine.noise import Generators, NoiseSource
+from .engine.plan import Plan
+from .engine.trace import Symbol
 from .guidance import ClassifierFreeGuidance, Guidance, Model
 from .guidance.base import ALONE, Call
-from .noise import Generators, NoiseSource
-from .plan import Plan
-from .solver import Solver, on_device
-from .solvers import make_solver
-from .trace import Symbol
+from .solvers import Solver, make_solver
 
 Callback = Callable[[int, int, Tensor], None]
 
@@ -167,7 +166,7 @@ def prepare(
 
     x = _check_start(noise, shape, place, dtype) if noise is not None else source.initial()
     inpainting = _inpainting(known, mask, shape, place, dtype, source)
-    return Run(plan, predict, source, on_device(plan.timesteps, place), tree, inpainting), x
+    return Run(plan, predict, source, _on_device(plan.timesteps, place), tree, inpainting), x
 
 
 def _brownian_tree(
@@ -185,6 +184,14 @@ def _brownian_tree(
 def _holders(x: Tensor) -> int:
     """How many tensors share the memory of ``x``: the same before and after a model that keeps nothing of it."""
     return torch._C._storage_Use_Count(x.untyped_storage()._cdata)
+
+
+def _on_device(timesteps: Sequence[float], device: torch.device) -> Tensor:
+    """The model's timesteps: int64 where all are whole, else float32."""
+    whole = all(float(t).is_integer() for t in timesteps)
+    return torch.tensor(
+        [int(t) if whole else t for t in timesteps], device=device, dtype=torch.int64 if whole else torch.float32
+    )
 
 
 def _device_of(model: Model | None) -> torch.device:

@@ -5,8 +5,7 @@ import torch
 
 from fastgen.ops import philox_normal
 from fastgen.ops.philox_normal import INITIAL_NOISE_STEP, KNOWN_NOISE_STEP
-from fastgen.samplers import DDIM, DDPM, ClassifierFreeGuidance, coefficient_table, sample, timestep_spacing
-from fastgen.samplers.solver import Solver
+from fastgen.samplers import DDIM, DDPM, ClassifierFreeGuidance, Solver, coefficient_table, sample, timestep_spacing
 
 SHAPE = (3, 2, 4, 4)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastgen.samplers import SOLVERS, BrownianTree, make_solver, sample
-from fastgen.samplers.formulas.dpm_solver import multistep
+from fastgen.samplers.solvers.dpm_solver import multistep
 
 from .mixture import DEVIATIONS, MEANS, ORDERS, WEIGHTS, clean, integrate, mixture
 
@@ -109,7 +109,7 @@ def test_the_authors_third_order_is_the_second():
     x = torch.randn(64, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 100.0
     exact = integrate("dpmpp_3m", 4096, x, {"lower_order_final": False})
     true = float((integrate("dpmpp_3m", 192, x, {"lower_order_final": False}) - exact).norm())
-    with mock.patch("fastgen.samplers.formulas.dpm_solver.multistep", functools.partial(multistep, halved=True)):
+    with mock.patch("fastgen.samplers.solvers.dpm_solver.multistep", functools.partial(multistep, halved=True)):
         errors = [float((integrate("dpmpp_3m", n, x, {"lower_order_final": False}) - exact).norm()) for n in (96, 192)]
     assert 1.7 < math.log2(errors[0] / errors[1]) < 2.3
     assert errors[1] > 3 * true

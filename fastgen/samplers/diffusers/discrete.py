@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..formulas import ddim as _ddim
-from ..formulas import ddpm as _ddpm
-from ..formulas import multistep as _multistep
-from ..noise import Generators
-from ..path import Path
-from ..trace import Trace
+from ..engine.noise import Generators
+from ..engine.path import Path
+from ..engine.trace import Trace
+from ..solvers.ddim import ddim_step
+from ..solvers.ddpm import ddpm
+from ..solvers.pndm import pndm_plms, pndm_prk
 from .noise_levels import SPACINGS, make_betas, spaced_timesteps
 from .scheduler import Scheduler, Timestep, combine, to_timesteps
 
@@ -137,7 +137,7 @@ class DDPMScheduler(DiscreteScheduler):
 
     def _trace(self, trace: Trace, start: int, **options: Any) -> None:
         values = [int(t) for t in self._values[start:]]
-        _ddpm.ddpm(trace, self._path(values, [*values[1:], -1]), variance_type=self.config["variance_type"])
+        ddpm(trace, self._path(values, [*values[1:], -1]), variance_type=self.config["variance_type"])
 
     def step(
         self, model_output: Tensor, timestep: Timestep, sample: Tensor, generator: Generators = None, return_dict: bool = True,
@@ -184,7 +184,7 @@ def stepwise_ddim(scheduler: DiscreteScheduler, trace: Trace, start: int, **opti
     x = None
     for t in scheduler._values[start:]:
         (alpha, sigma), (alpha_next, sigma_next) = scheduler._marginal(int(t)), scheduler._marginal(int(t) - stride)
-        x = _ddim.ddim_step(trace, x, (t, alpha, sigma), (alpha_next, sigma_next), **options)
+        x = ddim_step(trace, x, (t, alpha, sigma), (alpha_next, sigma_next), **options)
     trace.finish(x, alpha_next, sigma_next)
 
 
@@ -217,7 +217,7 @@ class DDIMInverseScheduler(DiscreteScheduler):
         x = None
         for t in self._values[start:]:
             here, there = self._marginal(min(int(t) - stride, total - 1)), self._marginal(int(t))
-            x = _ddim.ddim_step(trace, x, (t, *here), there)
+            x = ddim_step(trace, x, (t, *here), there)
         trace.finish(x, *there)
 
     def step(self, model_output: Tensor, timestep: Timestep, sample: Tensor, return_dict: bool = True) -> Any:
@@ -271,10 +271,10 @@ class PNDMScheduler(DiscreteScheduler):
         stride = self.config["num_train_timesteps"] // (self.num_inference_steps or 1)
         values = [int(t) for t in self._values]
         if self.config["skip_prk_steps"]:
-            _multistep.pndm_plms(trace, values, self._marginal, stride, start=start)
+            pndm_plms(trace, values, self._marginal, stride, start=start)
         elif start == 0:
             warm_up = len(self.prk_timesteps)
-            _multistep.pndm_prk(trace, values[:warm_up], values[warm_up:], self._marginal, stride)
+            pndm_prk(trace, values[:warm_up], values[warm_up:], self._marginal, stride)
         else:
             raise ValueError("a trajectory that begins later (image to image) needs skip_prk_steps=True")
 

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..formulas import ddim as _ddim
-from ..noise import Generators
-from ..path import Path
-from ..plan import Plan
-from ..prediction import Prediction
-from ..trace import Trace
+from ..engine.noise import Generators
+from ..engine.path import Path
+from ..engine.plan import Plan
+from ..engine.prediction import Prediction
+from ..engine.trace import Trace
+from ..solvers.lcm import lcm, lcm_boundary
+from ..solvers.tcd import tcd
 from .discrete import THRESHOLDING, DiscreteScheduler, check_descending
 from .scheduler import Timestep
 
@@ -72,10 +73,10 @@ class LCMScheduler(DistilledScheduler):
 
     def _trace(self, trace: Trace, start: int, **options: Any) -> None:
         path = self._following_path(start, int(self._values[-1]))
-        _ddim.lcm(trace, path, timestep_scaling=self.config["timestep_scaling"])
+        lcm(trace, path, timestep_scaling=self.config["timestep_scaling"])
 
     def _second(self, plan: Plan, i: int, model_output: Tensor, sample: Tensor) -> Tensor:
-        c_skip, c_out = _ddim.lcm_boundary(self._values[self._start + i], self.config["timestep_scaling"])
+        c_skip, c_out = lcm_boundary(self._values[self._start + i], self.config["timestep_scaling"])
         return c_out * plan.predicted_sample(model_output, i, sample) + c_skip * sample
 
     def step(
@@ -104,7 +105,7 @@ class TCDScheduler(DistilledScheduler):
         return [self._marginal(math.floor((1 - eta) * t)) for t in following]
 
     def _trace(self, trace: Trace, start: int, *, eta: float = 0.3) -> None:  # type: ignore[override]
-        _ddim.tcd(trace, self._following_path(start, 0), self._between(start, eta), eta=eta)
+        tcd(trace, self._following_path(start, 0), self._between(start, eta), eta=eta)
         self._eta = eta
 
     def _second(self, plan: Plan, i: int, model_output: Tensor, sample: Tensor) -> Tensor:

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..formulas import dpm_solver as _dpm_solver
-from ..noise import Generators
-from ..path import Path
-from ..trace import Trace
+from ..engine.noise import Generators
+from ..engine.path import Path
+from ..engine.trace import Trace
+from ..solvers.dpm_solver import ALGORITHMS, SOLVER_TYPES, multistep, singlestep, singlestep_orders
 from .discrete import BETAS, THRESHOLDING
 from .karras import SIGMA_CHOICES
 from .multistep import FINAL_SIGMAS, SHIFTING, MultistepScheduler, check_choice
@@ -45,8 +45,8 @@ class DPMSolverMultistepScheduler(MultistepScheduler):
 
     def _setup(self) -> None:
         config = self.config
-        check_choice(config, "algorithm_type", _dpm_solver.ALGORITHMS)
-        check_choice(config, "solver_type", _dpm_solver.SOLVER_TYPES)
+        check_choice(config, "algorithm_type", ALGORITHMS)
+        check_choice(config, "solver_type", SOLVER_TYPES)
         if config["solver_order"] not in (1, 2, 3):
             raise ValueError(f"solver_order must be 1, 2 or 3, got {config['solver_order']!r}")
         if config["algorithm_type"] == "sde-dpmsolver" and config["solver_order"] == 3:
@@ -69,7 +69,7 @@ class DPMSolverMultistepScheduler(MultistepScheduler):
 
     def _trace(self, trace: Trace, start: int, **options: Any) -> None:
         config = self.config
-        _dpm_solver.multistep(
+        multistep(
             trace, self._path(), order=config["solver_order"], algorithm=config["algorithm_type"],
             solver_type=config["solver_type"], lower_order_final=config["lower_order_final"],
             euler_at_final=config["euler_at_final"], ends_at_zero=config.get("final_sigmas_type") == "zero", halved=True,
@@ -138,7 +138,7 @@ class DPMSolverSinglestepScheduler(MultistepScheduler):
 
     def _setup(self) -> None:
         check_choice(self.config, "algorithm_type", ("dpmsolver", "dpmsolver++", "sde-dpmsolver++"))
-        check_choice(self.config, "solver_type", _dpm_solver.SOLVER_TYPES)
+        check_choice(self.config, "solver_type", SOLVER_TYPES)
         check_choice(self.config, "final_sigmas_type", FINAL_SIGMAS)
         if self.config["final_sigmas_type"] == "zero" and not self.config["algorithm_type"].endswith("++"):
             raise ValueError(f"algorithm_type={self.config['algorithm_type']!r} needs final_sigmas_type='sigma_min'")
@@ -160,10 +160,10 @@ class DPMSolverSinglestepScheduler(MultistepScheduler):
         config = self.config
         zero = config["final_sigmas_type"] == "zero"
         lower = config["lower_order_final"] or zero or num_inference_steps % config["solver_order"] != 0
-        return _dpm_solver.singlestep_orders(num_inference_steps, config["solver_order"], lower, zero)
+        return singlestep_orders(num_inference_steps, config["solver_order"], lower, zero)
 
     def _trace(self, trace: Trace, start: int, **options: Any) -> None:
-        _dpm_solver.singlestep(
+        singlestep(
             trace, self._path(), self.order_list, algorithm=self.config["algorithm_type"],
             solver_type=self.config["solver_type"], start=start,
         )  # fmt: skip

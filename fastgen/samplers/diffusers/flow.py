@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..formulas import consistency as _flow
-from ..formulas import karras as _karras
-from ..noise import Generators
-from ..path import Path
-from ..prediction import Prediction
-from ..trace import Trace
+from ..engine.noise import Generators
+from ..engine.path import Path
+from ..engine.prediction import Prediction
+from ..engine.trace import Trace
+from ..solvers.flow import flow_euler, flow_heun
+from ..solvers.stochastic import Churn
 from .karras import SIGMA_CHOICES, _positive, check_sigma_choices
 from .noise_levels import converted, flow_shifted, stretched_to, time_shifted
 from .scheduler import _NO_OPTIONS, Scheduler, Timestep, combine, require_float_timestep
@@ -118,7 +118,7 @@ class FlowMatchEulerDiscreteScheduler(FlowScheduler):
 
     def _trace(self, trace: Trace, start: int, **options: Any) -> None:
         path = self._flow_path(self.sigmas.double().tolist())
-        _flow.flow_euler(trace, path, stochastic=self.config["stochastic_sampling"], start=start)
+        flow_euler(trace, path, stochastic=self.config["stochastic_sampling"], start=start)
 
     def step(
         self, model_output: Tensor, timestep: Timestep, sample: Tensor, s_churn: float = 0.0, s_tmin: float = 0.0,
@@ -163,7 +163,7 @@ class FlowMatchHeunDiscreteScheduler(FlowScheduler):
         if start % 2:
             raise ValueError(f"a trajectory begins with the first call of a step, an even index, got {start}")
         path = self._flow_path(self._levels.double().tolist())
-        _flow.flow_heun(trace, path, churn=_karras.Churn(**churn), divisor=len(self.sigmas) - 1, start=start // 2)
+        flow_heun(trace, path, churn=Churn(**churn), divisor=len(self.sigmas) - 1, start=start // 2)
 
     def step(
         self, model_output: Tensor, timestep: Timestep, sample: Tensor, s_churn: float = 0.0, s_tmin: float = 0.0,

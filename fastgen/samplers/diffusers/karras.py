@@ -9,10 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..formulas import karras as _karras
-from ..noise import Generators
-from ..path import Path
-from ..trace import Trace
+from ..engine.noise import Generators
+from ..engine.path import Path
+from ..engine.trace import Trace
+from ..solvers.euler import euler_ancestral
+from ..solvers.lms import lms
+from ..solvers.stochastic import Churn
 from .discrete import BETAS, KARRAS_FAMILY
 from .noise_levels import (
     SPACINGS,
@@ -204,7 +206,7 @@ class EulerDiscreteScheduler(SigmaScheduler):
 
     def _trace(self, trace: Trace, start: int, **churn: float) -> None:  # type: ignore[override]
         path, begin = self._karras_path(start)
-        _euler_churned_after(trace, path, _karras.Churn(**churn), begin)
+        _euler_churned_after(trace, path, Churn(**churn), begin)
 
     def step(
         self, model_output: Tensor, timestep: Timestep, sample: Tensor, s_churn: float = 0.0, s_tmin: float = 0.0,
@@ -218,7 +220,7 @@ class EulerDiscreteScheduler(SigmaScheduler):
         )  # fmt: skip
 
 
-def _euler_churned_after(trace: Trace, path: Path, churn: _karras.Churn, start: int) -> None:
+def _euler_churned_after(trace: Trace, path: Path, churn: Churn, start: int) -> None:
     """Euler's method with the churn's noise added after the model has seen the sample, as diffusers' step can only do it."""
     x = None
     for i in range(start, len(path)):
@@ -248,7 +250,7 @@ class EulerAncestralDiscreteScheduler(SigmaScheduler):
 
     def _trace(self, trace: Trace, start: int, **options: Any) -> None:
         path, begin = self._karras_path(start)
-        _karras.euler_ancestral(trace, path, always_draw=True, start=begin)
+        euler_ancestral(trace, path, always_draw=True, start=begin)
 
     def step(
         self, model_output: Tensor, timestep: Timestep, sample: Tensor, generator: Generators = None, return_dict: bool = True,
@@ -271,7 +273,7 @@ class LMSDiscreteScheduler(SigmaScheduler):
 
     def _trace(self, trace: Trace, start: int, *, order: int = 4) -> None:  # type: ignore[override]
         path, begin = self._karras_path(start)
-        _karras.lms(trace, path, order=order, start=begin)
+        lms(trace, path, order=order, start=begin)
 
     def step(
         self, model_output: Tensor, timestep: Timestep, sample: Tensor, order: int = 4, return_dict: bool = True

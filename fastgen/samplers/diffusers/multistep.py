@@ -8,11 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..formulas import multistep as _multistep
-from ..noise import Generators
-from ..path import Path
-from ..prediction import Prediction
-from ..trace import Trace
+from ..engine.noise import Generators
+from ..engine.path import Path
+from ..engine.prediction import Prediction
+from ..engine.trace import Trace
+from ..solvers.deis import deis
+from ..solvers.pndm import ipndm
+from ..solvers.sa_solver import sa_solver
+from ..solvers.unipc import unipc
 from .discrete import BETAS, KARRAS_FAMILY, THRESHOLDING
 from .karras import SIGMA_CHOICES, check_sigma_choices
 from .noise_levels import (
@@ -185,7 +188,7 @@ class DEISMultistepScheduler(MultistepScheduler):
 
     def _trace(self, trace: Trace, start: int, **options: Any) -> None:
         order, lower = self.config["solver_order"], self.config["lower_order_final"]
-        _multistep.deis(trace, self._path(), order=order, lower_order_final=lower, start=start)
+        deis(trace, self._path(), order=order, lower_order_final=lower, start=start)
 
     def step(self, model_output: Tensor, timestep: Timestep, sample: Tensor, return_dict: bool = True) -> Any:
         return self._advance(model_output, timestep, sample, return_dict=return_dict)
@@ -258,7 +261,7 @@ class UniPCMultistepScheduler(MultistepScheduler):
 
     def _trace(self, trace: Trace, start: int, **options: Any) -> None:
         config = self.config
-        _multistep.unipc(
+        unipc(
             trace, self._path(), order=config["solver_order"], solver_type=config["solver_type"],
             predict_x0=config["predict_x0"], lower_order_final=config["lower_order_final"],
             disable_corrector=config["disable_corrector"], from_last_sample=True, start=start,
@@ -293,7 +296,7 @@ class SASolverScheduler(MultistepScheduler):
 
     def _trace(self, trace: Trace, start: int, *, seeded: bool = False) -> None:  # type: ignore[override]
         config = self.config
-        _multistep.sa_solver(
+        sa_solver(
             trace, self._path(), self.tau_func, predictor_order=config["predictor_order"],
             corrector_order=config["corrector_order"], predict_x0=config["algorithm_type"] == "data_prediction",
             lower_order_final=config["lower_order_final"], from_last_sample=not seeded, start=start,
@@ -334,7 +337,7 @@ class IPNDMScheduler(Scheduler):
 
     def _trace(self, trace: Trace, start: int, **options: Any) -> None:
         path = Path(self._values, self.alphas.double().tolist(), self.betas.double().tolist())
-        _multistep.ipndm(trace, path, start=start)
+        ipndm(trace, path, start=start)
 
     def step(self, model_output: Tensor, timestep: Timestep, sample: Tensor, return_dict: bool = True) -> Any:
         return self._advance(model_output, timestep, sample, return_dict=return_dict)

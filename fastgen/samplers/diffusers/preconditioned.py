@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..formulas import consistency as _consistency
-from ..formulas import dpm_solver as _dpm_solver
-from ..formulas import karras as _karras
-from ..noise import Generators
-from ..path import Path
-from ..prediction import Prediction
-from ..trace import Trace
+from ..engine.noise import Generators
+from ..engine.path import Path
+from ..engine.prediction import Prediction
+from ..engine.trace import Trace
+from ..solvers.consistency import consistency
+from ..solvers.dpm_solver import SOLVER_TYPES, multistep
+from ..solvers.stochastic import Churn
 from .discrete import THRESHOLDING
 from .dpm_solver import DPM_SYNONYMS
 from .karras import _euler_churned_after, _positive
@@ -108,7 +108,7 @@ class EDMEulerScheduler(PreconditionedScheduler):
         self._set_sigmas(levels, device, float(levels[-1]) if self.config["final_sigmas_type"] == "sigma_min" else 0.0)
 
     def _trace(self, trace: Trace, start: int, **churn: float) -> None:  # type: ignore[override]
-        _euler_churned_after(trace, self._path(), _karras.Churn(**churn), start)
+        _euler_churned_after(trace, self._path(), Churn(**churn), start)
 
     def step(
         self, model_output: Tensor, timestep: Timestep, sample: Tensor, s_churn: float = 0.0, s_tmin: float = 0.0,
@@ -140,7 +140,7 @@ class EDMDPMSolverMultistepScheduler(PreconditionedScheduler):
     def _setup(self) -> None:
         if "algorithm_type" in self.config:
             check_choice(self.config, "algorithm_type", ("dpmsolver++", "sde-dpmsolver++"))
-        check_choice(self.config, "solver_type", _dpm_solver.SOLVER_TYPES)
+        check_choice(self.config, "solver_type", SOLVER_TYPES)
         super()._setup()
 
     def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
@@ -151,7 +151,7 @@ class EDMDPMSolverMultistepScheduler(PreconditionedScheduler):
 
     def _trace(self, trace: Trace, start: int, **options: Any) -> None:
         config = self.config
-        _dpm_solver.multistep(
+        multistep(
             trace, self._path(), order=config["solver_order"], algorithm=config.get("algorithm_type", "sde-dpmsolver++"),
             solver_type=config["solver_type"], lower_order_final=config["lower_order_final"],
             euler_at_final=config["euler_at_final"], ends_at_zero=config["final_sigmas_type"] == "zero", halved=True, start=start,
@@ -198,7 +198,7 @@ class CosineDPMSolverMultistepScheduler(EDMDPMSolverMultistepScheduler):
         noise = None
         if index + 1 < len(self.sigmas):
             if self.noise_sampler is None:
-                from ..brownian import BrownianTree
+                from ..engine.brownian import BrownianTree
 
                 listed = [generator] if isinstance(generator, torch.Generator) else generator
                 seeds = [g.initial_seed() for g in listed] if listed is not None else None
@@ -270,7 +270,7 @@ class CMStochasticIterativeScheduler(PreconditionedScheduler):
 
     def _trace(self, trace: Trace, start: int, **options: Any) -> None:
         low, high, s_noise = (self.config[n] for n in ("sigma_min", "sigma_max", "s_noise"))
-        _consistency.consistency(trace, self._path(), sigma_min=low, sigma_max=high, s_noise=s_noise, start=start)
+        consistency(trace, self._path(), sigma_min=low, sigma_max=high, s_noise=s_noise, start=start)
 
     def step(
         self, model_output: Tensor, timestep: Timestep, sample: Tensor, generator: Generators = None, return_dict: bool = True,

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from ...ops import sampler_step
-from ..noise import Generators, draw_normal
-from ..solvers import jumping_timesteps
-from ..table import coefficient_table
-from ..trace import Trace
+from ..engine.noise import Generators, draw_normal
+from ..engine.table import coefficient_table
+from ..engine.trace import Trace
+from ..solvers.repaint import jumping_timesteps
 from .discrete import BETAS, DiscreteScheduler, stepwise_ddim
 from .scheduler import SchedulerOutput, Timestep
 

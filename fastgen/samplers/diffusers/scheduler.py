@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..noise import Generators, draw_normal
-from ..plan import Plan, compile_trace
-from ..prediction import Prediction
-from ..trace import Trace
+from ..engine.noise import Generators, draw_normal
+from ..engine.plan import Plan, compile_trace
+from ..engine.prediction import Prediction
+from ..engine.trace import Trace
 from . import config as _config
 from .config import Config
 

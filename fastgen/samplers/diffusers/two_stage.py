@@ -7,10 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..formulas import dpm_solver as _dpm_solver
-from ..formulas import karras as _karras
-from ..noise import Generators
-from ..trace import Trace
+from ..engine.noise import Generators
+from ..engine.trace import Trace
+from ..solvers.dpm_2 import dpm_2, dpm_2_ancestral
+from ..solvers.dpm_solver_sde import dpmpp_sde
+from ..solvers.heun import heun
+from ..solvers.stochastic import ancestral_split, halfway
 from .discrete import BETAS
 from .karras import SIGMA_CHOICES, SigmaScheduler
 from .noise_levels import sigma_to_timestep
@@ -42,7 +44,7 @@ class HeunDiscreteScheduler(SigmaScheduler):
 
     def _trace(self, trace: Trace, start: int, **options: Any) -> None:
         path, begin = self._karras_path(start)
-        _karras.heun(trace, path, start=begin)
+        heun(trace, path, start=begin)
 
     def step(self, model_output: Tensor, timestep: Timestep, sample: Tensor, return_dict: bool = True) -> Any:
         return self._advance(model_output, timestep, sample, return_dict=return_dict)
@@ -81,7 +83,7 @@ class KDPM2DiscreteScheduler(SigmaScheduler):
         super()._set_sigmas(sigmas, timesteps, device, last)
 
     def _second_sigma(self, sigma: float, sigma_next: float) -> float:
-        return _karras.halfway(sigma, sigma_next)
+        return halfway(sigma, sigma_next)
 
     def _interleaved(self, timesteps: np.ndarray, device: Any) -> Tensor:
         log_sigmas = np.log(self._train_sigmas)
@@ -93,7 +95,7 @@ class KDPM2DiscreteScheduler(SigmaScheduler):
 
     def _trace(self, trace: Trace, start: int, **options: Any) -> None:
         path, begin = self._karras_path(start)
-        _karras.dpm_2(trace, path, start=begin)
+        dpm_2(trace, path, start=begin)
 
     def step(self, model_output: Tensor, timestep: Timestep, sample: Tensor, return_dict: bool = True) -> Any:
         return self._advance(model_output, timestep, sample, return_dict=return_dict)
@@ -105,11 +107,11 @@ class KDPM2AncestralDiscreteScheduler(KDPM2DiscreteScheduler):
     defaults = KDPM2DiscreteScheduler.defaults
 
     def _second_sigma(self, sigma: float, sigma_next: float) -> float:
-        return _karras.halfway(sigma, _karras.ancestral_split(sigma, sigma_next)[0])
+        return halfway(sigma, ancestral_split(sigma, sigma_next)[0])
 
     def _trace(self, trace: Trace, start: int, **options: Any) -> None:
         path, begin = self._karras_path(start)
-        _karras.dpm_2_ancestral(trace, path, start=begin)
+        dpm_2_ancestral(trace, path, start=begin)
 
     def step(  # type: ignore[override]
         self, model_output: Tensor, timestep: Timestep, sample: Tensor, generator: Generators = None, return_dict: bool = True,
@@ -147,7 +149,7 @@ class DPMSolverSDEScheduler(SigmaScheduler):
         self._choose(num_inference_steps, device)
 
     def _second_sigma(self, sigma: float, sigma_next: float) -> float:
-        return _karras.halfway(sigma, sigma_next)
+        return halfway(sigma, sigma_next)
 
     def _interleaved(self, timesteps: np.ndarray, device: Any) -> Tensor:
         at = torch.from_numpy(np.ascontiguousarray(timesteps)).double()
@@ -159,7 +161,7 @@ class DPMSolverSDEScheduler(SigmaScheduler):
 
     def _trace(self, trace: Trace, start: int, *, s_noise: float = 1.0) -> None:  # type: ignore[override]
         path, begin = self._karras_path(start)
-        _dpm_solver.dpmpp_sde(trace, path, s_noise=s_noise, start=begin)
+        dpmpp_sde(trace, path, s_noise=s_noise, start=begin)
 
     def step(
         self, model_output: Tensor, timestep: Timestep, sample: Tensor, return_dict: bool = True, s_noise: float = 1.0
@@ -178,7 +180,7 @@ class DPMSolverSDEScheduler(SigmaScheduler):
         if whole >= len(levels) - 1 or levels[whole + 1] == 0:
             return None
         if self.noise_sampler is None:
-            from ..brownian import BrownianTree
+            from ..engine.brownian import BrownianTree
 
             positive = levels[levels > 0]
             self.noise_sampler = BrownianTree.like(

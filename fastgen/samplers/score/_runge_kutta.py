@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..table import coefficient_table
+from ..engine.table import coefficient_table
 from ._trajectory import step
 
 Coefficients = Callable[[float], tuple[float, float]]  # t -> (f, c)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from ...ops import sampler_step
+from ..engine.noise import Generators, NoiseSource
 from ..loop import _device_of, _holders
-from ..noise import Generators, NoiseSource
 
 Callback = Callable[[int, float, Tensor], None]
 

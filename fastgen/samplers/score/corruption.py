@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..noise import Generators
+from ..engine.noise import Generators
+from ..engine.table import coefficient_table
 from ..schedules import alphas_cumprod, linear_betas
-from ..table import coefficient_table
 from ._trajectory import Callback, Trajectory, step
 from .sde import check_steps
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...ops import philox_normal
-from ..noise import Generators, draw_normal
+from ..engine.noise import Generators, draw_normal
 from ._runge_kutta import Tolerance
 from ._trajectory import Callback, Trajectory
 from .probability_flow import integrate

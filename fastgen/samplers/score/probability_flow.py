@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ...ops import philox_normal
 from ...ops.philox_normal import check_seeds
-from ..noise import Generators, draw_normal
-from ..table import coefficient_table
+from ..engine.noise import Generators, draw_normal
+from ..engine.table import coefficient_table
 from ._runge_kutta import (
     TABLEAUS,
     Coefficients,

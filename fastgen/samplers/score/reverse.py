@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..noise import Generators
-from ..table import coefficient_table
+from ..engine.noise import Generators
+from ..engine.table import coefficient_table
 from ._trajectory import Callback, Trajectory, call_model, step
 from .sde import SDE, ScoreFunction, check_eps, check_steps, model_factor
 

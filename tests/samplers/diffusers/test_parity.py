@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from fastgen.samplers import diffusers as ours
-from fastgen.samplers.formulas.dpm_solver import Integrator
-from fastgen.samplers.path import Path
+from fastgen.samplers.engine.path import Path
+from fastgen.samplers.solvers.dpm_solver import Integrator
 
 from .parity import error, in_float64, pair, run
 

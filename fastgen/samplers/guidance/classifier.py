@@ -1,4 +1,4 @@
-"""Guidance by another model: a weaker version of the same, or a classifier."""
+"""Guidance by a classifier, or any other log probability with a gradient."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -7,27 +7,6 @@ import torch
 from torch import Tensor
 
 from .base import ALONE, Call, Guidance, Model, of_means
-
-
-class AutoGuidance(Guidance):
-    """Karras et al. 2024: weak + w (strong - weak), where ``weak`` is a smaller or less trained model; the kernel combines them.
-
-    Args:
-        model, weak: called as ``model(x, t, **kwargs)`` each.
-        kwargs: of both.
-        guidance_scale: w.
-    """
-
-    def __init__(
-        self, model: Model, weak: Model, kwargs: Mapping[str, Any] | None = None, guidance_scale: float = 1.0
-    ) -> None:
-        self.model, self.weak, self.kwargs, self.guidance_scale = model, weak, dict(kwargs or {}), guidance_scale
-
-    def scale(self, call: Call) -> float:
-        return self.guidance_scale
-
-    def __call__(self, x: Tensor, t: Tensor, call: Call = ALONE) -> tuple[Tensor, Tensor | None]:
-        return self.model(x, t, **self.kwargs), self.weak(x, t, **self.kwargs)
 
 
 class ClassifierGuidance(Guidance):

@@ -2,21 +2,18 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from .guidance.base import Call
-from .path import Path
-from .plan import Plan, compile_trace
-from .prediction import Prediction
-from .schedules import SIGMA_SPACINGS, alphas_cumprod, flow_shift, linear_betas, spaced_sigmas, timestep_spacing
-from .trace import Trace
-
-__all__ = ["DiscreteSolver", "EDMSolver", "FlowSolver", "Plan", "SigmaSolver", "Solver"]
+from ..engine.path import Path
+from ..engine.plan import Plan, compile_trace
+from ..engine.prediction import Prediction
+from ..engine.trace import Trace
+from ..guidance.base import Call
+from ..schedules import SIGMA_SPACINGS, alphas_cumprod, linear_betas, spaced_sigmas, timestep_spacing
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)  # tensors inside have no single truth value to compare by
@@ -209,68 +206,5 @@ class SigmaSolver(DiscreteSolver):
         return Path(timesteps, [1 / n for n in norms], [s / n for s, n in zip(sigmas, norms, strict=True)])
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class FlowSolver(Solver):
-    r"""Base of the solvers of flow matching, :math:`x = (1 - \sigma) x_0 + \sigma\varepsilon` (Lipman et al. 2023).
-
-    Args:
-        shift: of sigma towards noise, s sigma / (1 + (s - 1) sigma) (Esser et al. 2024, section 5.3.2).
-        num_train_timesteps: the model is called with sigma times this.
-    """
-
-    shift: float = 1.0
-    num_train_timesteps: int = 1000
-
-    def __post_init__(self) -> None:
-        if not self.shift > 0:
-            raise ValueError(f"shift must be positive, got {self.shift}")
-
-    def prediction(self) -> Prediction:
-        return Prediction(prediction_type="flow_prediction")
-
-    def flow_path(self, steps: int) -> Path:
-        _check_steps(steps)
-        sigmas = [flow_shift(float(s), self.shift) for s in np.linspace(1, 0, steps + 1)]
-        return Path([s * self.num_train_timesteps for s in sigmas[:-1]], [1 - s for s in sigmas], sigmas)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class EDMSolver(Solver):
-    """Base of the solvers of models preconditioned as in Karras et al. 2022, table 1.
-
-    Args:
-        sigma_data: the deviation of the data.
-        sigma_min, sigma_max, rho: of Karras' schedule (equation 5).
-        prediction_type: ``"epsilon"`` for c_out of the paper, ``"v_prediction"`` for its negative.
-    """
-
-    sigma_data: float = 0.5
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
-    rho: float = 7.0
-    prediction_type: str = "epsilon"
-
-    def prediction(self) -> Prediction:
-        return Prediction(prediction_type=self.prediction_type, sigma_data=self.sigma_data)
-
-    def sigma_path(self, steps: int) -> Path:
-        _check_steps(steps)
-        sigmas = [*spaced_sigmas(steps, self.sigma_min, self.sigma_max, "karras", self.rho), 0.0]
-        return Path([edm_timestep(s) for s in sigmas[:-1]], [1.0] * len(sigmas), sigmas, edm_timestep)
-
-
-def edm_timestep(sigma: float) -> float:
-    """c_noise."""
-    return 0.25 * math.log(sigma)
-
-
-def _check_steps(steps: int) -> None:
+def check_steps(steps: int) -> None:
     timestep_spacing(max(int(steps), 1) if isinstance(steps, int) else 1, steps)
-
-
-def on_device(timesteps: Sequence[float], device: torch.device) -> Tensor:
-    """The model's timesteps: int64 where all are whole, else float32."""
-    whole = all(float(t).is_integer() for t in timesteps)
-    return torch.tensor(
-        [int(t) if whole else t for t in timesteps], device=device, dtype=torch.int64 if whole else torch.float32
-    )

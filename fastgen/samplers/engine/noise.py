@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..ops import philox_normal
-from ..ops.philox_normal import INITIAL_NOISE_STEP, KNOWN_NOISE_STEP, check_seeds
+from ...ops import philox_normal
+from ...ops.philox_normal import INITIAL_NOISE_STEP, KNOWN_NOISE_STEP, check_seeds
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..ops import philox_normal
-from ..ops.philox_normal import check_seeds
+from ...ops import philox_normal
+from ...ops.philox_normal import check_seeds
 
 _FIRST_NODE = 1 << 30  # Philox steps of the tree, far from those of the sampler's own draws
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..ops import COLUMNS
+from ...ops import COLUMNS
 
 _DEFAULTS = {"clip_min": -math.inf, "clip_max": math.inf, "guidance_scale": 1.0}
 

@@ -1,11 +1,50 @@
-"""`DDIM`: implicit sampling, deterministic at eta = 0. Song, Meng and Ermon 2021."""
+"""DDIM: implicit sampling, deterministic at eta = 0 (Song, Meng and Ermon 2021)."""
 
 import math
 from dataclasses import dataclass
 
-from .formulas.ddim import ddim_step
-from .solver import DiscreteSolver
-from .trace import Trace
+from ..engine.trace import Linear, Trace
+from .base import DiscreteSolver
+
+
+def ddim_step(
+    trace: Trace,
+    x: Linear | None,
+    point: tuple[float, float, float],
+    end: tuple[float, float],
+    *,
+    eta: float = 0.0,
+    use_clipped_model_output: bool = False,
+    always_draw: bool = False,
+) -> Linear:
+    r"""One step from (timestep, alpha, sigma) to the marginal (alpha', sigma'), on the way to the image or, inverted, to the noise.
+
+    :math:`x' = \alpha' x_0 + \sqrt{\sigma'^2 - s^2}\,\hat\varepsilon + s\varepsilon` (Song et al. 2021, equations 12 and 16),
+    with :math:`s = \eta\,(\sigma'/\sigma)\sqrt{1 - (\alpha/\alpha')^2}`.
+    """
+    (_, alpha, sigma), (alpha_next, sigma_next) = point, end
+    x, x0 = trace.call(x, *point)
+    if use_clipped_model_output:
+        eps = (x - alpha * x0) / sigma
+    else:
+        eps = unclipped_epsilon(trace, x, alpha, sigma)
+    std = eta * sigma_next / sigma * math.sqrt(max(1 - (alpha / alpha_next) ** 2, 0.0)) if eta > 0 else 0.0
+    scale = trace.prediction.input_scale(*end) if trace.scale_inputs else 1.0
+    trace.steps[-1].known = (alpha_next * scale, sigma_next * scale)
+    following = alpha_next * x0 + math.sqrt(max(sigma_next**2 - std**2, 0.0)) * eps
+    return following + std * trace.noise() if eta > 0 or always_draw else following
+
+
+def unclipped_epsilon(trace: Trace, x: Linear, alpha: float, sigma: float) -> Linear:
+    """The noise as the model itself predicts it, whatever its prediction of the clean sample is clipped to."""
+    if trace.prediction.prediction_type == "epsilon":
+        return trace.output
+    if trace.prediction.prediction_type == "sample":
+        return (x - alpha * trace.output) / sigma
+    if trace.prediction.prediction_type == "flow_prediction":
+        return x + (1 - sigma) * trace.output
+    r = math.hypot(alpha, sigma)
+    return (alpha * trace.output + sigma / r * x) / r
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._dispatch import KERNEL_DTYPES, needs_grad
-from ..ops import sampler_step
-from .guidance.base import Call
+from ..._dispatch import KERNEL_DTYPES, needs_grad
+from ...ops import sampler_step
+from ..guidance.base import Call
 from .prediction import Prediction
 from .table import coefficient_table
 from .thresholding import dynamic_threshold

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from .._schema import PREDICTION_TYPES
+from ..._schema import PREDICTION_TYPES
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ float64 on the host. Each call of the model ends one step; what a later step nee
 after its last use.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from .prediction import Prediction
@@ -50,6 +50,11 @@ class Linear:
 
 
 ZERO = Linear({})
+
+
+def weighted(weights: Sequence[float], values: Sequence[Linear]) -> Linear:
+    """sum_k w_k v_k."""
+    return sum((w * v for w, v in zip(weights, values, strict=True)), ZERO)
 
 
 @dataclass

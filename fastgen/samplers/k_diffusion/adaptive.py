@@ -8,24 +8,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..ops import sampler_step
-from .formulas import karras as _karras
-from .table import coefficient_table
-
-Model = Callable[..., Tensor]
-Callback = Callable[[dict[str, Any]], None]
-NoiseSampler = Callable[[Tensor, Tensor], Tensor]
-ExtraArgs = Mapping[str, Any] | None
-
-
-def default_noise_sampler(x: Tensor) -> NoiseSampler:
-    """Independent noise of torch's global generator."""
-    return lambda sigma, sigma_next: torch.randn_like(x)
-
-
-def check_ends(sigma_min: float, sigma_max: float) -> None:
-    if not sigma_min > 0 or not sigma_max > 0:
-        raise ValueError(f"sigma_min and sigma_max must be above 0, got {sigma_min} and {sigma_max}")
+from ...ops import sampler_step
+from ..engine.table import coefficient_table
+from ..solvers.stochastic import ancestral_split
+from .running import Callback, ExtraArgs, Model, NoiseSampler, check_ends, default_noise_sampler
 
 
 class PIDStepSizeController:
@@ -84,7 +70,7 @@ def sample_dpm_adaptive(
             target = min(end, at + pid.h) if forward else max(end, at + pid.h)
             sigma, sigma_next, down, up = math.exp(-at), math.exp(-target), math.exp(-target), 0.0
             if eta:
-                down = max(_karras.ancestral_split(sigma, sigma_next, eta)[0], sigma_min)
+                down = max(ancestral_split(sigma, sigma_next, eta)[0], sigma_min)
                 up = math.sqrt(max(sigma_next**2 - down**2, 0.0))
             low, high, denoised = _embedded_step(denoise, x, sigma, down, order)
             scale = torch.maximum(low.abs(), previous.abs()).mul_(rtol).clamp_min_(atol)

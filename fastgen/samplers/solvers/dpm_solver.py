@@ -10,11 +10,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..path import Path, log_ratio
-from ..trace import Linear, Trace
-from .karras import ancestral_split, halfway
+from ..engine.path import Path
+from ..engine.trace import Linear, Trace
+from .base import SigmaSolver
 
 ALGORITHMS = ("dpmsolver", "dpmsolver++", "sde-dpmsolver", "sde-dpmsolver++")
+
 SOLVER_TYPES = ("midpoint", "heun")
 
 
@@ -195,135 +196,46 @@ def singlestep_orders(steps: int, order: int, lower_order_final: bool, ends_at_z
     return orders
 
 
-def dpmpp_2s_ancestral(trace: Trace, path: Path, *, eta: float = 1.0, s_noise: float = 1.0, start: int = 0) -> None:
-    """DPM-Solver++(2S) down to sigma_down, then noise, in sigma space (k-diffusion)."""
-    x = None
-    for i in range(start, len(path)):
-        x, x0 = trace.call(x, *path.point(i))
-        sigma = path.sigmas[i]
-        down, up = ancestral_split(sigma, path.sigmas[i + 1], eta)
-        if down == 0:
-            x = x0
-        else:
-            middle = halfway(sigma, down)
-            ahead = towards(x, x0, sigma, middle)
-            _, x0_middle = trace.call(ahead, path.timestep_at(middle), 1.0, middle, between=True)
-            x = towards(x, x0_middle, sigma, down)
-        if up > 0:
-            x = x + s_noise * up * trace.noise(interval=(sigma, path.sigmas[i + 1]))
-    trace.finish(x, *path.end())
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DPMSolverPP(SigmaSolver):
+    """DPM-Solver++ (Lu et al. 2022b), multistep or singlestep.
 
+    Args:
+        order: 1, 2 or 3.
+        algorithm: ``"dpmsolver++"``, ``"dpmsolver"`` (which ends above zero), ``"sde-dpmsolver++"`` or ``"sde-dpmsolver"``.
+        solver_type: ``"midpoint"`` or ``"heun"``.
+        singlestep: blocks of 1, 2, ... ``order`` steps instead of a memory.
+        lower_order_final: lower orders at the end of trajectories under 15 steps.
 
-def towards(x: Linear, x0: Linear, sigma: float, sigma_next: float) -> Linear:
-    """From sigma to sigma_next along the line through x0: exact where x0 does not change."""
-    ratio = sigma_next / sigma
-    return ratio * x + (1 - ratio) * x0
-
-
-def dpmpp_sde(
-    trace: Trace, path: Path, *, eta: float = 1.0, s_noise: float = 1.0, r: float = 0.5, start: int = 0
-) -> None:
-    """DPM-Solver++ for the SDE, singlestep of two stages, in sigma space (k-diffusion)."""
-    x = None
-    for i in range(start, len(path)):
-        x, x0 = trace.call(x, *path.point(i))
-        sigma, sigma_next = path.sigmas[i], path.sigmas[i + 1]
-        if sigma_next == 0:
-            x = x0
-            continue
-        middle, weight = halfway(sigma, sigma_next, r), 1 / (2 * r)
-        down, up = ancestral_split(sigma, middle, eta)
-        ahead = towards(x, x0, sigma, down)
-        if up > 0:
-            ahead = ahead + s_noise * up * trace.noise(interval=(sigma, middle))
-        _, x0_middle = trace.call(ahead, path.timestep_at(middle), 1.0, middle, between=True)
-        down, up = ancestral_split(sigma, sigma_next, eta)
-        mixed = weight * x0_middle if weight == 1 else (1 - weight) * x0 + weight * x0_middle
-        x = towards(x, mixed, sigma, down)
-        if up > 0:
-            x = x + s_noise * up * trace.noise(interval=(sigma, sigma_next))
-    trace.finish(x, *path.end())
-
-
-def dpmpp_multistep_sde(
-    trace: Trace,
-    path: Path,
-    *,
-    order: int = 2,
-    eta: float = 1.0,
-    s_noise: float = 1.0,
-    solver_type: str = "midpoint",
-    halved: bool = False,
-    start: int = 0,
-) -> None:
-    """DPM-Solver++(2M) and (3M) for the SDE with any eta, in sigma space (k-diffusion); at eta = 0 they are deterministic.
-
-    ``halved``: see :func:`multistep`.
+    The other arguments are those of :class:`SigmaSolver`.
     """
-    x, past, steps = None, [], []  # type: ignore[var-annotated]
-    for i in range(start, len(path)):
-        x, x0 = trace.call(x, *path.point(i))
-        kept = trace.keep(x0)
-        sigma, sigma_next = path.sigmas[i], path.sigmas[i + 1]
-        h = log_ratio(1.0, sigma_next) - log_ratio(1.0, sigma)
-        if sigma_next == 0:
-            x = x0
+
+    order: int = 2
+    algorithm: str = "dpmsolver++"
+    solver_type: str = "midpoint"
+    singlestep: bool = False
+    lower_order_final: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, known in (
+            ("order", (1, 2, 3)),
+            ("algorithm", ALGORITHMS),
+            ("solver_type", SOLVER_TYPES),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
+        if not self.algorithm.endswith("++") and self.final_sigma == "zero":
+            raise ValueError(f"algorithm {self.algorithm!r} needs final_sigma='min': it integrates up to log sigma")
+
+    def follow(self, trace: Trace, steps: int) -> None:
+        zero = self.final_sigma == "zero"
+        path = self.vp_path(steps)
+        if self.singlestep:
+            orders = singlestep_orders(steps, self.order, self.lower_order_final or steps % self.order != 0, zero)
+            singlestep(trace, path, orders, algorithm=self.algorithm, solver_type=self.solver_type)
         else:
-            total = h * (1 + eta)
-            first = -math.expm1(-total)
-            x = math.exp(-total) * x + first * x0
-            phi_2 = 1 - first / total
-            if order == 3 and len(past) == 2:
-                r0, r1 = steps[0] / h, steps[1] / h
-                recent, before = (x0 - past[0]) / r0, (past[0] - past[1]) / r1
-                x = x + phi_2 * (recent + r0 / (r0 + r1) * (recent - before))
-                x = x - (1.0 if halved else 2.0) * (phi_2 / total - 0.5) / (r0 + r1) * (recent - before)
-            elif past:
-                weight = 0.5 * first if order == 2 and solver_type == "midpoint" else phi_2
-                x = x + weight * h / steps[0] * (x0 - past[0])
-            if eta:
-                noise = trace.noise(interval=(sigma, sigma_next))
-                x = x + s_noise * sigma_next * math.sqrt(-math.expm1(-2 * h * eta)) * noise
-        past, steps = [kept, *past][: order - 1], [h, *steps][:2]
-    trace.finish(x, *path.end())
-
-
-def dpm_fast(
-    trace: Trace, sigma_max: float, sigma_min: float, nfe: int, *, eta: float = 0.0, s_noise: float = 1.0
-) -> None:
-    """DPM-Solver-fast (Lu et al. 2022a, section 3.4): ``nfe`` calls of the model in steps of order 3, and less at the end."""
-    blocks = nfe // 3 + 1
-    ends = [sigma_max ** (1 - i / blocks) * sigma_min ** (i / blocks) for i in range(blocks + 1)]
-    orders = [3] * (blocks - 2) + [2, 1] if nfe % 3 == 0 else [3] * (blocks - 1) + [nfe % 3]
-    x = None
-    for i, order in enumerate(orders):
-        sigma, sigma_next = ends[i], ends[i + 1]
-        target = max(ancestral_split(sigma, sigma_next, eta)[0], sigma_min) if eta else sigma_next
-        x = dpm_step(trace, x, i, sigma, target, order)[1]
-        if eta:
-            up = math.sqrt(max(sigma_next**2 - target**2, 0.0))
-            x = x + s_noise * up * trace.noise(interval=(sigma, sigma_next))
-    trace.finish(x)
-
-
-def dpm_step(
-    trace: Trace, x: Linear | None, timestep: float, sigma: float, sigma_next: float, order: int
-) -> tuple[Linear, Linear]:
-    """A step of DPM-Solver of order 1 to 3 in sigma space (Lu et al. 2022a, algorithms 1 and 2); (x as it stands, x')."""
-    h, r1, r2 = math.log(sigma / sigma_next), (1 / 2 if order == 2 else 1 / 3), 2 / 3
-    x, x0 = trace.call(x, timestep, 1.0, sigma)
-    eps = (x - x0) / sigma
-    first = x + (sigma_next - sigma) * eps
-    if order == 1:
-        return x, first
-    kept_eps = trace.keep(eps)
-    s1 = sigma * math.exp(-r1 * h)
-    u1, x1 = trace.call(x + (s1 - sigma) * eps, timestep, 1.0, s1, between=True)
-    change = (u1 - x1) / s1 - kept_eps
-    first = x + (sigma_next - sigma) * kept_eps
-    if order == 2:
-        return x, first - sigma_next / (2 * r1) * math.expm1(h) * change
-    s2 = sigma * math.exp(-r2 * h)
-    ahead = x + (s2 - sigma) * kept_eps - s2 * (r2 / r1) * (math.expm1(r2 * h) / (r2 * h) - 1) * change
-    u2, x2 = trace.call(ahead, timestep, 1.0, s2, between=True)
-    return x, first - sigma_next / r2 * (math.expm1(h) / h - 1) * ((u2 - x2) / s2 - kept_eps)
+            multistep(
+                trace, path, order=self.order, algorithm=self.algorithm, solver_type=self.solver_type,
+                lower_order_final=self.lower_order_final, ends_at_zero=zero,
+            )  # fmt: skip
