@@ -9,7 +9,7 @@ import functools
 import importlib
 import importlib.util
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import Any
 
@@ -46,20 +46,35 @@ class Triton:
 
     @staticmethod
     def reasons(op: str, *args: Any) -> list[str]:
-        if importlib.util.find_spec("triton") is None:
-            return ["triton is not installed"]
-        if not args:
-            return []
-        return Triton._module(op).reasons(op, *args)
+        """Sentences against a call; without arguments, those against every call."""
+        absent = Triton._absent(op)
+        return absent if absent or not args else Triton._module(op).reasons(op, *args)
 
     @staticmethod
     def kernel(op: str) -> Callable[..., Any]:
         return getattr(Triton._module(op), op)
 
     @staticmethod
-    @functools.cache
     def _module(op: str) -> ModuleType:
         return importlib.import_module(f"fastgen.kernels.{_schema.FAMILY_OF[op]}")
+
+    @staticmethod
+    @functools.cache
+    def _absent(op: str) -> list[str]:
+        """Why there is no Triton function of ``op`` at all."""
+        if importlib.util.find_spec("triton") is None:
+            return ["triton is not installed"]
+        family = _schema.FAMILY_OF[op]
+        try:
+            module = Triton._module(op)
+        except ImportError as error:
+            missing = error.name in ("fastgen.kernels", f"fastgen.kernels.{family}")
+            return [
+                f"{family} has no Triton kernels"
+                if missing
+                else f"the Triton kernels of {family} failed to load: {error}"
+            ]
+        return [] if hasattr(module, op) else [f"{op} has no Triton kernel"]
 
 
 CUDA_BACKENDS = (CudaCpp, Triton)
@@ -76,9 +91,9 @@ def cuda_reasons(op: str, *args: Any) -> dict[str, list[str]]:
 
 
 @functools.cache
-def warn_fallback(op: str, reasons: tuple[str, ...]) -> None:
-    """Say once per op and cause that the reference answers."""
-    warnings.warn(f"fastgen: {op} runs on the plain-torch reference: {'; '.join(reasons)}", stacklevel=3)
+def warn_once(message: str) -> None:
+    """Say that a call does not run as it could, once per op and cause."""
+    warnings.warn(f"fastgen: {message}", stacklevel=3)
 
 
 def cuda_entry(op: str) -> Callable[..., Any]:
@@ -91,7 +106,7 @@ def cuda_entry(op: str) -> Callable[..., Any]:
             if not reasons:
                 return backend.kernel(op)(*args)
             refusals += reasons
-        warn_fallback(op, tuple(refusals))
+        warn_once(f"{op} runs on the plain-torch reference: {'; '.join(refusals)}")
         return reference(op)(*args)
 
     return entry
@@ -107,13 +122,16 @@ def register_cuda() -> None:
 
 def cpu_reasons(*tensors: Tensor | None) -> list[str]:
     """Why the compiled CPU kernels cannot take these tensors."""
-    reasons = []
-    if _library.ISA is None:
-        reasons.append(_library.ISA_REASON)
-    for tensor in tensors:
-        if tensor is not None and tensor.dtype not in KERNEL_DTYPES:
-            reasons.append(f"the kernels take float64, float32, bfloat16 and float16, not {tensor.dtype}")
-    return reasons
+    return ([_library.ISA_REASON] if _library.ISA is None else []) + dtype_reasons(tensors)
+
+
+def dtype_reasons(tensors: Iterable[Tensor | None]) -> list[str]:
+    """A sentence for each tensor of a dtype that no kernel takes, on any device."""
+    return [
+        f"the kernels take float64, float32, bfloat16 and float16, not {tensor.dtype}"
+        for tensor in tensors
+        if tensor is not None and tensor.dtype not in KERNEL_DTYPES
+    ]
 
 
 def needs_grad(*tensors: Tensor | None) -> bool:

@@ -35,7 +35,7 @@ def find_kernels() -> None:
     """Make ``fastgen.kernels`` importable from a source checkout, where the Triton kernels stand beside the package."""
     checkout = Path(__file__).parent.parent / "kernels"
     installed = Path(__file__).parent / "kernels"
-    if not installed.exists() and (checkout / "group_norm.py").exists():
+    if not installed.exists() and (checkout / "_launch.py").exists():
         module = ModuleType("fastgen.kernels", "Triton kernels, one file an op family.")
         module.__path__ = [str(checkout)]
         sys.modules["fastgen.kernels"] = module

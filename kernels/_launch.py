@@ -6,9 +6,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from fastgen._dispatch import dtype_reasons
 from fastgen.reference._layout import empty_like_layout, output_strides
 
-DTYPES = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
 MAX_ELEMENTS = 2**40  # grids are one-dimensional: 2^31 - 1 programs of at least 512 elements
 
 
@@ -30,11 +30,6 @@ def dense(t: Tensor, like: Tensor) -> Tensor:
 def tensor_reasons(tensors: Iterable[Tensor | None]) -> list[str]:
     """Sentences against tensors of other dtypes, or of more elements than a launch covers."""
     given = [t for t in tensors if t is not None]
-    found = [
-        f"the kernels take float64, float32, bfloat16 and float16, not {t.dtype}"
-        for t in given
-        if t.dtype not in DTYPES
-    ]
-    return found + [
+    return dtype_reasons(given) + [
         f"at most 2^40 elements fit a launch grid, got {t.numel()}" for t in given if t.numel() > MAX_ELEMENTS
     ]

@@ -5,7 +5,6 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from .. import _dispatch
 from .._schema import PREDICTION_TYPES
 
 TABLE_DTYPES = frozenset({torch.float32, torch.float64})
@@ -24,20 +23,21 @@ def kind_of(value: object) -> str:
 
 
 def check_main(op: str, name: str, tensor: Tensor) -> None:
-    """``tensor`` is the argument whose dtype and layout the op follows: [N, *] of a dtype that kernels take."""
-    if isinstance(tensor, Tensor) and tensor.dtype in _dispatch.KERNEL_DTYPES and tensor.dim() >= 1:
-        return
-    if not isinstance(tensor, Tensor) or not tensor.dtype.is_floating_point:
-        raise TypeError(f"{op}: {name} must be a floating-point tensor, got {kind_of(tensor)}")
+    """``tensor`` is the argument whose dtype and layout the op follows: [N, *]."""
+    check_floating(op, name, tensor)
     if tensor.dim() < 1:
         fail(op, f"{name} must be [N, *], got a scalar")
-    fail(op, f"{name} must be float64, float32, bfloat16 or float16, got {tensor.dtype}")
+
+
+def check_floating(op: str, name: str, tensor: Tensor) -> None:
+    """``tensor`` has a floating-point dtype; :mod:`fastgen.ops._dtypes` copies those that no kernel takes."""
+    if not isinstance(tensor, Tensor) or not tensor.dtype.is_floating_point:
+        raise TypeError(f"{op}: {name} must be a floating-point tensor, got {kind_of(tensor)}")
 
 
 def check_like(op: str, name: str, tensor: Tensor, like: Tensor, like_name: str) -> None:
     """``tensor`` has the shape and device of ``like``, and a floating-point dtype."""
-    if not isinstance(tensor, Tensor) or not tensor.dtype.is_floating_point:
-        raise TypeError(f"{op}: {name} must be a floating-point tensor, got {kind_of(tensor)}")
+    check_floating(op, name, tensor)
     if tensor.shape != like.shape:
         fail(op, f"{name} must have the shape of {like_name} {tuple(like.shape)}, got {shape_of(tensor)}")
     if tensor.device != like.device:

@@ -10,6 +10,7 @@ from .._schema import VLB_COLUMNS
 from ._autograd import apply
 from ._check import (
     TABLE_DTYPES,
+    check_floating,
     check_like,
     check_main,
     check_table,
@@ -20,6 +21,7 @@ from ._check import (
     refuse_gradient,
     shape_of,
 )
+from ._dtypes import foreign, in_float32
 
 __all__ = ["diffusion_loss"]
 
@@ -57,8 +59,8 @@ def diffusion_loss(
     the 256 levels of an image in [-1, 1].
 
     Args:
-        model_output: [N, C, *], or [N, 2C, *] with a ``vlb_table``; float64, float32, bfloat16 or float16. Contiguous and
-            channels-last cost no copy where ``x0`` and ``noise`` have the same layout.
+        model_output: [N, C, *], or [N, 2C, *] with a ``vlb_table``; float64, float32, bfloat16 or float16 (others: float32
+            copies). Contiguous and channels-last cost no other copy where ``x0`` and ``noise`` have the same layout.
         x0, noise: [N, C, *], any of the four dtypes. They are constants here.
         t: [N] int64, 0 <= t < T.
         alphas, sigmas: [T] float32 or float64 on the device of ``model_output``, as :func:`q_sample` takes them.
@@ -80,8 +82,7 @@ def diffusion_loss(
     Sources: Ho et al. 2020, equations 13 and 14; Nichol and Dhariwal 2021, equations 15 and 16; Salimans and Ho 2022.
     """
     check_main("diffusion_loss", "model_output", model_output)
-    if not isinstance(x0, Tensor) or not x0.dtype.is_floating_point:
-        raise TypeError(f"diffusion_loss: x0 must be a floating-point tensor, got {kind_of(x0)}")
+    check_floating("diffusion_loss", "x0", x0)
     if vlb_table is None:
         check_like("diffusion_loss", "x0", x0, model_output, "model_output")
     else:
@@ -99,10 +100,10 @@ def diffusion_loss(
     refuse_gradient("diffusion_loss", "noise", noise)
 
     inputs = (model_output, x0, noise, t, alphas, sigmas, weights, vlb_table, prediction, float(vlb_weight))
-    if torch.is_grad_enabled() and _dispatch.needs_grad(model_output):
-        losses = apply(_DiffusionLoss, *inputs)
-    else:
-        losses = _forward(*inputs)
+    function = _differentiable if torch.is_grad_enabled() and _dispatch.needs_grad(model_output) else _forward
+    if foreign(model_output, x0, noise):
+        function = in_float32("diffusion_loss", function)
+    losses = function(*inputs)
     if reduction == "none":
         return losses
     return losses.mean() if reduction == "mean" else losses.sum()
@@ -110,6 +111,10 @@ def diffusion_loss(
 
 _forward: Any = torch.ops.fastgen.diffusion_loss_fwd.default
 _backward: Any = torch.ops.fastgen.diffusion_loss_bwd.default
+
+
+def _differentiable(*args: Any) -> Tensor:
+    return apply(_DiffusionLoss, *args)
 
 
 def _check_hybrid(model_output: Tensor, x0: Tensor, vlb_table: Tensor, alphas: Tensor) -> None:

@@ -9,6 +9,7 @@ from .. import _dispatch
 from .._schema import ACTIVATIONS
 from ._autograd import apply
 from ._check import fail, shape_of
+from ._dtypes import foreign, in_float32
 
 _ACTIVATION_CODE = {name: code for code, name in enumerate(ACTIVATIONS)}
 
@@ -75,20 +76,19 @@ def group_norm(
 
     if input.is_cuda and torch.is_autocast_enabled("cuda"):
         input = input.float()
-    if input.dtype not in _dispatch.KERNEL_DTYPES:
-        _dispatch.warn_fallback("group_norm", (f"no kernel takes {input.dtype}",))
-        wide = group_norm(
-            input.float(), num_groups, weight, bias, eps,
-            channel_bias=channel_bias, scale=scale, shift=shift, activation=activation,
-        )  # fmt: skip
-        return wide.to(input.dtype)
-
+    function = _forward
     if torch.is_grad_enabled() and _dispatch.needs_grad(input, weight, bias, channel_bias, scale, shift):
-        return apply(_GroupNorm, input, num_groups, weight, bias, channel_bias, scale, shift, eps, code)[0]
-    return _forward(input, num_groups, weight, bias, channel_bias, scale, shift, eps, code)
+        function = _differentiable
+    if foreign(input, weight, bias, channel_bias, scale, shift):
+        function = in_float32("group_norm", function, input.dtype)
+    return function(input, num_groups, weight, bias, channel_bias, scale, shift, eps, code)
 
 
-_forward = torch.ops.fastgen.group_norm.default
+_forward: Any = torch.ops.fastgen.group_norm.default
+
+
+def _differentiable(*args: Any) -> Tensor:
+    return apply(_GroupNorm, *args)[0]
 
 
 def _refuse_input(input: Tensor, num_groups: int) -> NoReturn:

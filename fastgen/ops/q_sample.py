@@ -10,6 +10,7 @@ from .. import _dispatch
 from ..reference import q_sample as _reference
 from ._autograd import apply
 from ._check import check_like, check_main, check_table, check_timesteps, fail, prediction_code, shape_of
+from ._dtypes import foreign, in_float32
 from .philox_normal import check_seeds
 
 __all__ = ["q_sample"]
@@ -35,7 +36,8 @@ def q_sample(
     ("flow_prediction").
 
     Args:
-        x0: [N, *], float64, float32, bfloat16 or float16; contiguous and channels-last cost no copy.
+        x0: [N, *], float64, float32, bfloat16 or float16 (others: float32 copies); contiguous and channels-last cost no
+            other copy.
         t: [N] int64, 0 <= t < T.
         alphas, sigmas: [T] float32 or float64 on the device of ``x0``: the square roots of alpha_bar and 1 - alpha_bar, or
             1 - t and t for a flow (:func:`fastgen.samplers.noising_tables` makes the former).
@@ -72,15 +74,19 @@ def q_sample(
         if not -(2**31) <= step < 2**32:
             fail("q_sample", f"step must be in [-2^31, 2^32), got {step}")
     target = -1 if return_target is None else prediction_code("q_sample", "return_target", return_target)
-    if torch.is_grad_enabled() and _dispatch.needs_grad(x0, noise):
-        x_t, second = apply(_QSample, x0, t, alphas, sigmas, noise, seeds, step, target)
-    else:
-        x_t, second = _forward(x0, t, alphas, sigmas, noise, seeds, step, target)
+    function = _differentiable if torch.is_grad_enabled() and _dispatch.needs_grad(x0, noise) else _forward
+    if foreign(x0, noise):
+        function = in_float32("q_sample", function, x0.dtype)
+    x_t, second = function(x0, t, alphas, sigmas, noise, seeds, step, target)
     return x_t if return_target is None else (x_t, second)
 
 
 _forward: Any = torch.ops.fastgen.q_sample_fwd.default
 _backward: Any = torch.ops.fastgen.q_sample_bwd.default
+
+
+def _differentiable(*args: Any) -> tuple[Tensor, Tensor]:
+    return apply(_QSample, *args)
 
 
 class _QSample(torch.autograd.Function):

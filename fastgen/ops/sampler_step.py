@@ -10,7 +10,8 @@ from .. import _dispatch
 from .._schema import COLUMNS
 from ..reference import sampler_step as _reference
 from ._autograd import apply
-from ._check import TABLE_DTYPES, check_like, check_main, fail, kind_of, shape_of
+from ._check import TABLE_DTYPES, check_floating, check_like, check_main, fail, kind_of, shape_of
+from ._dtypes import foreign, in_float32
 from .philox_normal import check_seeds
 
 __all__ = ["sampler_step"]
@@ -48,7 +49,8 @@ def sampler_step(
     ``fastgen.samplers`` fills tables from noise schedules; a solver is nothing more.
 
     Args:
-        sample: x, [N, *], float64, float32, bfloat16 or float16; contiguous and channels-last cost no copy.
+        sample: x, [N, *], float64, float32, bfloat16 or float16 (others: float32 copies); contiguous and channels-last cost
+            no other copy.
         model_output: the shape of ``sample``, any of the four dtypes (conditional, where ``uncond`` is given).
         table: [steps, >= len(COLUMNS) + len(history)], float32 or float64, on the device of ``sample``.
         step: the row, 0 <= step < steps; also the Philox step of the noise drawn from ``seeds``.
@@ -111,15 +113,15 @@ def sampler_step(
     inputs = (
         sample, model_output, table, step, uncond, list(history), noise, seeds, variance, mask, known, known_noise, threshold,
     )  # fmt: skip
-    differentiable = False
-    if torch.is_grad_enabled():
-        tensors = (sample, model_output, uncond, noise, variance, mask, known, known_noise, *history)
-        differentiable = _dispatch.needs_grad(*tensors)
+    tensors = (sample, model_output, uncond, noise, variance, mask, known, known_noise, *history)
+    differentiable = torch.is_grad_enabled() and _dispatch.needs_grad(*tensors)
+    function = _differentiable if differentiable else _forward
+    if foreign(*tensors, threshold):
+        function = in_float32("sampler_step", function, sample.dtype)
     if out is not None:
         if differentiable:
             raise ValueError("sampler_step: out= has no gradient: call it under torch.no_grad()")
-        return _into(out, inputs, return_prediction, return_corrected)
-    function = _differentiable if differentiable else _forward
+        return _into(out, function, inputs, return_prediction, return_corrected)
     x_next, prediction, corrected = function(*inputs, return_prediction, return_corrected)
     if not (return_prediction or return_corrected):
         return x_next
@@ -127,9 +129,14 @@ def sampler_step(
 
 
 def _into(
-    out: Tensor | Sequence[Tensor], inputs: tuple[Any, ...], return_prediction: bool, return_corrected: bool
+    out: Tensor | Sequence[Tensor],
+    function: Any,
+    inputs: tuple[Any, ...],
+    return_prediction: bool,
+    return_corrected: bool,
 ) -> Tensor | tuple[Tensor, ...]:
-    """The call with ``out``; under the compiler, which wants functions without side effects, by copies."""
+    """The call with ``out``; by copies of what ``function`` returns under the compiler, which wants no side effects, and
+    where that is not the kernel itself."""
     sample = inputs[0]
     targets = (out,) if isinstance(out, Tensor) else tuple(out)
     wanted = 1 + return_prediction + return_corrected
@@ -152,8 +159,8 @@ def _into(
             taken.add(target.data_ptr())
     prediction = targets[1] if return_prediction else None
     corrected = targets[-1] if return_corrected else None
-    if torch.compiler.is_compiling():
-        results = _forward(*inputs, return_prediction, return_corrected)
+    if torch.compiler.is_compiling() or function is not _forward:
+        results = function(*inputs, return_prediction, return_corrected)
         for written, result in zip((targets[0], prediction, corrected), results, strict=True):
             if written is not None:
                 written.copy_(result)
@@ -176,8 +183,7 @@ def _expand(name: str, tensor: Tensor, sample: Tensor) -> Tensor:
 
 
 def _check_threshold(threshold: Tensor, sample: Tensor) -> None:
-    if not isinstance(threshold, Tensor) or threshold.dtype not in _dispatch.KERNEL_DTYPES:
-        raise TypeError(f"sampler_step: threshold must be a floating-point tensor, got {kind_of(threshold)}")
+    check_floating("sampler_step", "threshold", threshold)
     if threshold.shape != sample.shape[:1]:
         fail("sampler_step", f"threshold must be one per sample ({sample.shape[0]}), got {shape_of(threshold)}")
     if threshold.device != sample.device:

@@ -2,16 +2,16 @@
 
 import itertools
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastgen.samplers import alphas_cumprod, linear_betas, noising_tables, squared_cosine_betas, vlb_table
 
-from .numerics import guarded, laid_out, randn
+from .numerics import place, randn
 
 STEPS = 20
-LAYOUTS = ("contiguous", "channels_last", "strided")
 BETAS = {"linear": linear_betas(STEPS, 1e-3, 0.3), "cosine": squared_cosine_betas(STEPS)}
 
 
@@ -27,15 +27,6 @@ def tables(dtype: torch.dtype = torch.float64, betas: str = "linear") -> dict[st
 def timesteps(n: int) -> Tensor:
     """The second sample stands at t = 0, where the bound is a likelihood."""
     return torch.tensor([(7 * k + 13) % STEPS for k in range(n)], dtype=torch.int64)
-
-
-def place(t: Tensor, layout: str) -> Tensor:
-    """``t`` in a layout, in the middle of NaN; strided is every second column of a wider tensor."""
-    if layout != "strided":
-        return guarded(laid_out(t, layout))
-    wide = torch.full((*t.shape[:-1], 2 * t.shape[-1]), float("nan"), dtype=t.dtype)
-    wide[..., ::2] = t
-    return wide[..., ::2]
 
 
 def make(
@@ -143,3 +134,9 @@ def plain_hybrid(
 ) -> Tensor:
     simple = plain_simple(model_output.chunk(2, 1)[0], x0, noise, t, prediction_type, alphas, sigmas, weights)
     return simple + vlb_weight * plain_bound(model_output, x0, noise, t, prediction_type, betas)
+
+
+def example(dtype: torch.dtype) -> dict[str, Any]:
+    model, x0, noise = make((3, 4, 5, 7), [dtype], ["contiguous"])
+    named = {"model_output": model, "x0": x0, "noise": noise, "t": timesteps(3), **noising(tables())}
+    return {**named, "prediction_type": "v_prediction"}

@@ -1,8 +1,12 @@
-"""Shapes, a plain version and gradients of `group_norm`, for its tests on every device. Needs nothing but torch."""
+"""Arguments of `group_norm` for its tests on every device, and what a user writes without it."""
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .numerics import guarded, randn
 
 SHAPES = [
     ((2, 32, 8, 8), 8), ((1, 6, 5, 7), 3), ((3, 10), 5), ((1, 4, 65, 33), 1), ((2, 24, 17), 2), ((2, 8, 3, 4, 5), 4),
@@ -29,3 +33,14 @@ def gradients(function, x, groups, params, activation, grad) -> list[Tensor]:
     leaves = [t.detach().clone().requires_grad_() for t in (x, *params.values())]
     y = function(leaves[0], groups, **dict(zip(params, leaves[1:], strict=True)), activation=activation)
     return [y.detach(), *torch.autograd.grad(y, leaves, grad.to(y.dtype))]
+
+
+def parameters(shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Tensor]:
+    n, c = shape[:2]
+    sizes = {"weight": (c,), "bias": (c,), "channel_bias": (n, c), "scale": (n, c), "shift": (n, c)}
+    return {name: guarded(randn(*size, seed=i + 10, dtype=dtype)) for i, (name, size) in enumerate(sizes.items())}
+
+
+def example(dtype: torch.dtype) -> dict[str, Any]:
+    shape = (2, 6, 5, 7)
+    return {"input": randn(*shape, dtype=dtype), "num_groups": 3, **parameters(shape, dtype), "activation": "silu"}

@@ -1,11 +1,16 @@
 """What the tests of all op families share: layouts, guarded memory and the bar of the numerics."""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 HALF_ULP = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 LAYOUTS = ("contiguous", "channels_last")
+PLACES = (*LAYOUTS, "strided")
 
 
 def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -22,6 +27,15 @@ def guarded(t: Tensor, before: int = 61) -> Tensor:
     extent = sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) + 1 if t.numel() else 0
     buffer = torch.full((before + extent + 67,), float("nan"), dtype=t.dtype)
     return torch.as_strided(buffer, t.shape, t.stride(), before).copy_(t)
+
+
+def place(t: Tensor, layout: str) -> Tensor:
+    """``t`` in one of PLACES, in the middle of NaN; strided is every second column of a wider tensor."""
+    if layout != "strided":
+        return guarded(laid_out(t, layout))
+    wide = torch.full((*t.shape[:-1], 2 * t.shape[-1]), float("nan"), dtype=t.dtype)
+    wide[..., ::2] = t
+    return wide[..., ::2]
 
 
 def poison_allocator(bytes_each: int) -> None:
@@ -42,3 +56,30 @@ def assert_bar(actual: Tensor, plain: Tensor, exact: Tensor, slack: float = 0.0)
     largest = exact.abs().max()
     rounding = HALF_ULP[actual.dtype] * largest + slack * largest.clamp_min(1.0)
     assert error <= 2 * allowed + rounding, f"error {error:.3e}, plain torch {allowed:.3e}, one rounding {rounding:.3e}"
+
+
+def assert_any_threads(function: Callable[[], Tensor | Sequence[Tensor]]) -> None:
+    """The same bits on one thread, two and three, and on one again."""
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3, 1):
+            torch.set_num_threads(threads)
+            found.append(_several(function()))
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+def assert_fake(op: torch._ops.OpOverload, arguments: Sequence[Any]) -> None:
+    """opcheck, and shapes, strides and dtypes of the fake against those of the kernel, which opcheck does not always compare."""
+    torch.library.opcheck(op, arguments)
+    real = _several(op(*arguments))
+    with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake = _several(op(*tree_map_only(Tensor, mode.from_tensor, arguments)))
+    for r, f in zip(real, fake, strict=True):
+        assert (r.shape, r.stride(), r.dtype) == (f.shape, f.stride(), f.dtype)
+
+
+def _several(results: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
+    return [results] if isinstance(results, Tensor) else results

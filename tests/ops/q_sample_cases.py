@@ -1,16 +1,16 @@
 """Arguments of `q_sample` for its tests, and what a user writes without it."""
 
 import itertools
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastgen._schema import PREDICTION_TYPES
 
-from .numerics import guarded, laid_out, randn
+from .numerics import place, randn
 
 STEPS = 11
-LAYOUTS = ("contiguous", "channels_last", "strided")
 TARGETS = (None, *PREDICTION_TYPES)
 
 
@@ -21,15 +21,6 @@ def tables(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
 
 def timesteps(n: int) -> Tensor:
     return torch.tensor([(7 * k + 3) % STEPS for k in range(n)], dtype=torch.int64)
-
-
-def place(t: Tensor, layout: str) -> Tensor:
-    """``t`` in a layout, in the middle of NaN; strided is every second column of a wider tensor."""
-    if layout != "strided":
-        return guarded(laid_out(t, layout))
-    wide = torch.full((*t.shape[:-1], 2 * t.shape[-1]), float("nan"), dtype=t.dtype)
-    wide[..., ::2] = t
-    return wide[..., ::2]
 
 
 def make(shape: tuple[int, ...], dtypes, layouts) -> tuple[Tensor, Tensor]:
@@ -56,3 +47,10 @@ def plain(x0: Tensor, t: Tensor, alphas: Tensor, sigmas: Tensor, noise: Tensor, 
 def results(function, *args, target: str | None, **options) -> list[Tensor]:
     output = function(*args, return_target=target, **options)
     return [output] if target is None else list(output)
+
+
+def example(dtype: torch.dtype) -> dict[str, Any]:
+    x0, noise = make((3, 4, 5, 7), [dtype], ["contiguous"])
+    alphas, sigmas = tables()
+    named = {"x0": x0, "noise": noise, "t": timesteps(3), "alphas": alphas, "sigmas": sigmas}
+    return {**named, "return_target": "v_prediction"}

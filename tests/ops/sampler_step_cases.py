@@ -1,6 +1,7 @@
 """Arguments of `sampler_step` for its tests, and the comparison with the reference."""
 
 import itertools
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,9 +10,8 @@ from fastgen.ops import COLUMNS, sampler_step
 from fastgen.reference import sampler_step as reference
 from fastgen.reference._layout import output_strides
 
-from .numerics import assert_bar, guarded, laid_out, poison_allocator, randn
+from .numerics import assert_bar, place, poison_allocator, randn
 
-LAYOUTS = ("contiguous", "channels_last", "strided")
 TENSORS = ("sample", "model_output", "uncond", "noise", "variance", "mask", "known", "known_noise")
 SHAPE = (2, 3, 5, 7)
 STEP = 1
@@ -42,15 +42,6 @@ def make_table(dtype: torch.dtype = torch.float64, history: int = 6, clip: float
     for name, value in columns.items():
         table[:, COLUMNS.index(name)] = value
     return table.to(dtype)
-
-
-def place(t: Tensor, layout: str) -> Tensor:
-    """``t`` in a layout, in the middle of NaN; strided is every second column of a wider tensor."""
-    if layout != "strided":
-        return guarded(laid_out(t, layout))
-    wide = torch.full((*t.shape[:-1], 2 * t.shape[-1]), float("nan"), dtype=t.dtype)
-    wide[..., ::2] = t
-    return wide[..., ::2]
 
 
 def make(names, dtypes, layouts, shape=SHAPE) -> dict:
@@ -107,3 +98,8 @@ def check(arguments: dict, table: Tensor, step: int = STEP) -> None:
         assert_bar(a, b, e, slack)
     alone = sampler_step(**arguments, table=table, step=step)
     assert isinstance(alone, Tensor) and torch.equal(alone, actual[0])
+
+
+def example(dtype: torch.dtype) -> dict[str, Any]:
+    arguments = make(OPTIONS["everything"], [dtype], ["contiguous"])
+    return {**arguments, "table": make_table(), "step": STEP, "return_prediction": True, "return_corrected": True}

@@ -16,7 +16,6 @@ from fastgen.samplers import alphas_cumprod, linear_betas, noising_tables, vlb_t
 from ..backends import requires_cpu
 from .diffusion_loss_cases import (
     BETAS,
-    LAYOUTS,
     STEPS,
     discretized_gaussian_log_likelihood,
     make,
@@ -27,7 +26,7 @@ from .diffusion_loss_cases import (
     tables,
     timesteps,
 )
-from .numerics import DTYPES, assert_bar, poison_allocator, randn
+from .numerics import DTYPES, PLACES, assert_any_threads, assert_bar, assert_fake, poison_allocator, randn
 
 SHAPE = (3, 4, 5, 7)
 LAMBDA = 0.6
@@ -96,7 +95,7 @@ def _rounding(dtype: torch.dtype) -> float:
 
 
 @pytest.mark.isa
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", PLACES)
 @pytest.mark.parametrize("weighted", [True, False])
 @pytest.mark.parametrize("prediction", PREDICTION_TYPES)
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -105,7 +104,7 @@ def test_simple(dtype, prediction, weighted, layout):
 
 
 @pytest.mark.isa
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", PLACES)
 @pytest.mark.parametrize("betas", BETAS)
 @pytest.mark.parametrize("prediction", PREDICTION_TYPES)
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -135,7 +134,7 @@ def test_mixed_dtypes_and_layouts(dtypes, hybrid):
 
 
 @pytest.mark.isa
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", PLACES)
 @pytest.mark.parametrize("hybrid", [False, True])
 @pytest.mark.parametrize(
     "shape", [(2, 1), (5, 3, 9), (2, 3, 2, 3, 4), (2, 4, 65, 33), (2, 1, 41, 3), (1, 1030, 2, 2), (3, 2, 1, 1)]
@@ -155,7 +154,7 @@ def test_samples_that_are_numbers():
 @given(
     shape=st.lists(st.integers(1, 9), min_size=2, max_size=5).map(tuple),
     dtypes=st.tuples(*[st.sampled_from(DTYPES)] * 3),
-    layouts=st.tuples(*[st.sampled_from(LAYOUTS)] * 3),
+    layouts=st.tuples(*[st.sampled_from(PLACES)] * 3),
     prediction=st.sampled_from(PREDICTION_TYPES),
     hybrid=st.booleans(),
 )
@@ -333,22 +332,14 @@ def test_nothing(shape, hybrid):
 
 @pytest.mark.isa
 @requires_cpu
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", PLACES)
 @pytest.mark.parametrize("hybrid", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_bits_do_not_depend_on_threads(dtype, hybrid, layout):
     model, x0, noise = make((3, 4, 100, 101), [dtype], [layout], hybrid)
-    t, before, found = timesteps(3), torch.get_num_threads(), []
-    named = tables() if hybrid else noising(tables())
-    try:
-        for threads in (1, 2, 3, 1):
-            torch.set_num_threads(threads)
-            function = lambda m: diffusion_loss(m, x0, noise, t, **named, reduction="none")  # noqa: E731
-            found.append(gradient(function, model, torch.ones(3)))
-    finally:
-        torch.set_num_threads(before)
-    for other in found[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+    t, named = timesteps(3), tables() if hybrid else noising(tables())
+    function = lambda m: diffusion_loss(m, x0, noise, t, **named, reduction="none")  # noqa: E731
+    assert_any_threads(lambda: gradient(function, model, torch.ones(3)))
 
 
 @pytest.mark.isa
@@ -416,7 +407,7 @@ def test_gradcheck_through_other_strides(hybrid):
 
 @pytest.mark.parametrize("prediction", range(len(PREDICTION_TYPES)))
 @pytest.mark.parametrize("hybrid", [False, True])
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", PLACES)
 def test_opcheck(layout, hybrid, prediction):
     model, x0, noise = make(SHAPE, [torch.bfloat16, torch.float32], [layout], hybrid)
     named = tables()
@@ -428,11 +419,7 @@ def test_opcheck(layout, hybrid, prediction):
         (torch.ops.fastgen.diffusion_loss_fwd, arguments),
         (torch.ops.fastgen.diffusion_loss_bwd, (torch.ones(()).expand(3), *arguments)),
     ):
-        torch.library.opcheck(op.default, inputs)
-        real = op(*inputs)
-        with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:
-            fake = op(*torch.utils._pytree.tree_map_only(Tensor, mode.from_tensor, inputs))
-        assert (real.shape, real.stride(), real.dtype) == (fake.shape, fake.stride(), fake.dtype)
+        assert_fake(op.default, inputs)
 
 
 @pytest.mark.parametrize("hybrid", [False, True])
@@ -479,7 +466,6 @@ WANTS = torch.zeros(X, requires_grad=True)
             {"model_output": torch.zeros(X).long()},
         ),
         (ValueError, r"model_output must be \[N, \*\], got a scalar", {"model_output": torch.tensor(1.0)}),
-        (ValueError, "model_output must be float64, .*float8", {"model_output": torch.zeros(X).to(torch.float8_e5m2)}),
         (TypeError, "x0 must be a floating-point tensor, got NoneType", {"x0": None}),
         (ValueError, r"x0 must have the shape of model_output \(2, 3, 4\), got shape \(3,\)", {"x0": torch.zeros(3)}),
         (ValueError, "x0 must be on the device of model_output", {"x0": torch.zeros(X, device="meta")}),

@@ -13,8 +13,8 @@ from fastgen.ops import philox_normal, q_sample
 from fastgen.reference._layout import output_strides
 
 from ..backends import requires_cpu
-from .numerics import DTYPES, assert_bar, poison_allocator, randn
-from .q_sample_cases import LAYOUTS, STEPS, TARGETS, make, place, plain, results, tables, timesteps
+from .numerics import DTYPES, PLACES, assert_any_threads, assert_bar, assert_fake, place, poison_allocator, randn
+from .q_sample_cases import STEPS, TARGETS, make, plain, results, tables, timesteps
 
 SHAPE = (3, 4, 5, 7)
 
@@ -35,7 +35,7 @@ def check(x0: Tensor, noise: Tensor, target: str | None, table_dtype: torch.dtyp
 
 
 @pytest.mark.isa
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", PLACES)
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("table_dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -52,7 +52,7 @@ def test_mixed_dtypes_and_layouts(dtypes, target):
 
 
 @pytest.mark.isa
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", PLACES)
 @pytest.mark.parametrize("shape", [(3,), (1, 1), (2, 17), (5, 3, 9), (2, 3, 2, 3, 4), (1, 4, 65, 33), (2, 4099)])
 def test_shapes(shape, layout):
     for dtype in (torch.float32, torch.bfloat16):
@@ -64,7 +64,7 @@ def test_shapes(shape, layout):
 @given(
     shape=st.lists(st.integers(1, 9), min_size=1, max_size=5).map(tuple),
     dtypes=st.tuples(st.sampled_from(DTYPES), st.sampled_from(DTYPES)),
-    layouts=st.tuples(st.sampled_from(LAYOUTS), st.sampled_from(LAYOUTS)),
+    layouts=st.tuples(st.sampled_from(PLACES), st.sampled_from(PLACES)),
     target=st.sampled_from(TARGETS),
 )
 def test_anything(shape, dtypes, layouts, target):
@@ -72,7 +72,7 @@ def test_anything(shape, dtypes, layouts, target):
 
 
 @pytest.mark.isa
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", PLACES)
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("shape", [SHAPE, (2, 6, 33, 31), (4, 13), (1, 2, 5), (2,), (2, 2050)])
 def test_seeds_are_philox_normal_bit_for_bit(shape, target, layout):
@@ -89,7 +89,7 @@ def test_seeds_are_philox_normal_bit_for_bit(shape, target, layout):
 @pytest.mark.isa
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_seeds_with_every_dtype(dtype):
-    for layout in LAYOUTS:
+    for layout in PLACES:
         x0, _ = make(SHAPE, [dtype], [layout])
         t, seeds = timesteps(3), torch.tensor([5, -6, 7])
         drawn = results(q_sample, x0, t, *tables(), seeds=seeds, step=2, target="flow_prediction")
@@ -161,24 +161,17 @@ def test_nothing(shape, target):
 
 @pytest.mark.isa
 @requires_cpu
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", PLACES)
 def test_bits_do_not_depend_on_threads(layout):
     x0, noise = make((3, 4, 100, 101), [torch.float32], [layout])
-    t, before, found = timesteps(3), torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3, 1):
-            torch.set_num_threads(threads)
-            found.append(
-                [
-                    *q_sample(x0, t, *tables(), noise, return_target="v_prediction"),
-                    *q_sample(x0, t, *tables(), seeds=[1, 2, 3], return_target="v_prediction"),
-                    *torch.ops.fastgen.q_sample_bwd(x0, noise, t, *tables(), 2, True, True),
-                ]
-            )
-    finally:
-        torch.set_num_threads(before)
-    for other in found[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+    t = timesteps(3)
+    assert_any_threads(
+        lambda: [
+            *q_sample(x0, t, *tables(), noise, return_target="v_prediction"),
+            *q_sample(x0, t, *tables(), seeds=[1, 2, 3], return_target="v_prediction"),
+            *torch.ops.fastgen.q_sample_bwd(x0, noise, t, *tables(), 2, True, True),
+        ]
+    )
 
 
 def both(x0: Tensor, noise: Tensor, target: str | None, **options) -> Tensor | tuple[Tensor, ...]:
@@ -240,7 +233,7 @@ def test_no_gradient_is_made_where_none_is_asked():
 
 
 @pytest.mark.parametrize("target", range(-1, len(PREDICTION_TYPES)))
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", PLACES)
 def test_opcheck(layout, target):
     x0, noise = make(SHAPE, [torch.float32, torch.bfloat16], [layout])
     t, seeds = timesteps(3), torch.tensor([1, 2, 3])
@@ -252,12 +245,7 @@ def test_opcheck(layout, target):
         (backward, (None if target >= 0 else x0, noise if target >= 0 else None, t, *tables(), target, True, True)),
     ]
     for op, arguments in calls:
-        torch.library.opcheck(op.default, arguments)
-        real = op(*arguments)
-        with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:
-            fake = op(*torch.utils._pytree.tree_map_only(Tensor, mode.from_tensor, arguments))
-        for r, f in zip(real, fake, strict=True):
-            assert (r.shape, r.stride(), r.dtype) == (f.shape, f.stride(), f.dtype)
+        assert_fake(op.default, arguments)
 
 
 def test_under_the_compiler():
@@ -285,7 +273,6 @@ X = (2, 3)
         (TypeError, "x0 must be a floating-point tensor, got torch.int64", {"x0": torch.zeros(X).long()}),
         (TypeError, "x0 must be a floating-point tensor, got list", {"x0": [1.0]}),
         (ValueError, r"x0 must be \[N, \*\], got a scalar", {"x0": torch.tensor(1.0)}),
-        (ValueError, "x0 must be float64, .*got torch.float8_e4m3fn", {"x0": torch.zeros(X).to(torch.float8_e4m3fn)}),
         (TypeError, "t must be an int64 tensor, got torch.int32", {"t": torch.zeros(2, dtype=torch.int32)}),
         (TypeError, "t must be an int64 tensor, got int", {"t": 3}),
         (ValueError, r"t must be one per sample \(2\), got shape \(3,\)", {"t": torch.zeros(3).long()}),

@@ -4,17 +4,16 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
 
 from fastgen.ops import COLUMNS, philox_normal, sampler_step
 
 from ..backends import requires_cpu
-from .numerics import DTYPES, randn
-from .sampler_step_cases import LAYOUTS, OPTIONS, SHAPE, STEP, by_reference, check, make, make_table, place, raw
+from .numerics import DTYPES, PLACES, assert_any_threads, assert_fake, place, randn
+from .sampler_step_cases import OPTIONS, SHAPE, STEP, by_reference, check, make, make_table, raw
 
 
 @pytest.mark.isa
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", PLACES)
 @pytest.mark.parametrize("names", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("table_dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -29,12 +28,12 @@ def test_values(dtype, table_dtype, names, layout):
 def test_mixed_dtypes_and_layouts(dtype, names, shift):
     first = DTYPES.index(dtype)
     dtypes = [DTYPES[(first + shift * i) % 4] for i in range(4)]
-    for layouts in (("contiguous",), ("channels_last",), LAYOUTS, LAYOUTS[::-1]):
+    for layouts in (("contiguous",), ("channels_last",), PLACES, PLACES[::-1]):
         check(make(names, dtypes, layouts), make_table())
 
 
 @pytest.mark.isa
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", PLACES)
 @pytest.mark.parametrize(
     "shape", [(3,), (1, 1), (2, 17), (3, 5, 9), (2, 8, 16, 16), (2, 3, 2, 3, 4), (1, 4, 65, 33), (1, 4099)]
 )
@@ -61,7 +60,7 @@ def test_rows_and_extra_columns(step):
 
 
 @pytest.mark.isa
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", PLACES)
 @pytest.mark.parametrize("names", [(), ("variance",), ("uncond", "variance", "mask", "known", "history 2")])
 @pytest.mark.parametrize("shape", [SHAPE, (3, 6, 33, 31), (4, 13), (1, 2, 5)])
 def test_seeds_are_philox_normal_bit_for_bit(shape, names, layout):
@@ -87,7 +86,7 @@ def test_samples_do_not_depend_on_their_batch():
 
 
 @pytest.mark.isa
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", PLACES)
 @pytest.mark.parametrize("mask_shape", [(1, 1, 5, 7), (2, 1, 5, 7), (5, 7), (7,), (), (2, 1, 1, 1), (1, 3, 1, 1)])
 def test_inpainting_broadcasts(mask_shape, layout):
     arguments = make(("noise",), [torch.float32], [layout])
@@ -103,7 +102,7 @@ def test_inpainting_broadcasts(mask_shape, layout):
 
 
 @pytest.mark.isa
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", PLACES)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_mask_of_zero_takes_the_known_image(dtype, layout):
     arguments = make(("noise", "known"), [dtype], [layout])
@@ -150,7 +149,7 @@ def test_nan_passes_the_clip(name, dtype):
 
 @pytest.mark.isa
 @pytest.mark.parametrize("value", [math.inf, -math.inf])
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", PLACES)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_infinity_is_clipped(dtype, layout, value):
     """A coefficient of zero takes nothing: the infinity that the clip tames does not come back as 0 * Inf."""
@@ -180,7 +179,7 @@ def test_noise_is_not_used_unless_given():
 
 
 def test_arguments_are_left_alone():
-    arguments = make(OPTIONS["everything"], [torch.float32], LAYOUTS)
+    arguments = make(OPTIONS["everything"], [torch.float32], PLACES)
     before = {k: [h.clone() for h in v] if k == "history" else v.clone() for k, v in arguments.items()}
     sampler_step(**arguments, table=make_table(), step=STEP, return_prediction=True)
     for name, t in arguments.items():
@@ -201,46 +200,32 @@ def test_nothing(shape, names):
 
 @pytest.mark.isa
 @requires_cpu
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", PLACES)
 @pytest.mark.parametrize("shape", [(3, 4, 100, 101), (1, 3, 300, 301)])
 @pytest.mark.parametrize("names", [OPTIONS["everything"], OPTIONS["everything of seeds"]], ids=["noise", "seeds"])
 def test_bits_do_not_depend_on_threads(names, shape, layout):
-    arguments, before, results = make(names, [torch.float32], [layout], shape), torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3, 1):
-            torch.set_num_threads(threads)
-            results.append(sampler_step(**arguments, table=make_table(), step=STEP, return_prediction=True))
-    finally:
-        torch.set_num_threads(before)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+    arguments = make(names, [torch.float32], [layout], shape)
+    assert_any_threads(lambda: sampler_step(**arguments, table=make_table(), step=STEP, return_prediction=True))
 
 
 @pytest.mark.parametrize("second", [True, False])
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", PLACES)
 @pytest.mark.parametrize("names", OPTIONS.values(), ids=OPTIONS)
 def test_opcheck(names, layout, second):
     op = torch.ops.fastgen.sampler_step_fwd  # the form with out writes what this one returns
     arguments = raw(make(names, [torch.float32, torch.bfloat16], [layout]), make_table(), STEP, (second, not second))
-    torch.library.opcheck(op.default, arguments)
-    # opcheck does not always compare strides: the fake's own rule against the kernel's
-    real = op(*arguments)
-    with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        faked = torch.utils._pytree.tree_map_only(Tensor, mode.from_tensor, arguments)
-        fake = op(*faked)
-    for r, f in zip(real, fake, strict=True):
-        assert (r.shape, r.stride(), r.dtype) == (f.shape, f.stride(), f.dtype)
+    assert_fake(op.default, arguments)
 
 
 @pytest.mark.isa
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", PLACES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("names", [OPTIONS["everything"], OPTIONS["everything of seeds"], ()])
 def test_out_holds_what_would_be_returned(names, dtype, layout):
     arguments = make(names, [dtype], [layout])
     wanted = {"return_prediction": True, "return_corrected": True}
     expected = sampler_step(**arguments, table=make_table(), step=STEP, **wanted)
-    for kind in LAYOUTS:  # of the memory that is written, in the middle of NaN
+    for kind in PLACES:  # of the memory that is written, in the middle of NaN
         out = [place(torch.full(SHAPE, torch.nan, dtype=dtype), kind) for _ in range(3)]
         returned = sampler_step(**arguments, table=make_table(), step=STEP, **wanted, out=out)
         assert all(r is o for r, o in zip(returned, out, strict=True))
@@ -248,7 +233,7 @@ def test_out_holds_what_would_be_returned(names, dtype, layout):
 
 
 @pytest.mark.isa
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", PLACES)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_out_may_be_the_sample(dtype, layout):
     arguments = make(OPTIONS["everything of seeds"], [dtype], [layout])
