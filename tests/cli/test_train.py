@@ -11,7 +11,9 @@ from fastgen.cli.train import DIGITS_UNET
 from fastgen.data import load_digits
 from fastgen.models import CheckpointError, UNet, load_state, read_metadata
 
-pytest.importorskip("sklearn")
+from ..backends import import_peer
+
+import_peer("sklearn")
 
 TINY = ["--model-channels", "16", "--batch-size", "8", "--warmup", "2", "--dropout", "0.2", "--quiet"]
 CONFIG = {**DIGITS_UNET, "model_channels": 16}

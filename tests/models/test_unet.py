@@ -11,6 +11,7 @@ from fastgen.models import UNet
 from fastgen.nn import GroupNorm, PlainGroupNorm, ResBlock, SpatialAttention
 from fastgen.nn.resample import Downsample, Upsample
 
+from ..backends import import_peer
 from ..modules import copy_parameters, max_difference, randomize
 from ..nn.diffusers_weights import copy_attention, copy_resblock
 
@@ -81,7 +82,7 @@ def test_every_norm_is_the_fused_one():
 @pytest.mark.parametrize("classes", [None, 7])
 @pytest.mark.parametrize("scale_shift", [False, True])
 def test_is_unet_2d_model_of_diffusers(scale_shift, classes):
-    diffusers = pytest.importorskip("diffusers")
+    diffusers = import_peer("diffusers")
     model = UNet(
         3, 16, channel_mult=[1, 2, 2], num_res_blocks=2, attention_resolutions=[2], num_head_channels=8, num_groups=4,
         use_scale_shift_norm=scale_shift, num_classes=classes,

@@ -3,13 +3,14 @@
 import hashlib
 import json
 
-import pytest
 import torch
 
 from fastgen.cli.train import DIGITS_UNET
 from fastgen.data import load_digits
 from fastgen.models import UNet, find_weights, read_metadata
 from fastgen.samplers.schedules import squared_cosine_betas
+
+from ..backends import import_peer
 
 WEIGHTS = find_weights("digits-ddpm")
 
@@ -25,7 +26,7 @@ def test_size_and_papers():
 
 
 def test_it_finds_the_noise_in_held_out_digits_and_needs_the_class():
-    pytest.importorskip("sklearn")
+    import_peer("sklearn")
     images, labels = load_digits("held_out")
     model = UNet.load(WEIGHTS)
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))

@@ -9,6 +9,7 @@ import torch
 
 from fastgen.nn import PlainGroupNorm, SpatialAttention
 
+from ..backends import import_peer
 from ..modules import max_difference, randomize
 from .diffusers_weights import copy_attention
 
@@ -19,7 +20,7 @@ def _input(dtype=torch.float32):
 
 @pytest.mark.parametrize("options", [{}, {"num_heads": 3}, {"num_head_channels": 6}], ids=["one", "heads", "channels"])
 def test_is_attention_of_diffusers(options):
-    processor = pytest.importorskip("diffusers.models.attention_processor")
+    processor = import_peer("diffusers.models.attention_processor")
     block = randomize(SpatialAttention(24, num_groups=4, **options))
     peer = processor.Attention(
         24, heads=block.num_heads, dim_head=24 // block.num_heads, norm_num_groups=4, eps=1e-5, bias=True,

@@ -7,6 +7,7 @@ import torch
 
 from fastgen.nn import TimestepEmbedding, timestep_embedding
 
+from ..backends import import_peer
 from ..modules import copy_parameters, max_difference, randomize
 
 TIMESTEPS = torch.tensor([0.0, 1.0, 17.5, 999.0])
@@ -16,7 +17,7 @@ TIMESTEPS = torch.tensor([0.0, 1.0, 17.5, 999.0])
 @pytest.mark.parametrize("shift", [0.0, 1.0])
 @pytest.mark.parametrize("dim", [16, 33])
 def test_is_diffusers(dim, shift, flip):
-    embeddings = pytest.importorskip("diffusers.models.embeddings")
+    embeddings = import_peer("diffusers.models.embeddings")
     ours = timestep_embedding(TIMESTEPS, dim, flip_sin_to_cos=flip, frequency_shift=shift)
     theirs = embeddings.get_timestep_embedding(TIMESTEPS, dim, flip_sin_to_cos=flip, downscale_freq_shift=shift)
     assert max_difference(ours, theirs) <= 1e-4  # 999 radians: one ulp of the angle is 6e-5
@@ -38,7 +39,7 @@ def test_integers_and_fractions_agree():
 
 
 def test_module_is_diffusers():
-    embeddings = pytest.importorskip("diffusers.models.embeddings")
+    embeddings = import_peer("diffusers.models.embeddings")
     ours, theirs = randomize(TimestepEmbedding(16, 64)), embeddings.TimestepEmbedding(16, 64)
     for name in ("linear_1", "linear_2"):
         copy_parameters(getattr(ours, name), getattr(theirs, name))

@@ -5,13 +5,14 @@ import torch
 
 from fastgen.nn import Downsample, Upsample
 
+from ..backends import import_peer
 from ..modules import copy_parameters, max_difference, randomize
 
 
 @pytest.mark.parametrize(("use_conv", "out_channels"), [(False, None), (True, None), (True, 12)])
 @pytest.mark.parametrize(("cls", "shape"), [(Upsample, (12, 16)), (Downsample, (3, 4))])
 def test_is_diffusers(cls, shape, use_conv, out_channels):
-    resnet = pytest.importorskip("diffusers.models.resnet")
+    resnet = import_peer("diffusers.models.resnet")
     ours = randomize(cls(8, out_channels, use_conv=use_conv))
     theirs = getattr(resnet, f"{cls.__name__}2D")(8, use_conv=use_conv, out_channels=out_channels)
     if use_conv:

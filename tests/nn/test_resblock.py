@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from fastgen.nn import GroupNorm, PlainGroupNorm, ResBlock
 
+from ..backends import import_peer
 from ..modules import max_difference, randomize
 from .diffusers_weights import copy_resblock
 
@@ -25,7 +26,7 @@ def _inputs(channels=16, dtype=torch.float32):
 @pytest.mark.parametrize("resample", [None, "up", "down"])
 @pytest.mark.parametrize("scale_shift", [False, True])
 def test_is_resnet_block_2d(scale_shift, resample, out_channels):
-    resnet = pytest.importorskip("diffusers.models.resnet")
+    resnet = import_peer("diffusers.models.resnet")
     block = ResBlock(
         16,
         out_channels,
@@ -46,7 +47,7 @@ def test_is_resnet_block_2d(scale_shift, resample, out_channels):
 
 
 def test_without_embedding_is_resnet_block_2d():
-    resnet = pytest.importorskip("diffusers.models.resnet")
+    resnet = import_peer("diffusers.models.resnet")
     block = randomize(ResBlock(16, 32, num_groups=4, eps=1e-6))
     peer = resnet.ResnetBlock2D(in_channels=16, out_channels=32, temb_channels=None, groups=4, eps=1e-6)
     copy_resblock(block, peer)

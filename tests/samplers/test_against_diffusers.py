@@ -8,7 +8,9 @@ from torch import Tensor
 
 from fastgen.samplers import DDIM, DDPM, draw_normal, linear_betas, scaled_linear_betas, squared_cosine_betas
 
-diffusers = pytest.importorskip("diffusers")
+from ..backends import import_peer
+
+diffusers = import_peer("diffusers")
 
 SCHEDULES = {
     "linear": (linear_betas, {"beta_start": 1e-4, "beta_end": 0.02}),

@@ -6,18 +6,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.samplers.bench_k_diffusion import load_peer
 from fastgen.samplers import k_diffusion as ours
+
+from ..backends import import_peer
 
 SHAPE = (2, 3, 5, 4)
 
 
 @pytest.fixture(scope="module")
 def peer() -> Any:
-    try:
-        return load_peer()
-    except ImportError as error:
-        pytest.skip(str(error))
+    return import_peer("k_diffusion.sampling")
 
 
 def denoiser(x: Tensor, sigma: Tensor, shift: float = 0.0) -> Tensor:

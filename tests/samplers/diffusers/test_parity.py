@@ -15,9 +15,10 @@ from fastgen.samplers import diffusers as ours
 from fastgen.samplers.engine.path import Path
 from fastgen.samplers.solvers.dpm_solver import Integrator
 
+from ...backends import import_peer
 from .parity import error, in_float64, pair, run
 
-pytest.importorskip("diffusers")
+import_peer("diffusers")
 
 SPACINGS = ("linspace", "leading", "trailing")
 PREDICTIONS = ("epsilon", "sample", "v_prediction")

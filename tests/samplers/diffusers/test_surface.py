@@ -16,10 +16,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastgen.samplers import diffusers as ours
 from fastgen.samplers import from_diffusers
 
+from ...backends import import_peer
 from .parity import SHAPE, run
 
 NAMES = [name for name in ours.__all__ if name.endswith("Scheduler") and name != "Scheduler"]
-diffusers = pytest.importorskip("diffusers")
+diffusers = import_peer("diffusers")
 
 
 def peer(name):
