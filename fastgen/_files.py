@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all: written beside their place, forced to the disk, then renamed into it."""
+"""Files that are there whole or not at all: written beside their place, then renamed into it."""
 
 import contextlib
 import fcntl
@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 
-def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], Any]) -> None:
+def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], Any], *, durable: bool = False) -> None:
     """Call ``write`` with a temporary name, then rename what it wrote to ``path``: a crash leaves the old file or the new one.
 
     Args:
         path: the file; its folder is made where it is missing.
         write: writes a file of the name it is given, which ends as ``path`` does.
+        durable: wait until file and folder are on the disk, so that a power failure too leaves one of the two.
 
     The temporary name is in a folder of its own beside ``path``, so that what ``write`` leaves there when it is killed, temporary
     files of its own too, can be told and removed (:func:`remove_leftovers`).
@@ -29,9 +30,11 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], Any])
             temporary = folder / path.name
             write(temporary)
             os.chmod(temporary, 0o666 & ~_umask())  # some writers make files that only their owner reads
-            _to_disk(temporary)
+            if durable:
+                _to_disk(temporary)
             os.replace(temporary, path)
-        _to_disk(path.parent)
+        if durable:
+            _to_disk(path.parent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -55,7 +55,7 @@ def test_it_makes_folders_and_forces_file_and_folder_to_the_disk(tmp_path, monke
     monkeypatch.setattr(
         os, "fsync", lambda handle: (forced.append(os.readlink(f"/proc/self/fd/{handle}")), real(handle))
     )
-    write_atomically(tmp_path / "a" / "x", lambda path: path.write_text("new"))
+    write_atomically(tmp_path / "a" / "x", lambda path: path.write_text("new"), durable=True)
     assert (tmp_path / "a" / "x").read_text() == "new" and names(tmp_path / "a") == ["x"]
     file, folder = forced
     assert file.endswith(".tmp/x") and folder == str(tmp_path / "a")

@@ -2,7 +2,8 @@
 
 import argparse
 import importlib
-import importlib.util
+import sys
+from pathlib import Path
 
 from ._errors import UsageError
 
@@ -20,8 +21,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(args: argparse.Namespace) -> int:
     """Hand over to the benchmarks of the checkout; returns their exit status."""
-    if importlib.util.find_spec("benchmarks.run") is None:
-        raise UsageError(
-            "the benchmarks come with the source checkout: run this in its folder, as `python -m fastgen.cli bench`"
-        )
+    folder = Path.cwd()
+    if not (folder / "benchmarks" / "run.py").is_file():
+        raise UsageError(f"the benchmarks come with the source checkout: run this in its folder, {folder} is not it")
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))  # the command of an installed package looks elsewhere
     return importlib.import_module("benchmarks.run").main(args.arguments)

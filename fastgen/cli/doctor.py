@@ -98,12 +98,9 @@ def _version(package: str) -> str | None:
 
 def _sections(report: dict[str, Any]) -> list[tuple[str, list[str]]]:
     cpu, gpu = report["cpu"], report["gpu"]
-    backends = []
-    for family, found in report["backends"].items():
-        for device in ("cpu", "cuda"):
-            backends.append(f"{family}, {device.upper()} tensors: {found[device]['backend']}")
-            for name, why in found[device]["refused"].items():
-                backends.append(f"    not {name}: {'; '.join(why)}")
+    backends = _backend_lines(report["backends"])
+    said = "\n".join(backends)
+    failures = [f"{name}: {'see above' if why in said else why}" for name, why in report["failures"].items()]
     build = cpu["build"] or {}
     return [
         ("Versions", [f"{name} {version or 'not installed'}" for name, version in report["versions"].items()]),
@@ -124,5 +121,25 @@ def _sections(report: dict[str, Any]) -> list[tuple[str, list[str]]]:
             ],
         ),
         ("Backends", backends),
-        ("Not loaded", [f"{name}: {why}" for name, why in report["failures"].items()]),
+        ("Not loaded", failures),
     ]
+
+
+def _backend_lines(backends: dict[str, Any]) -> list[str]:
+    """For each device the families by the backend that takes them, then each reason once, with those it is said of."""
+    lines = []
+    for device in ("cpu", "cuda"):
+        takers: dict[str, list[str]] = {}
+        refused: dict[str, tuple[dict[str, None], dict[str, None]]] = {}  # reason -> backends and families, in order
+        for family, found in backends.items():
+            takers.setdefault(found[device]["backend"], []).append(family)
+            for name, reasons in found[device]["refused"].items():
+                for reason in reasons:
+                    names, families = refused.setdefault(reason, ({}, {}))
+                    names[name] = families[family] = None
+        lines.append(f"{device.upper()} tensors")
+        lines += [f"  {taker}: {', '.join(families)}" for taker, families in takers.items()]
+        for reason, (names, families) in refused.items():
+            some = "" if len(families) == len(backends) else f" ({', '.join(families)})"
+            lines.append(f"    not {' nor '.join(names)}{some}: {reason}")
+    return lines

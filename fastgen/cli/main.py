@@ -1,17 +1,22 @@
 """`fastgen`: finds the sub-command, imports its module and no other, and turns foreseeable failures into one line.
 
-A sub-command is a module here with ``add_parser(subparsers)`` and ``run(args) -> int | None``, the exit status.
+A sub-command is a module here with ``add_parser(subparsers)`` and ``run(args) -> int | None``, the exit status. With
+``FASTGEN_DEBUG=1`` in the environment every failure keeps its traceback.
 """
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
 
+import torch
+
 from .. import __version__
 from ..models import CheckpointError
-from ._errors import UsageError
+from ._errors import EXIT_FAILURE, EXIT_INTERRUPTED, UsageError
+from ._options import Parser
 
 COMMANDS: dict[str, str] = {
     "doctor": "versions, CPU and GPU backends, what failed to load and why",
@@ -31,9 +36,6 @@ EXTRAS: dict[str, tuple[str, str]] = {
     "diffusers": ("diffusers", "bench"),
 }
 
-EXIT_FAILURE = 1
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `fastgen` with ``argv`` (the process's arguments where None) and return its exit status."""
@@ -46,15 +48,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         if module is None:
             parser.print_help()
             return EXIT_FAILURE
-        return module.run(args) or 0
-    except ModuleNotFoundError as error:
-        root = (error.name or "").split(".")[0]
-        if root not in EXTRAS:
+        status = module.run(args) or 0
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # the reader, `head` say, has seen enough; nothing is left to say, at the exit neither
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILURE
+    except Exception as error:
+        line = _foreseen(error, command)
+        if line is None or os.environ.get("FASTGEN_DEBUG"):
             raise
-        package, extra = EXTRAS[root]
-        return _fail(f"`fastgen {command}` needs {package}: pip install 'fastgen[{extra}]'")
-    except (CheckpointError, FloatingPointError, OSError, UsageError) as error:
-        return _fail(str(error))
+        print(f"fastgen: error: {line}", file=sys.stderr)
+        return EXIT_FAILURE
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -62,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser(command: str | None = None, module: ModuleType | None = None) -> argparse.ArgumentParser:
     """The parser that knows ``command`` fully, by its ``module``, and the other sub-commands by name."""
-    parser = argparse.ArgumentParser(prog="fastgen", description="Fast generative models in PyTorch.")
+    parser = Parser(prog="fastgen", description="Fast generative models in PyTorch.")
     parser.add_argument("--version", action="version", version=f"fastgen {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, text in COMMANDS.items():
@@ -77,6 +82,13 @@ def _import(command: str) -> ModuleType:
     return importlib.import_module(f".{command}", __package__)
 
 
-def _fail(message: str) -> int:
-    print(f"fastgen: error: {message}", file=sys.stderr)
-    return EXIT_FAILURE
+def _foreseen(error: Exception, command: str | None) -> str | None:
+    """The line to print for what can happen to a user; None for a defect of fastgen."""
+    if isinstance(error, ModuleNotFoundError):
+        package, extra = EXTRAS.get((error.name or "").split(".")[0], (None, None))
+        return package and f"`fastgen {command}` needs {package}, of the extra {extra!r}: pip install {package}"
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        return f"not enough memory for this `fastgen {command}`: try smaller or fewer images at a time"
+    if isinstance(error, CheckpointError | FloatingPointError | OSError | UsageError):
+        return " ".join(str(error).split())
+    return None

@@ -38,7 +38,7 @@ def load_digits(split: str = "train") -> Digits:
         from sklearn.datasets import load_digits as load
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "the digits come from scikit-learn, which is not installed: pip install 'fastgen[demo]'", name=error.name
+            "the digits come from scikit-learn, which is not installed: pip install scikit-learn", name=error.name
         ) from error
     bunch = load()
     images = torch.from_numpy(bunch.images).float().unsqueeze(1) / (_MAX_LEVEL / 2) - 1  # [1797, 1, 8, 8]

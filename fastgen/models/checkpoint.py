@@ -12,6 +12,8 @@ from torch import Tensor
 
 from .._files import write_atomically
 
+WEIGHT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
 
 class CheckpointError(ValueError):
     """A checkpoint cannot be used; the message begins with the file and says why."""
@@ -33,7 +35,7 @@ def save_state(
     tensors = {name: tensor.detach().contiguous() for name, tensor in state.items()}
     header = {"format": "pt", **(metadata or {})}
     try:
-        write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=header))
+        write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=header), durable=True)
     except (SafetensorError, OSError) as error:  # safetensors has no OSError of its own for a full disk
         raise OSError(f"{path}: cannot be written: {_reason(error)}") from error
 
@@ -80,6 +82,24 @@ def json_metadata(path: str | os.PathLike[str], metadata: Mapping[str, str], key
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: {key!r} in the metadata must be a JSON object, got {type(value).__name__}")
     return value
+
+
+def first_not_finite(state: Mapping[str, Tensor]) -> str | None:
+    """The name of the first floating-point tensor with a NaN or an infinity in it, None where there is none."""
+    return next((name for name, x in state.items() if x.is_floating_point() and not x.isfinite().all()), None)
+
+
+def check_weights(path: str | os.PathLike[str], state: Mapping[str, Tensor]) -> None:
+    """Raise CheckpointError where ``state`` cannot be the weights of a model: one dtype of :data:`WEIGHT_DTYPES`, all finite."""
+    for name, tensor in state.items():
+        if tensor.dtype not in WEIGHT_DTYPES:
+            raise CheckpointError(f"{path}: {name!r} must be of one of {WEIGHT_DTYPES}, got {tensor.dtype}")
+    if len({tensor.dtype for tensor in state.values()}) > 1:
+        found = sorted({str(tensor.dtype) for tensor in state.values()})
+        raise CheckpointError(f"{path}: all weights must be of one dtype, got {', '.join(found)}")
+    broken = first_not_finite(state)
+    if broken is not None:
+        raise CheckpointError(f"{path}: {broken!r} has values that are not finite")
 
 
 def _check_exists(path: str | os.PathLike[str]) -> None:

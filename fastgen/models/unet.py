@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..nn import Downsample, GroupNorm, ResBlock, SpatialAttention, TimestepEmbedding, Upsample
 from ..nn.resblock import zero_parameters
-from .checkpoint import CheckpointError, json_metadata, load_state, save_state
+from .checkpoint import CheckpointError, check_weights, json_metadata, load_state, save_state
 
 MODEL_NAME = "UNet"
 
@@ -175,6 +175,11 @@ class UNet(nn.Module):
         return self.num_classes if self._config["null_class"] else None
 
     @property
+    def downsampling(self) -> int:
+        """The factor between the first level and the last, which height and width of an image are divisible by."""
+        return 2 ** (len(self._config["channel_mult"]) - 1)
+
+    @property
     def config(self) -> dict[str, Any]:
         """The constructor's arguments, ready for JSON and for :meth:`from_config`."""
         return json.loads(json.dumps(self._config))
@@ -214,27 +219,29 @@ class UNet(nn.Module):
 
         Raises:
             FileNotFoundError: there is no such file.
-            CheckpointError: the file is damaged, is of another model, or does not fit its own config.
+            CheckpointError: the file is damaged, is of another model, does not fit its own config, or its weights are not finite.
         """
         state, metadata = load_state(path, device)
         if metadata.get("model", MODEL_NAME) != MODEL_NAME:
             raise CheckpointError(f"{path}: the file holds a {metadata['model']}, not a {MODEL_NAME}")
+        check_weights(path, state)
         try:
             with torch.device("meta"):
                 model = cls.from_config(json_metadata(path, metadata, "config"), norm=norm)
             model.load_state_dict(state, assign=True)
         except CheckpointError:
             raise
-        except (TypeError, ValueError) as error:
+        except (ArithmeticError, TypeError, ValueError) as error:
             raise CheckpointError(f"{path}: the config in the metadata is not valid: {error}") from error
         except RuntimeError as error:
-            raise CheckpointError(f"{path}: the weights do not fit the config: {error}") from error
+            reason = "; ".join(line.strip() for line in str(error).splitlines())
+            raise CheckpointError(f"{path}: the weights do not fit the config: {reason}") from error
         return model.requires_grad_().eval()
 
     def _check_input(self, x: Tensor) -> None:
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f"UNet: x must be [N, {self.in_channels}, H, W], got shape {tuple(x.shape)}")
-        factor = 2 ** (len(self._config["channel_mult"]) - 1)
+        factor = self.downsampling
         if x.shape[2] % factor or x.shape[3] % factor or 0 in x.shape[2:]:
             raise ValueError(f"UNet: height and width of x must be divisible by {factor}, got shape {tuple(x.shape)}")
 

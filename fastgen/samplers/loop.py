@@ -105,7 +105,7 @@ class Run:
         """From ``x`` to the samples; ``owned``: nobody else wants the memory of ``x``."""
         plan, calls = self.plan, self.plan.calls()
         history: dict[Symbol, Tensor] = {}
-        for i, t in enumerate(tqdm(plan.timesteps, disable=not progress, unit="step", leave=False)):
+        for i, t in enumerate(tqdm(plan.timesteps, disable=None if progress else True, unit="step", leave=False)):
             stage = plan.stages[i]
             holders = _holders(x)
             model_output, uncond = x, None

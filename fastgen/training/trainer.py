@@ -1,163 +1,242 @@
 """`Trainer`: denoising diffusion training of a `UNet`, one step at a time, with EMA and an exact checkpoint.
 
-Ho et al. 2020, algorithm 1 (epsilon prediction); Ho and Salimans 2022 (the class dropped at random, for guidance).
+Ho et al. 2020, algorithm 1; Ho and Salimans 2022 (the class dropped at random, for guidance). The noising and the loss are
+`fastgen.ops.q_sample` and `fastgen.ops.diffusion_loss`.
 """
 
-import copy
 import json
+import math
 import os
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..models import CheckpointError, UNet, load_state, save_state
-from ..models.checkpoint import json_metadata
-from ..samplers import linear_betas, squared_cosine_betas
+from .. import __version__
+from ..models import UNet, load_state, save_state
+from ..models.checkpoint import first_not_finite, json_metadata
+from ..ops import diffusion_loss, q_sample
+from ..samplers import alphas_cumprod, noising_tables, vlb_table
+from .callbacks import Callback
+from .ema import EMA
+from .options import SCHEDULES, TrainingOptions
+from .restoring import check_equal, check_random_states, check_tensors, read_step
 
-SCHEDULES: dict[str, Callable[[int], Tensor]] = {"linear": linear_betas, "squared_cosine": squared_cosine_betas}
-PREDICTION_TYPE = "epsilon"
-
-_ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
+ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-@dataclass(frozen=True)
-class TrainingOptions:
-    """What decides the course of a training run; a checkpoint is resumed only under equal options."""
+class Batch(NamedTuple):
+    """What one step learns from: images [N, C, H, W], labels [N] or None, timesteps [N] and noise of the shape of the images."""
 
-    batch_size: int = 64
-    lr: float = 1e-3
-    warmup: int = 200
-    seed: int = 0
-    schedule: str = "squared_cosine"
-    timesteps: int = 1000
-    ema_decay: float = 0.999
-    label_dropout: float = 0.1
-
-    def as_dict(self) -> dict[str, Any]:
-        """The options and what samplers need to know, for JSON."""
-        return {**asdict(self), "prediction_type": PREDICTION_TYPE}
+    images: Tensor
+    labels: Tensor | None
+    timesteps: Tensor
+    noise: Tensor
 
 
 class Trainer:
     """A model in training.
 
     Args:
-        config: of the :class:`fastgen.models.UNet`; class-conditional with a null class.
+        model: a :class:`fastgen.models.UNet`; it is trained in place. With ``learn_sigma`` the loss is the hybrid one.
         options: see :class:`TrainingOptions`.
         images: [M, C, H, W] in [-1, 1].
-        labels: [M] int64.
+        labels: [M] int64, None for a model without classes.
+        device: of model and data.
+
+    Attributes:
+        step: how many steps have been done.
+        ema: the moving average of the model, :class:`EMA`.
 
     Raises:
-        ValueError: the model of ``config`` has no null class.
+        ValueError: images, labels and model do not fit each other; the message names the argument.
 
-    Everything random comes from two generators whose states are part of the checkpoint: the trainer's own (batches,
-    timesteps, noise, dropped labels) and torch's global one (initial weights, dropout), which the trainer seeds.
+    Everything random comes from two generators whose states are part of the checkpoint: the trainer's own, which draws batches,
+    timesteps, noise and dropped labels on the CPU and is seeded by the options, and torch's global one on ``device`` (dropout).
+    Initial weights are the model's own affair: call ``torch.manual_seed`` before it is built.
     """
 
-    def __init__(self, config: Mapping[str, Any], options: TrainingOptions, images: Tensor, labels: Tensor) -> None:
+    def __init__(
+        self,
+        model: UNet,
+        options: TrainingOptions,
+        images: Tensor,
+        labels: Tensor | None = None,
+        *,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        _check_data(model, options, images, labels)
         self.options = options
-        self.images = images
-        self.labels = labels
+        self.device = torch.device(device)
+        self.images = images.to(self.device)
+        self.labels = None if labels is None else labels.to(self.device)
         self.generator = torch.Generator().manual_seed(options.seed)
-        torch.manual_seed(options.seed)
-        self.model = UNet.from_config(config).train()
-        if self.model.null_label is None:
-            raise ValueError(f"Trainer: config must have num_classes and null_class, got {dict(config)}")
-        self._null_label = self.model.null_label
-        self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
+        self.model = model.to(self.device).train()
+        self.ema = EMA(self.model, options.ema_decay)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=options.lr)
+        for parameter in self.model.parameters():  # Adam's own beginning, made here so that step 0 can be saved
+            moments = {name: torch.zeros_like(parameter) for name in ADAM_MOMENTS}
+            self.optimizer.state[parameter] = {"step": torch.tensor(0.0), **moments}
         self.step = 0
-        alpha_bar = torch.cumprod(1 - SCHEDULES[options.schedule](options.timesteps).double(), dim=0)
-        self._signal = alpha_bar.sqrt().float()
-        self._noise = (1 - alpha_bar).sqrt().float()
+        self._stopping = False
+        bars = alphas_cumprod(SCHEDULES[options.schedule](options.timesteps))
+        self._alphas, self._sigmas = (table.to(self.device) for table in noising_tables(bars))
+        learned = model.out_channels != model.in_channels
+        self._vlb = vlb_table(bars).to(self.device) if learned else None
+
+    def fit(self, last_step: int, callbacks: Iterable[Callback] = ()) -> None:
+        """Train until :attr:`step` is ``last_step``, or until :meth:`stop`.
+
+        Raises:
+            FloatingPointError: the loss is not finite; the weights are those before that step.
+        """
+        callbacks = list(callbacks)
+        self._stopping, failed = False, True
+        for callback in callbacks:
+            callback.on_start(self, last_step)
+        try:
+            while self.step < last_step and not self._stopping:
+                loss = self.train_step()
+                for callback in callbacks:
+                    callback.on_step(self, loss)
+            failed = False
+        finally:
+            for callback in callbacks:
+                callback.on_end(self, failed)
+
+    def stop(self) -> None:
+        """End :meth:`fit` after the step it is in: for a callback or a signal handler."""
+        self._stopping = True
 
     def train_step(self) -> float:
         """One optimiser step; returns the loss."""
-        loss = F.mse_loss(*self._predict())
+        loss = self.loss(self.draw_batch())
+        value = loss.item()
+        if not math.isfinite(value):
+            raise FloatingPointError(f"the loss is {value} at step {self.step}: try a smaller learning rate")
         for group in self.optimizer.param_groups:
             group["lr"] = self.options.lr * min(1.0, (self.step + 1) / max(1, self.options.warmup))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
         self.step += 1
-        self._update_ema()
-        return loss.item()
+        self.ema.update(self.model, self.step)
+        return value
+
+    def draw_batch(self) -> Batch:
+        """The next batch of the trainer's generator."""
+        n, generator = self.options.batch_size, self.generator
+        chosen = torch.randint(len(self.images), (n,), generator=generator).to(self.device)
+        timesteps = torch.randint(self.options.timesteps, (n,), generator=generator).to(self.device)
+        images = self.images[chosen]
+        noise = torch.randn(images.shape, generator=generator).to(self.device)
+        if self.labels is None:
+            return Batch(images, None, timesteps, noise)
+        labels = self.labels[chosen]
+        dropped = (torch.rand(n, generator=generator) < self.options.label_dropout).to(self.device)
+        if self.model.null_label is not None:
+            labels = torch.where(dropped, self.model.null_label, labels)
+        return Batch(images, labels, timesteps, noise)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The loss of the model on ``batch``, a scalar."""
+        images, labels, timesteps, noise = batch
+        x = q_sample(images, timesteps, self._alphas, self._sigmas, noise)
+        assert isinstance(x, Tensor)
+        return diffusion_loss(
+            self.model(x, timesteps, labels), images, noise, timesteps, self._alphas, self._sigmas,
+            prediction_type=self.options.prediction_type, vlb_table=self._vlb, vlb_weight=self.options.timesteps / 1000,
+        )  # fmt: skip
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write all that :meth:`restore` needs to one safetensors file, atomically."""
+        """Write all that :meth:`restore` needs to one safetensors file, atomically.
+
+        Raises:
+            FloatingPointError: a weight or moment is not finite; nothing is written.
+            OSError: the file cannot be written; what was there before is untouched.
+        """
+        state = dict(self._state())
+        _refuse_not_finite(state, self.step)
         metadata = {
             "step": str(self.step),
             "options": json.dumps(asdict(self.options)),
             "config": json.dumps(self.model.config),
         }
-        save_state(path, dict(self._state()), metadata)
+        save_state(path, state, metadata)
+
+    def save_weights(self, path: str | os.PathLike[str], recipe: str | None = None) -> None:
+        """Write the moving average as :meth:`fastgen.models.UNet.save` does, with what samplers need to know of the training."""
+        _refuse_not_finite(self.ema.model.state_dict(), self.step)
+        made = {"image_shape": list(self.images.shape[1:]), "steps": self.step, "version": __version__}
+        named = {} if recipe is None else {"recipe": recipe}
+        self.ema.model.save(path, {"training": json.dumps({**asdict(self.options), **named, **made})})
 
     def restore(self, path: str | os.PathLike[str]) -> None:
         """Continue from what :meth:`save` wrote, as if the run had never stopped.
 
         Raises:
             FileNotFoundError: there is no such file.
-            CheckpointError: the file is damaged, is no training checkpoint, or is of a run with other options.
+            CheckpointError: the file is damaged, is no training checkpoint, or is of a run with other options; the message names
+                file and field, and the trainer is as it was.
         """
         state, metadata = load_state(path)
-        _check_equal(path, json_metadata(path, metadata, "options"), asdict(self.options))
-        _check_equal(path, json_metadata(path, metadata, "config"), self.model.config)
-        self.step = int(metadata["step"])
-        for (
-            parameter
-        ) in self.model.parameters():  # Adam makes its moments at the first step; here they come from the file
-            moments = {name: torch.zeros_like(parameter) for name in _ADAM_MOMENTS}
-            self.optimizer.state[parameter] = {"step": torch.tensor(float(self.step)), **moments}
-        expected = dict(self._state())
-        if state.keys() != expected.keys():
-            odd = sorted(state.keys() ^ expected.keys())
-            raise CheckpointError(f"{path}: not a training checkpoint of this model; it differs in {odd[:5]}")
-        with torch.no_grad():
-            for name, tensor in expected.items():
+        check_equal(path, "options", json_metadata(path, metadata, "options"), asdict(self.options))
+        check_equal(path, "config", json_metadata(path, metadata, "config"), self.model.config)
+        step = read_step(path, metadata)
+        own = dict(self._state())
+        check_tensors(path, state, own)
+        check_random_states(path, {name: state[name] for name in own if name.startswith("random.")})
+        with torch.no_grad():  # nothing below can fail
+            for name, tensor in own.items():
                 tensor.copy_(state[name])
         self.generator.set_state(state["random.trainer"])
         torch.set_rng_state(state["random.global"])
-
-    def _predict(self) -> tuple[Tensor, Tensor]:
-        """The prediction of the noise in a random batch, and the noise."""
-        options, generator = self.options, self.generator
-        n = options.batch_size
-        chosen = torch.randint(len(self.images), (n,), generator=generator)
-        images, labels = self.images[chosen], self.labels[chosen]
-        timesteps = torch.randint(options.timesteps, (n,), generator=generator)
-        noise = torch.randn(images.shape, generator=generator)
-        dropped = torch.rand(n, generator=generator) < options.label_dropout
-        labels = torch.where(dropped, self._null_label, labels)
-        signal, sigma = self._signal[timesteps], self._noise[timesteps]
-        noisy = signal[:, None, None, None] * images + sigma[:, None, None, None] * noise
-        return self.model(noisy, timesteps, labels), noise
-
-    @torch.no_grad()
-    def _update_ema(self) -> None:
-        # early on the average follows faster: the initial weights are worth nothing
-        decay = min(self.options.ema_decay, (1 + self.step) / (10 + self.step))
-        for average, parameter in zip(self.ema.parameters(), self.model.parameters(), strict=True):
-            average.lerp_(parameter, 1 - decay)
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["random.cuda"], self.device)
+        self.step = step
+        for parameter in self.model.parameters():
+            self.optimizer.state[parameter]["step"].fill_(step)
 
     def _state(self) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in self.model.state_dict().items():
             yield f"model.{name}", tensor
-        for name, tensor in self.ema.state_dict().items():
+        for name, tensor in self.ema.model.state_dict().items():
             yield f"ema.{name}", tensor
         for name, parameter in self.model.named_parameters():
-            for moment in _ADAM_MOMENTS:
+            for moment in ADAM_MOMENTS:
                 yield f"adam.{moment}.{name}", self.optimizer.state[parameter][moment]
         yield "random.trainer", self.generator.get_state()
         yield "random.global", torch.get_rng_state()
+        if self.device.type == "cuda":
+            yield "random.cuda", torch.cuda.get_rng_state(self.device)
 
 
-def _check_equal(path: str | os.PathLike[str], saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    for name in sorted(saved.keys() | wanted.keys()):
-        if saved.get(name) != wanted.get(name):
-            raise CheckpointError(
-                f"{path}: the checkpoint was made with {name}={saved.get(name)!r}, this run has {wanted.get(name)!r}"
-            )
+def _check_data(model: UNet, options: TrainingOptions, images: Tensor, labels: Tensor | None) -> None:
+    if images.dim() != 4 or not len(images) or images.shape[1] != model.in_channels:
+        raise ValueError(f"Trainer: images must be [M, {model.in_channels}, H, W], got shape {tuple(images.shape)}")
+    if labels is None:
+        if model.num_classes is not None and model.null_label is None:
+            raise ValueError(f"Trainer: labels are needed, the model has {model.num_classes} classes and no null class")
+        return
+    if model.num_classes is None:
+        raise ValueError("Trainer: labels must be None for a model without classes (num_classes=None)")
+    if labels.shape != (len(images),) or labels.dtype != torch.int64:
+        raise ValueError(
+            f"Trainer: labels must be [M] = [{len(images)}] int64, got shape {tuple(labels.shape)} of {labels.dtype}"
+        )
+    if not ((labels >= 0) & (labels < model.num_classes)).all():
+        raise ValueError(
+            f"Trainer: labels must be in [0, {model.num_classes}), got {int(labels.min())} to {int(labels.max())}"
+        )
+    if options.label_dropout and model.null_label is None:
+        raise ValueError(
+            f"Trainer: label_dropout={options.label_dropout} needs a model with null_class=True; without one it must be 0"
+        )
+
+
+def _refuse_not_finite(state: dict[str, Tensor], step: int) -> None:
+    name = first_not_finite(state)
+    if name is not None:
+        raise FloatingPointError(f"{name} is not finite at step {step} and was not saved: try a smaller learning rate")

@@ -5,7 +5,8 @@ import os
 import subprocess
 import sys
 
-from fastgen import _library
+from fastgen import _dispatch, _library, _schema
+from fastgen.cli import doctor
 from fastgen.cli.main import main
 
 from ..backends import requires_cpu
@@ -25,8 +26,35 @@ def test_text_names_the_variant_and_why(capsys):
     assert main(["doctor"]) == 0
     text = capsys.readouterr().out
     assert f"instruction set variant: {_library.ISA}" in text and _library.ISA_REASON in text
-    assert f"group_norm, CPU tensors: C++ ({_library.ISA})" in text
-    assert "not triton" in text or "CUDA tensors: triton" in text
+    assert f"CPU tensors\n    C++ ({_library.ISA}): group_norm, " in text
+    assert "triton: " in text or "there is no CUDA device" in text
+
+
+def test_a_reason_is_said_once(capsys, monkeypatch):
+    monkeypatch.setattr(_library, "FAILURES", {"cuda": "no compiler of CUDA"})
+    monkeypatch.setattr(
+        _dispatch, "cuda_reasons", lambda op: {"cuda": ["no compiler of CUDA"], "triton": ["no Triton"]}
+    )
+    assert main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    assert text.count("no compiler of CUDA") == 1 and text.count("no Triton") == 1
+    assert text.count("there is no CUDA device") <= 2  # under GPU, and as the reason against both
+    assert "not cuda: no compiler of CUDA" in text and "cuda: see above" in text
+    assert all(family in text for family in _schema.SCHEMAS)
+
+
+def test_a_reason_of_some_families_names_them():
+    found = {"cpu": {"backend": "C++ (avx2)", "refused": {}}, "cuda": {"backend": "triton", "refused": {}}}
+    refused = {**found, "cuda": {"backend": "none", "refused": {"cuda": ["broken"], "triton": ["broken", "too old"]}}}
+    assert doctor._backend_lines({"group_norm": found, "q_sample": refused}) == [
+        "CPU tensors",
+        "  C++ (avx2): group_norm, q_sample",
+        "CUDA tensors",
+        "  triton: group_norm",
+        "  none: q_sample",
+        "    not cuda nor triton (q_sample): broken",
+        "    not triton (q_sample): too old",
+    ]
 
 
 def run_with(isa: str) -> tuple[dict, str]:

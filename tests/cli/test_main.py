@@ -8,7 +8,10 @@ import pytest
 
 from fastgen import __version__
 from fastgen.cli import main as cli
+from fastgen.cli._errors import EXIT_FAILURE, EXIT_INTERRUPTED, UsageError, argument_errors
 from fastgen.models import CheckpointError
+
+from .running import refused
 
 
 @pytest.fixture
@@ -25,7 +28,7 @@ def command(monkeypatch):
 
 
 def test_without_a_command_it_helps(capsys):
-    assert cli.main([]) == cli.EXIT_FAILURE
+    assert cli.main([]) == EXIT_FAILURE
     output = capsys.readouterr().out
     assert all(name in output for name in cli.COMMANDS)
 
@@ -43,8 +46,8 @@ def test_unknown_command_and_option(capsys):
         with pytest.raises(SystemExit) as end:
             cli.main(arguments)
         assert end.value.code == 2
-    errors = capsys.readouterr().err
-    assert "paint" in errors and "--colour" in errors
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 2 and "paint" in errors[0] and "--colour" in errors[1]
 
 
 def test_arguments_and_status_go_through(command):
@@ -59,10 +62,17 @@ def test_arguments_and_status_go_through(command):
     [
         (
             ModuleNotFoundError("x", name="sklearn.svm"),
-            "`fastgen bench` needs scikit-learn: pip install 'fastgen[demo]'",
+            "`fastgen bench` needs scikit-learn, of the extra 'demo': pip install scikit-learn",
         ),
         (CheckpointError("a.safetensors: broken"), "a.safetensors: broken"),
         (FileNotFoundError("a.safetensors: no such checkpoint file"), "a.safetensors: no such checkpoint file"),
+        (UsageError("two\n  lines"), "two lines"),
+        (FloatingPointError("the loss is nan"), "the loss is nan"),
+        (MemoryError(), "not enough memory for this `fastgen bench`: try smaller or fewer images at a time"),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried"),
+            "not enough memory for this `fastgen bench`: try smaller or fewer images at a time",
+        ),
     ],
 )
 def test_foreseen_errors_are_one_line(command, capsys, error, line):
@@ -70,7 +80,7 @@ def test_foreseen_errors_are_one_line(command, capsys, error, line):
         raise error
 
     command(run)
-    assert cli.main(["bench"]) == cli.EXIT_FAILURE
+    assert cli.main(["bench"]) == EXIT_FAILURE
     assert capsys.readouterr().err == f"fastgen: error: {line}\n"
 
 
@@ -79,10 +89,42 @@ def test_interruption_is_no_traceback(command):
         raise KeyboardInterrupt
 
     command(run)
-    assert cli.main(["bench"]) == cli.EXIT_INTERRUPTED
+    assert cli.main(["bench"]) == EXIT_INTERRUPTED
 
 
-@pytest.mark.parametrize("error", [ModuleNotFoundError("x", name="fastgen.gone"), ZeroDivisionError()])
+def test_the_traceback_is_there_for_those_who_ask(command, monkeypatch):
+    def run(args):
+        raise UsageError("wrong")
+
+    command(run)
+    monkeypatch.setenv("FASTGEN_DEBUG", "1")
+    with pytest.raises(UsageError):
+        cli.main(["bench"])
+
+
+def test_bad_values_are_told_apart_from_defects():
+    with pytest.raises(UsageError, match="--lr: must be positive"), argument_errors("--lr"):
+        raise ValueError("must be positive")
+    with pytest.raises(CheckpointError), argument_errors():
+        raise CheckpointError("file")
+    with pytest.raises(ZeroDivisionError), argument_errors():
+        raise ZeroDivisionError
+
+
+def test_a_reader_that_has_seen_enough():
+    command = f"{sys.executable} -m fastgen doctor | head -n 1"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert result.stdout == "Versions\n" and result.stderr == ""
+
+
+def test_bench_outside_a_checkout(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert f"run this in its folder, {tmp_path} is not it" in refused(capsys, "bench")
+
+
+@pytest.mark.parametrize(
+    "error", [ModuleNotFoundError("x", name="fastgen.gone"), ZeroDivisionError(), ValueError("x"), TypeError("x")]
+)
 def test_defects_are_not_hidden(command, error):
     def run(args):
         raise error

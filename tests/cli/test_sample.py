@@ -1,27 +1,88 @@
-"""`fastgen sample` on the shipped weights: files, seeds, refusals."""
+"""`fastgen sample` on the shipped weights: files, seeds, samplers by name and their options, and what it refuses."""
+
+import argparse
+import json
 
 import numpy as np
 import pytest
 import torch
 
+from fastgen.cli._solvers import SAMPLERS, build_solver
 from fastgen.cli.main import main
-from fastgen.cli.sample import grid, to_pixels
-from fastgen.models import UNet
+from fastgen.cli.sample import add_parser
+from fastgen.models import UNet, find_weights, load_state, save_state
+from fastgen.samplers import DDIM, DDPM, DPMSolverPP, Euler
+from fastgen.training import TrainingRecord
+
+from ..backends import import_peer
+from ..modules import randomize
+from .running import refused
+
+TINY = {"model_channels": 8, "channel_mult": (1, 1), "num_res_blocks": 1, "attention_resolutions": (), "num_groups": 4}
 
 
-def draw(tmp_path, *options: str) -> int:
-    fast = ["--steps", "4", "--quiet", "--out", str(tmp_path)]
-    return main(["sample", "--weights", "digits-ddpm", *fast, *options])
+def arguments(folder, *options: str) -> list[str]:
+    return ["sample", "--steps", "4", "--quiet", "--out", str(folder), *options]
+
+
+def draw(folder, *options: str) -> int:
+    return main(arguments(folder, *options))
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def tiny(path, metadata=None, **config):
+    """The file of a small model with weights that answer something."""
+    randomize(UNet(**{"in_channels": 1, **TINY, **config})).save(path, metadata)
+    return str(path)
+
+
+def solver_for(*options, record=None, learned=False):
+    args = add_parser(argparse.ArgumentParser().add_subparsers()).parse_args(list(options))
+    return build_solver(args, record or TrainingRecord(), learned)
 
 
 def test_an_image_depends_on_its_seed_alone(tmp_path, capsys):
     assert draw(tmp_path / "a", "--class", "7", "--num", "5", "--seed", "10", "--batch-size", "2") == 0
-    assert draw(tmp_path / "b", "--class", "7", "--num", "2", "--seed", "12") == 0
+    assert draw(tmp_path / "b", "--weights", "digits-ddpm", "--class", "7", "--num", "2", "--seed", "12") == 0
     a, b = (np.load(tmp_path / name / "samples.npz") for name in "ab")
     assert a["images"].shape == (5, 1, 8, 8) and a["seeds"].tolist() == [10, 11, 12, 13, 14] and a["label"] == 7
     np.testing.assert_allclose(a["images"][2:4], b["images"], atol=1e-5)
-    assert sorted(p.name for p in (tmp_path / "b").iterdir()) == ["000012.png", "000013.png", "grid.png", "samples.npz"]
+    assert names(tmp_path / "b") == ["000012.png", "000013.png", "grid.png", "samples.npz"]
     assert "2 images of 4 DDIM steps" in capsys.readouterr().out
+
+
+def test_alone_it_draws_the_shipped_digits_into_a_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["sample", "--steps", "2"]) == 0
+    assert len(names(tmp_path / "samples")) == 18 and names(tmp_path) == ["samples"]
+    printed = capsys.readouterr()
+    assert printed.err == ""  # no terminal, no bar
+    assert printed.out == "16 images of 2 DDIM steps in samples, together in samples/grid.png\n"
+
+
+def test_digits_are_ink_on_paper_and_large_enough_to_see(tmp_path):
+    matplotlib_image = import_peer("matplotlib.image")
+    assert draw(tmp_path, "--class", "1", "--num", "4", "--steps", "20") == 0
+    images = np.load(tmp_path / "samples.npz")["images"][:, 0]
+    assert images.mean() < 0  # mostly paper
+    one = matplotlib_image.imread(tmp_path / "000000.png")
+    assert one.shape == (8, 8, 3) and one.mean() > 0.5
+    np.testing.assert_allclose(one[..., 0], (1 - images[0].clip(-1, 1)) / 2, atol=1 / 255)
+    grid = matplotlib_image.imread(tmp_path / "grid.png")
+    assert min(grid.shape[:2]) >= 128 and grid.mean() > 0.5
+
+
+def test_photographs_are_not_turned_into_negatives(tmp_path):
+    matplotlib_image = import_peer("matplotlib.image")
+    weights = tiny(tmp_path / "w.safetensors")
+    assert draw(tmp_path / "o", "--weights", weights, "--size", "4", "6", "--num", "3") == 0
+    images = np.load(tmp_path / "o" / "samples.npz")["images"]
+    assert images.shape == (3, 1, 4, 6)
+    one = matplotlib_image.imread(tmp_path / "o" / "000000.png")
+    np.testing.assert_allclose(one[..., 0], (1 + images[0, 0].clip(-1, 1)) / 2, atol=1 / 255)
 
 
 def test_ddpm_guidance_and_no_class(tmp_path):
@@ -30,51 +91,178 @@ def test_ddpm_guidance_and_no_class(tmp_path):
     assert (tmp_path / "a" / "grid.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [(["--class", "10"], "--class must be in [0, 10), got 10"), (["--class", "-1"], "--class must be in")],
-)
-def test_refusals_are_one_line(tmp_path, capsys, options, message):
-    assert draw(tmp_path / "out", *options) == 1
-    error = capsys.readouterr().err
-    assert message in error and error.count("\n") == 1
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_file_that_is_not_there_and_weights_that_say_nothing(tmp_path, capsys):
-    assert main(["sample", "--weights", str(tmp_path / "no"), "--out", str(tmp_path)]) == 1
-    assert "no such checkpoint file" in capsys.readouterr().err
-    model = UNet(
-        in_channels=2, model_channels=8, channel_mult=(1,), num_res_blocks=1, attention_resolutions=(), num_groups=4
-    )
-    model.save(tmp_path / "w.safetensors")
-    arguments = [
-        "sample",
-        "--weights",
-        str(tmp_path / "w.safetensors"),
-        "--out",
-        str(tmp_path / "o"),
-        "--quiet",
-        "--steps",
-        "2",
-    ]
-    assert main(arguments) == 1
-    assert "--size is needed" in capsys.readouterr().err
-    assert main([*arguments, "--size", "4", "6", "--num", "3"]) == 0
-    assert np.load(tmp_path / "o" / "samples.npz")["images"].shape == (3, 2, 4, 6)
-
-
-def test_pixels_and_grid():
-    images = torch.tensor([-2.0, -1.0, 0.0, 1.0]).reshape(1, 1, 2, 2).expand(5, 1, 2, 2)
-    pixels = to_pixels(images)
-    assert pixels.shape == (5, 2, 2, 3) and pixels[0, :, :, 0].tolist() == [[0, 0], [128, 255]]
-    assert to_pixels(images.expand(5, 2, 2, 2))[0, 1, 1].tolist() == [255, 255, 0]
-    with pytest.raises(ValueError, match="1, 2 or 3 channels"):
-        to_pixels(images.expand(5, 4, 2, 2))
-    assert grid(pixels).shape == (2 * 3 + 1, 3 * 3 + 1, 3)
-
-
 @pytest.mark.parametrize("name", ["dpmpp_2m", "heun", "pndm", "euler_ancestral"])
 def test_other_samplers_by_name(tmp_path, name):
     assert draw(tmp_path / "a", "--class", "3", "--num", "2", "--steps", "5", "--sampler", name) == 0
-    assert len(list((tmp_path / "a").glob("*.png"))) >= 2
+    assert names(tmp_path / "a") == ["000000.png", "000001.png", "grid.png", "samples.npz"]
+
+
+def test_help_lists_the_samplers(capsys):
+    with pytest.raises(SystemExit):
+        main(["sample", "--help"])
+    text = " ".join(capsys.readouterr().out.replace(",", " ").split())
+    assert "digits-ddpm" in text and "samplers: " + " ".join(SAMPLERS) in text
+
+
+def test_options_of_the_sampler():
+    solver = solver_for("--sampler", "ddim", "--eta", "0.5", "--set", "timestep_spacing=trailing")
+    assert isinstance(solver, DDIM) and solver.eta == 0.5 and solver.timestep_spacing == "trailing"
+    assert solver.use_clipped_model_output
+    solver = solver_for("--sampler", "dpmpp_2m", "--set", "order=3", "--set", "clip_sample=false", "--set", "rho=5")
+    assert isinstance(solver, DPMSolverPP) and solver.order == 3 and not solver.clip_sample and solver.rho == 5.0
+    assert solver_for("--sampler", "euler", "--set", "s_tmax=inf", "--set", "s_churn=4").s_churn == 4.0
+    assert isinstance(solver_for("--sampler", "ddpm", learned=True), DDPM)
+
+
+def test_what_the_file_says_is_the_default_and_an_option_overrules_it():
+    record = TrainingRecord("digits-ddpm", "squared_cosine", 500, "v_prediction", (1, 8, 8))
+    solver = solver_for("--sampler", "euler", record=record)
+    assert isinstance(solver, Euler) and len(solver.betas) == 500 and solver.prediction_type == "v_prediction"
+    solver = solver_for("--timesteps", "20", "--prediction-type", "sample", "--schedule", "linear", record=record)
+    assert len(solver.betas) == 20 and solver.prediction_type == "sample" and solver.betas[1] > solver.betas[0]
+
+
+REFUSED = [
+    (["--class", "10"], "--class must be in [0, 10), got 10"),
+    (["--class", "-1"], "--class must be in [0, 10), got -1"),
+    (["--steps", "2000"], "steps must be in [1, 1000], got 2000"),
+    (["--steps", "0"], "--steps: must be at least 1, got 0"),
+    (["--timesteps", "2"], "steps must be in [1, 2], got 4"),
+    (["--timesteps", "1"], "--timesteps must be at least 2, got 1"),
+    (["--eta", "5"], "eta must be in [0, 1], got 5.0"),
+    (["--eta", "nan"], "--eta: must be finite, got nan"),
+    (["--size", "7", "7"], "--size must be divisible by 2 for this model, got 7 7"),
+    (["--size", "0", "8"], "--size: must be at least 1, got 0"),
+    (["--guidance-scale", "nan", "--class", "1"], "--guidance-scale: must be finite, got nan"),
+    (["--guidance-scale", "2"], "--guidance-scale 2 needs a --class"),
+    (["--seed", str(2**63)], "--seed: must be at least -2^63 and below 2^63"),
+    (["--seed", str(2**63 - 1), "--num", "2"], "that of the last image, SEED + 1, must be below 2^63"),
+    (["--num", "-3"], "--num: must be at least 1, got -3"),
+    (["--device", "cuda:99"], "--device cuda:99: torch finds"),
+    (["--device", "abacus"], "--device: must be cpu, cuda or cuda:N, got 'abacus'"),
+    (["--sampler", "euler", "--eta", "0.5"], "--sampler euler has no option 'eta'; its options are clip_sample, "),
+    (
+        ["--sampler", "ddim", "--set", "s_churn=1"],
+        "--sampler ddim has no option 's_churn'; its options are clip_sample, ",
+    ),
+    (["--set", "eta"], "--set takes NAME=VALUE, got 'eta'"),
+    (["--set", "eta=much"], "--set eta: must be a number, got 'much'"),
+    (["--set", "eta=nan"], "--set eta: must be a number, got 'nan'"),
+    (["--set", "clip_sample=1"], "--set clip_sample: must be true or false, got '1'"),
+    (["--set", "steps_offset=1.5"], "--set steps_offset: must be an integer, got '1.5'"),
+    (["--set", "timestep_spacing=odd"], "spacing must be one of"),
+    (["--sampler", "dpmpp_2m", "--set", "order=7"], "--sampler dpmpp_2m: order must be one of (1, 2, 3), got 7"),
+    (
+        ["--sampler", "pndm", "--prediction-type", "sample"],
+        "prediction_type must be 'epsilon' or 'v_prediction' for PNDM",
+    ),
+    (["--sampler", "paint"], "--sampler: invalid choice: 'paint'"),
+    (["--out", ""], "--out: must be the name of a file or folder, got ''"),
+    (["--weights", "digits"], "digits: no such checkpoint file (and no weights of the package: digits-ddpm)"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), REFUSED, ids=[" ".join(options) for options, _ in REFUSED])
+def test_refusals_are_one_line(tmp_path, capsys, options, message):
+    assert message in refused(capsys, *arguments(tmp_path / "out", *options))
+    assert not (tmp_path / "out" / "grid.png").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_no_cuda(tmp_path, capsys):
+    line = refused(capsys, *arguments(tmp_path, "--device", "cuda"))
+    assert "--device cuda: torch finds no CUDA device here; `fastgen doctor` says more" in line
+
+
+def test_an_unwritable_folder_is_found_before_anything_is_drawn(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("fastgen.cli.sample.sample", lambda *args, **options: pytest.fail("something was drawn"))
+    (tmp_path / "file").touch()
+    assert "cannot be written" in refused(capsys, *arguments(tmp_path / "file"))
+    assert "cannot be written" in refused(capsys, *arguments(tmp_path / "file" / "out"))
+
+
+def test_weights_that_say_nothing_and_models_of_other_kinds(tmp_path, capsys):
+    out = arguments(tmp_path / "o")
+    assert "--size is needed" in refused(capsys, *out, "--weights", tiny(tmp_path / "a"))
+    assert "images of 4 channels; 1, 2 or 3 can be drawn" in refused(
+        capsys, *out, "--size", 4, 4, "--weights", tiny(tmp_path / "b", in_channels=4)
+    )
+    learned = tiny(tmp_path / "c", learn_sigma=True)
+    assert "use --sampler ddpm" in refused(capsys, *out, "--size", 4, 4, "--weights", learned)
+    assert main([*out, "--size", "4", "4", "--weights", learned, "--sampler", "ddpm", "--num", "1"]) == 0
+    classes = tiny(tmp_path / "d", num_classes=3)
+    assert "--class is needed" in refused(capsys, *out, "--size", 4, 4, "--weights", classes)
+    assert "--guidance-scale must be 1" in refused(
+        capsys, *out, "--size", 4, 4, "--weights", classes, "--class", 1, "--guidance-scale", 2
+    )
+
+
+def altered(path, change):
+    """The shipped weights with a change of (tensors, metadata)."""
+    tensors, metadata = load_state(find_weights("digits-ddpm"))
+    change(tensors, metadata)
+    save_state(path, tensors, metadata)
+    return str(path)
+
+
+def set_nan(tensors, metadata):
+    tensors["out_conv.bias"][0] = torch.nan
+
+
+def make_integers(tensors, metadata):
+    tensors["out_conv.bias"] = tensors["out_conv.bias"].int()
+
+
+def mix_dtypes(tensors, metadata):
+    tensors["out_conv.bias"] = tensors["out_conv.bias"].half()
+
+
+def drop(tensors, metadata):
+    del tensors["out_conv.bias"], tensors["out_conv.weight"]
+
+
+def retrain(**fields):
+    def change(tensors, metadata):
+        metadata["training"] = json.dumps({**json.loads(metadata["training"]), **fields})
+
+    return change
+
+
+def rebuild(**fields):
+    def change(tensors, metadata):
+        metadata["config"] = json.dumps({**json.loads(metadata["config"]), **fields})
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (set_nan, "'out_conv.bias' has values that are not finite"),
+        (make_integers, "'out_conv.bias' must be of one of"),
+        (mix_dtypes, "all weights must be of one dtype, got torch.float16, torch.float32"),
+        (drop, "the weights do not fit the config"),
+        (retrain(schedule="cubic"), "'schedule' of the training must be one of"),
+        (retrain(timesteps="x"), "'timesteps' of the training must be a positive integer, got 'x'"),
+        (retrain(image_shape=[8]), "'image_shape' of the training must be three positive integers, got [8]"),
+        (retrain(prediction_type=7), "'prediction_type' of the training must be one of"),
+        (rebuild(num_res_blocks="x"), "the config in the metadata is not valid"),
+        (rebuild(attention_resolutions=[[2]]), "the config in the metadata is not valid"),
+        (rebuild(num_classes=1.5), "the config in the metadata is not valid"),
+    ],
+)
+def test_damaged_weights_are_one_line_that_names_the_file(tmp_path, capsys, change, message):
+    weights = altered(tmp_path / "w.safetensors", change)
+    line = refused(capsys, *arguments(tmp_path / "o", "--weights", weights))
+    assert f"{tmp_path}/w.safetensors: {message}" in line
+    assert not (tmp_path / "o").exists()
+
+
+def test_images_that_are_not_finite_are_not_written(tmp_path, capsys):
+    def explode(tensors, metadata):
+        tensors["out_conv.weight"][:] = 3e38  # finite, as every weight
+
+    weights = altered(tmp_path / "w.safetensors", explode)
+    line = refused(capsys, *arguments(tmp_path / "o", "--weights", weights, "--set", "clip_sample=false", "--seed", 5))
+    assert "16 of 16 images are not finite, that of seed 5 the first" in line
+    assert names(tmp_path / "o") == []

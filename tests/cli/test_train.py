@@ -1,17 +1,22 @@
-"""`fastgen train`: a tiny run, its files, and a resumed run that cannot be told from one that never stopped."""
+"""`fastgen train`: a tiny run, its files, how it is interrupted and resumed, and what it refuses before it begins."""
 
 import json
+import os
+import resource
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
 
-from fastgen import training
 from fastgen.cli.main import main
 from fastgen.cli.train import DIGITS_UNET
-from fastgen.data import load_digits
-from fastgen.models import CheckpointError, UNet, load_state, read_metadata
+from fastgen.models import UNet, load_state, read_metadata
+from fastgen.training import Callback, CheckpointEvery, Trainer
 
 from ..backends import import_peer
+from .running import refused, run
 
 import_peer("sklearn")
 
@@ -19,40 +24,35 @@ TINY = ["--model-channels", "16", "--batch-size", "8", "--warmup", "2", "--dropo
 CONFIG = {**DIGITS_UNET, "model_channels": 16}
 
 
-def _train(folder, *arguments):
-    return main(["train", "digits-ddpm", *TINY, "--out", str(folder / "w.safetensors"), *arguments])
+def command(folder, *arguments):
+    return ["train", "digits-ddpm", *TINY, "--out", str(folder / "w.safetensors"), *arguments]
 
 
-def _trainer(**options):
-    data = load_digits("train")
-    return training.Trainer(CONFIG, training.TrainingOptions(**{"batch_size": 8, **options}), *data)
+def train(folder, *arguments):
+    return main(command(folder, *arguments))
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert _train(whole, "--steps", "6") == 0
-    assert _train(parts, "--steps", "3") == 0
+    assert train(whole, "--steps", "6") == 0
+    assert train(parts, "--steps", "3") == 0
     torch.manual_seed(1234)  # the resumed run must not depend on what this process drew in between
-    assert _train(parts, "--steps", "6", "--resume") == 0
+    assert train(parts, "--steps", "6", "--resume") == 0
     for name in ("w.safetensors", "w.checkpoint.safetensors"):
         (ours, metadata), (theirs, other_metadata) = load_state(whole / name), load_state(parts / name)
         assert metadata == other_metadata
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
-
-
-def test_the_seed_decides(tmp_path):
-    states = []
-    for i, seed in enumerate((3, 3, 4)):
-        _train(tmp_path / str(i), "--steps", "2", "--seed", str(seed))
-        states.append(load_state(tmp_path / str(i) / "w.safetensors")[0])
-    key = "input_blocks.0.0.weight"
-    assert torch.equal(states[0][key], states[1][key])
-    assert not torch.equal(states[0][key], states[2][key])
+    assert names(parts) == ["w.checkpoint.safetensors", "w.safetensors"]
 
 
 def test_the_weights_are_the_average_and_say_how_they_were_made(tmp_path):
-    _train(tmp_path, "--steps", "4", "--schedule", "linear", "--timesteps", "100")
+    options = ["--schedule", "linear", "--timesteps", "100", "--prediction-type", "v_prediction"]
+    assert train(tmp_path, "--steps", "4", *options) == 0
     model = UNet.load(tmp_path / "w.safetensors")
     assert model.config == {**UNet.from_config(CONFIG).config, "dropout": 0.2}
     state, _ = load_state(tmp_path / "w.checkpoint.safetensors")
@@ -65,74 +65,163 @@ def test_the_weights_are_the_average_and_say_how_they_were_made(tmp_path):
         "schedule": "linear",
         "timesteps": 100,
         "steps": 4,
-        "prediction_type": "epsilon",
+        "prediction_type": "v_prediction",
     }
     assert training.items() >= {**expected, "seed": 0, "image_shape": [1, 8, 8]}.items()
 
 
-def test_the_loss_falls():
-    trainer = _trainer(batch_size=16, warmup=5, lr=2e-3)
-    losses = [trainer.train_step() for _ in range(40)]
-    assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
+def test_nothing_is_printed_beside_the_lines_where_there_is_no_terminal(tmp_path, capsys):
+    arguments = [argument for argument in command(tmp_path, "--steps", "2") if argument != "--quiet"]
+    assert main(arguments) == 0
+    printed = capsys.readouterr()
+    assert printed.err == "" and len(printed.out.splitlines()) == 2
 
 
-def test_one_step_is_algorithm_1():
-    """The training pair, recomputed by hand from the trainer's generator and the definition of the forward process."""
-    trainer = _trainer(label_dropout=0.5, batch_size=32)
-    generator = torch.Generator().manual_seed(0)
-    chosen = torch.randint(1497, (32,), generator=generator)
-    timesteps = torch.randint(1000, (32,), generator=generator)
-    noise = torch.randn(32, 1, 8, 8, generator=generator)
-    kept = torch.rand(32, generator=generator) >= 0.5
-    alpha_bar = torch.cumprod(1 - training.SCHEDULES["squared_cosine"](1000), 0)[timesteps][:, None, None, None]
-    noisy = alpha_bar.sqrt() * trainer.images[chosen].double() + (1 - alpha_bar).sqrt() * noise
-    seen = []
-    trainer.model.register_forward_pre_hook(lambda module, arguments: seen.append(arguments))
-    _, target = trainer._predict()
-    assert torch.equal(target, noise)
-    x, t, y = seen[0]
-    torch.testing.assert_close(x.double(), noisy, atol=1e-6, rtol=0)
-    assert torch.equal(t, timesteps)
-    assert 0 < kept.sum() < 32
-    assert torch.equal(y, torch.where(kept, trainer.labels[chosen], 10))
+BAD_OPTIONS = [
+    (["--steps", "0"], "must be at least 1, got 0"),
+    (["--lr", "-1"], "lr must be positive and finite, got -1.0"),
+    (["--lr", "nan"], "--lr: must be finite, got nan"),
+    (["--lr", "fast"], "--lr: must be a number, got 'fast'"),
+    (["--warmup", "-1"], "warmup must be an integer of at least 0"),
+    (["--label-dropout", "1.5"], "label_dropout must be in [0, 1), got 1.5"),
+    (["--dropout", "-0.5"], "dropout must be in [0, 1), got -0.5"),
+    (["--ema-decay", "1"], "ema_decay must be in [0, 1), got 1.0"),
+    (["--schedule", "cubic"], "invalid choice: 'cubic'"),
+    (["--prediction-type", "flow_prediction"], "invalid choice: 'flow_prediction'"),
+    (["--model-channels", "7"], "num_groups must divide every width [7, 7]"),
+    (["--seed", str(2**63)], "--seed: must be at least -2^63 and below 2^63"),
+    (["--out", ""], "--out: must be the name of a file or folder, got ''"),
+    (["--checkpoint", " "], "--checkpoint: must be the name of a file or folder"),
+    (["--device", "tpu"], "--device: must be cpu, cuda or cuda:N, got 'tpu'"),
+    (["--device", "cuda:99"], "--device cuda:99: torch finds"),
+    (["--resume", "--overwrite"], "not allowed with argument"),
+    (["--resume"], "w.checkpoint.safetensors: no such checkpoint file"),
+]
 
 
-def test_resume_refuses_another_run(tmp_path, capsys):
-    trainer = _trainer()
-    trainer.train_step()
-    trainer.save(tmp_path / "c.safetensors")
-    with pytest.raises(
-        CheckpointError, match=r"c\.safetensors: the checkpoint was made with lr=0\.001, this run has 0\.1"
-    ):
-        _trainer(lr=0.1).restore(tmp_path / "c.safetensors")
-    trainer.ema.save(tmp_path / "ema.safetensors")
-    with pytest.raises(CheckpointError, match=r"ema\.safetensors: no 'options' in the metadata"):
-        _trainer().restore(tmp_path / "ema.safetensors")
-    assert _train(tmp_path, "--steps", "2", "--resume", "--checkpoint", str(tmp_path / "none.safetensors")) == 1
-    assert "none.safetensors: no such checkpoint file" in capsys.readouterr().err
+@pytest.mark.parametrize(("arguments", "message"), BAD_OPTIONS, ids=[" ".join(a) or "empty" for a, _ in BAD_OPTIONS])
+def test_bad_options_are_one_line(tmp_path, capsys, arguments, message):
+    assert message in refused(capsys, *command(tmp_path, *arguments))
+    assert names(tmp_path) == []
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--steps", "0"], "must be at least 1, got 0"),
-        (["--label-dropout", "1.5"], "must be in [0, 1), got 1.5"),
-        (["--schedule", "cubic"], "invalid choice: 'cubic'"),
-    ],
-)
-def test_bad_options(tmp_path, capsys, arguments, message):
-    with pytest.raises(SystemExit):
-        _train(tmp_path, *arguments)
-    assert message in capsys.readouterr().err
+def test_out_and_checkpoint_must_differ(tmp_path, capsys):
+    (tmp_path / "link.safetensors").symlink_to(tmp_path / "w.safetensors")
+    for checkpoint in ("w.safetensors", "link.safetensors"):
+        line = refused(capsys, *command(tmp_path, "--checkpoint", str(tmp_path / checkpoint)))
+        assert "--out and --checkpoint are the same file" in line
+    assert names(tmp_path) == ["link.safetensors"]
 
 
-def test_a_model_without_null_class_is_refused():
-    with pytest.raises(ValueError, match=r"config must have num_classes and null_class"):
-        training.Trainer({**CONFIG, "null_class": False}, training.TrainingOptions(), *load_digits())
+@pytest.mark.parametrize("existing", ["w.checkpoint.safetensors", "w.safetensors"])
+def test_what_is_there_is_not_overwritten_in_silence(tmp_path, capsys, existing):
+    (tmp_path / existing).write_text("precious")
+    line = refused(capsys, *command(tmp_path, "--steps", "1"))
+    assert f"{existing} is there already" in line and "--resume" in line and "--overwrite" in line
+    assert (tmp_path / existing).read_text() == "precious" and names(tmp_path) == [existing]
+    assert train(tmp_path, "--steps", "1", "--overwrite") == 0
+    assert names(tmp_path) == ["w.checkpoint.safetensors", "w.safetensors"]
+
+
+def test_an_unwritable_place_is_found_before_the_first_step(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(Trainer, "train_step", lambda self: pytest.fail("a step was done"))
+    (tmp_path / "file").touch()
+    for option in ("--out", "--checkpoint"):
+        line = refused(capsys, *command(tmp_path, option, str(tmp_path / "file" / "x.safetensors")))
+        assert "file/x.safetensors: cannot be written" in line
+    assert "is a folder" in refused(capsys, *command(tmp_path, "--checkpoint", str(tmp_path)))
+    assert names(tmp_path) == ["file"]
+
+
+def test_leftovers_of_a_killed_run_are_cleaned_at_the_start(tmp_path):
+    (tmp_path / ".w.checkpoint.safetensors.abc.tmp").mkdir()
+    (tmp_path / ".w.checkpoint.safetensors.abc.tmp" / ".tmp123").write_text("half")
+    assert train(tmp_path, "--steps", "1") == 0
+    assert names(tmp_path) == ["w.checkpoint.safetensors", "w.safetensors"]
+
+
+def test_nothing_to_do(tmp_path, capsys):
+    assert train(tmp_path, "--steps", "3") == 0
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    capsys.readouterr()
+    for steps in ("2", "3"):
+        assert train(tmp_path, "--steps", steps, "--resume") == 0
+        printed = capsys.readouterr().out
+        assert f"nothing to do: {tmp_path}/w.checkpoint.safetensors is at step 3, and --steps is {steps}\n" == printed
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    (tmp_path / "w.safetensors").unlink()  # as where the run was killed between its two files
+    assert train(tmp_path, "--steps", "3", "--resume") == 0
+    ours, theirs = load_state(tmp_path / "w.safetensors")[0], before[tmp_path / "w.safetensors"]
+    (tmp_path / "before").write_bytes(theirs)
+    theirs = load_state(tmp_path / "before")[0]
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 def test_a_diverging_run_stops_with_a_message(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(training.Trainer, "train_step", lambda self: float("nan"))
-    assert _train(tmp_path, "--steps", "2") == 1
-    assert "the loss is nan at step 0: try a smaller --lr" in capsys.readouterr().err
-    assert not (tmp_path / "w.safetensors").exists()
+    monkeypatch.setattr(Trainer, "loss", lambda self, batch: torch.tensor(torch.nan))
+    assert "the loss is nan at step 0: try a smaller learning rate" in refused(capsys, *command(tmp_path))
+    assert names(tmp_path) == []
+
+
+class Interrupt(Callback):
+    """Ctrl-C, as the terminal sends it, after step ``at``."""
+
+    def __init__(self, at):
+        self.at = at
+
+    def on_step(self, trainer, loss):
+        if trainer.step == self.at:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("flag", [[], ["--overwrite"]])
+def test_interruption_saves_and_says_how_to_resume(tmp_path, monkeypatch, capsys, flag):
+    assert train(tmp_path / "whole", "--steps", "5") == 0
+    real = Trainer.fit
+    monkeypatch.setattr(Trainer, "fit", lambda self, steps, callbacks: real(self, steps, [*callbacks, Interrupt(2)]))
+    handler = signal.getsignal(signal.SIGINT)
+    capsys.readouterr()
+    assert run(*command(tmp_path / "parts", "--steps", "5", *flag)) == 130
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "stopped at step 2" in error and "the same command with --resume" in error
+    assert ("in place of --overwrite" in error) == bool(flag)
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert names(tmp_path / "parts") == ["w.checkpoint.safetensors"]
+    monkeypatch.setattr(Trainer, "fit", real)
+    assert train(tmp_path / "parts", "--steps", "5", "--resume") == 0
+    ours, theirs = (load_state(tmp_path / part / "w.safetensors")[0] for part in ("parts", "whole"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+FULL_DISK = """
+import resource, sys
+from fastgen.cli.main import main
+from fastgen.training import Trainer
+
+real = Trainer.save
+def save(self, path):
+    if self.step == 2:  # no file may grow past this: what a full disk looks like to a program
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
+    real(self, path)
+Trainer.save = save
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.skipif(resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY, reason="a limit is set")
+def test_a_full_disk_is_one_line_and_the_old_checkpoint_survives(tmp_path):
+    arguments = command(tmp_path, "--steps", "4", "--checkpoint-every", "1")
+    result = subprocess.run([sys.executable, "-c", FULL_DISK, *arguments], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"fastgen: error: {tmp_path}/w.checkpoint.safetensors: cannot be written: ")
+    assert "File too large" in result.stderr and result.stderr.count("\n") == 1
+    assert names(tmp_path) == ["w.checkpoint.safetensors"]
+    assert load_state(tmp_path / "w.checkpoint.safetensors")[1]["step"] == "1"
+    assert train(tmp_path, "--steps", "2", "--resume") == 0
+
+
+def test_a_checkpoint_is_written_as_often_as_asked(tmp_path, monkeypatch):
+    steps = []
+    monkeypatch.setattr(CheckpointEvery, "_save", lambda self, trainer: steps.append(trainer.step))
+    train(tmp_path, "--steps", "5", "--checkpoint-every", "2")
+    assert [*dict.fromkeys(steps)] == [2, 4, 5]

@@ -45,5 +45,5 @@ def test_unknown_split():
 def test_without_scikit_learn(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'fastgen\[demo\]'"):
+    with pytest.raises(ModuleNotFoundError, match="pip install scikit-learn"):
         load_digits()

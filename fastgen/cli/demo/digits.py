@@ -114,7 +114,7 @@ def _compare(name: str, solver: DiscreteSolver, steps: int, args: argparse.Names
         model(result.plain.images, torch.zeros(n))
     timesteps = torch.tensor(plan.timesteps)
     for i, t in enumerate(
-        tqdm(plan.timesteps, desc=f"{name}, both ways", unit="step", disable=args.quiet, leave=False)
+        tqdm(plan.timesteps, desc=f"{name}, both ways", unit="step", disable=args.quiet or None, leave=False)
     ):
         if i in shown:
             result.trajectory.append((t, result.fused.images[[35, 75]].clone()))

@@ -155,7 +155,7 @@ def integrate_fixed(
     times = torch.tensor([[a + (b - a) * node for node in tableau.nodes] for a, b in spans], dtype=torch.float64)
     times = times.to(x.device, wide)
     total = None
-    for i, (_, after) in enumerate(tqdm(spans, disable=not progress, unit="step", leave=False)):
+    for i, (_, after) in enumerate(tqdm(spans, disable=None if progress else True, unit="step", leave=False)):
         outputs, at = [], x
         for j in range(s):
             output, beside = evaluate(at, times[i, j])

@@ -298,7 +298,7 @@ def sample_corruption(
         x = start.to(trajectory.device)
     levels = torch.arange(corruption.levels + 1, device=trajectory.device)
     rounds = range(corruption.levels, 0, -1)
-    for i, t in enumerate(tqdm(rounds, disable=not progress, unit="step", leave=False)):
+    for i, t in enumerate(tqdm(rounds, disable=None if progress else True, unit="step", leave=False)):
         guess = restorer(x, levels[t].expand(len(x)))
         x = corruption.posterior(x, guess, t, trajectory.normal(i))
         if callback is not None:
@@ -355,7 +355,7 @@ def cold_diffusion(
     table = _on(coefficient_table([{"sample": 1.0, "model": 1.0}], [[-1.0]]), start)
     levels = torch.arange(corruption.levels + 1, device=start.device)
     x, rounds = start, range(corruption.levels, 0, -1)
-    for i, t in enumerate(tqdm(rounds, disable=not progress, unit="step", leave=False)):
+    for i, t in enumerate(tqdm(rounds, disable=None if progress else True, unit="step", leave=False)):
         guess = restorer(x, levels[t].expand(len(x)))
         _check_shapes("cold_diffusion", x, guess)
         if estimate_noise and noise_of is not None:

@@ -158,7 +158,7 @@ def predictor_corrector(
 
     x = trajectory.start(noise, sde.prior_std)
     row = 0
-    for i in tqdm(range(steps), disable=not progress, unit="step", leave=False):
+    for i in tqdm(range(steps), disable=None if progress else True, unit="step", leave=False):
         for _ in range(corrector_steps):
             output, out = call_model(score, x, times[i], callback is not None or x is noise)
             if norms == "expected":

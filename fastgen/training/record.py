@@ -1,0 +1,52 @@
+"""`TrainingRecord`: what a weights file says of its training, as far as a sampler needs to know it."""
+
+import os
+from dataclasses import dataclass
+
+from ..models import CheckpointError, read_metadata
+from ..models.checkpoint import json_metadata
+from .options import PREDICTION_TYPES, SCHEDULES
+
+
+@dataclass(frozen=True)
+class TrainingRecord:
+    """Each field is None where the file does not say: weights need not come from :class:`fastgen.training.Trainer`."""
+
+    recipe: str | None = None
+    schedule: str | None = None
+    timesteps: int | None = None
+    prediction_type: str | None = None
+    image_shape: tuple[int, int, int] | None = None
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> "TrainingRecord":
+        """The record in the metadata of ``path``.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            CheckpointError: a field is none that a training could have had; the message names file and field.
+        """
+        metadata = read_metadata(path)
+        if "training" not in metadata:
+            return cls()
+        saved = json_metadata(path, metadata, "training")
+
+        def field(name: str, valid: bool, wanted: str) -> None:
+            if name in saved and not valid:
+                raise CheckpointError(f"{path}: {name!r} of the training must be {wanted}, got {saved[name]!r}")
+
+        schedule, kind, shape = saved.get("schedule"), saved.get("prediction_type"), saved.get("image_shape")
+        field("recipe", isinstance(saved.get("recipe"), str), "a string")
+        field("schedule", isinstance(schedule, str) and schedule in SCHEDULES, f"one of {tuple(SCHEDULES)}")
+        field("timesteps", _is_count(saved.get("timesteps")), "a positive integer")
+        field("prediction_type", isinstance(kind, str) and kind in PREDICTION_TYPES, f"one of {PREDICTION_TYPES}")
+        three = isinstance(shape, list) and len(shape) == 3 and all(_is_count(size) for size in shape)
+        field("image_shape", three, "three positive integers")
+        known = {name: saved[name] for name in cls.__dataclass_fields__ if name in saved}
+        if isinstance(shape, list):
+            known["image_shape"] = tuple(shape)
+        return cls(**known)  # type: ignore[arg-type]  # checked above, field by field
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31

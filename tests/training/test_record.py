@@ -1,0 +1,57 @@
+"""`TrainingRecord`: what a file says is believed only where a training could have written it."""
+
+import json
+
+import pytest
+
+from fastgen.models import CheckpointError
+from fastgen.training import TrainingRecord
+
+from .tiny import make_model, make_trainer
+
+
+def test_what_the_trainer_writes_is_read_back(tmp_path):
+    trainer = make_trainer(prediction_type="v_prediction", timesteps=50)
+    trainer.fit(1)
+    trainer.save_weights(tmp_path / "w.safetensors", "blobs")
+    record = TrainingRecord.read(tmp_path / "w.safetensors")
+    assert record == TrainingRecord("blobs", "squared_cosine", 50, "v_prediction", (1, 8, 8))
+
+
+def test_weights_that_say_nothing(tmp_path):
+    make_model().save(tmp_path / "w.safetensors")
+    assert TrainingRecord.read(tmp_path / "w.safetensors") == TrainingRecord()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("recipe", 3),
+        ("schedule", "cubic"),
+        ("schedule", ["linear"]),
+        ("timesteps", "1000"),
+        ("timesteps", 0),
+        ("timesteps", -5),
+        ("timesteps", 1e3),
+        ("timesteps", True),
+        ("timesteps", None),
+        ("prediction_type", "flow_prediction"),
+        ("prediction_type", {}),
+        ("image_shape", [1, 8]),
+        ("image_shape", [1, 8, -8]),
+        ("image_shape", "188"),
+        ("image_shape", [1, 8, float("nan")]),
+    ],
+)
+def test_malformed_fields(tmp_path, field, value):
+    make_model().save(tmp_path / "w.safetensors", {"training": json.dumps({field: value})})
+    with pytest.raises(
+        CheckpointError, match=rf"w\.safetensors: '{field}' of the training must be [^\n]*, got [^\n]*$"
+    ):
+        TrainingRecord.read(tmp_path / "w.safetensors")
+
+
+def test_what_is_no_object(tmp_path):
+    make_model().save(tmp_path / "w.safetensors", {"training": "[1]"})
+    with pytest.raises(CheckpointError, match="'training' in the metadata must be a JSON object, got list"):
+        TrainingRecord.read(tmp_path / "w.safetensors")
