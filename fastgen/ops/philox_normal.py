@@ -1,6 +1,7 @@
 """`philox_normal`: standard normals that depend on nothing but (seed, step, element)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -54,12 +55,15 @@ def philox_normal(
 
 
 def check_seeds(op: str, seeds: Tensor | Sequence[int], device: torch.device | str | None = None) -> Tensor:
-    """``seeds`` as a contiguous int64 tensor; Python integers of up to 64 bits, signed or not, keep their bits."""
+    """``seeds`` as a contiguous int64 tensor; integers of up to 64 bits, Python's or NumPy's, signed or not, keep their bits."""
     if not isinstance(seeds, Tensor):
+        if not isinstance(seeds, Iterable) or isinstance(seeds, (str, bytes)):
+            raise TypeError(f"{op}: seeds must be a list or tensor of integers, one a sample, got {seeds!r}")
         values = list(seeds)
-        if not all(isinstance(s, int) and -(2**63) <= s < 2**64 for s in values):
+        if not all(isinstance(s, Integral) and -(2**63) <= s < 2**64 for s in values):
             raise TypeError(f"{op}: seeds must be integers of at most 64 bits, got {values}")
-        seeds = torch.tensor([s - 2**64 if s >= 2**63 else s for s in values], dtype=torch.int64, device=device)
+        whole = [int(s) for s in values]
+        seeds = torch.tensor([s - 2**64 if s >= 2**63 else s for s in whole], dtype=torch.int64, device=device)
     if seeds.dtype != torch.int64:
         raise TypeError(f"{op}: seeds must be an int64 tensor or a list of integers, got {seeds.dtype}")
     if seeds.dim() != 1:

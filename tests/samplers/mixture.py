@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from fastgen.samplers import make_solver
+from fastgen.samplers.engine.compile import compile_trace
 from fastgen.samplers.engine.path import Path
-from fastgen.samplers.engine.plan import compile_trace
 from fastgen.samplers.engine.trace import Trace
 
 MEANS = torch.tensor([[-1.0, 0.5], [1.2, -0.4], [0.3, 1.1]], dtype=torch.float64)

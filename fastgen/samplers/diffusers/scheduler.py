@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..engine.noise import Generators, draw_normal
-from ..engine.plan import Plan, compile_trace
+from ..engine.compile import compile_trace
+from ..engine.noise import Generators, draw_normal, spread_noise
+from ..engine.plan import Plan
 from ..engine.prediction import Prediction
 from ..engine.trace import Trace
 from . import config as _config
@@ -319,7 +320,9 @@ class Scheduler(ABC):
             noise = seeds = None
         elif noise is None and seeds is None:
             noise = draw_normal(sample.shape, generator, model_output.device, noise_dtype or model_output.dtype)
-        following = plan.advance(model_output, i, sample, self._history, noise, seeds)
+        elif noise is not None:
+            noise = spread_noise(noise, sample)
+        following = plan.step(model_output, i, sample, history=self._history, noise=noise, seeds=seeds)
         if following.dtype != model_output.dtype and model_output.dtype != torch.float64:
             following = following.to(model_output.dtype)
         if not self.stateless:

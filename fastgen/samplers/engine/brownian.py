@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -56,7 +57,7 @@ class BrownianTree:
         """For noise like ``sample``; ``seed`` is one a sample, or one from which sample n takes seed + n, or drawn by torch."""
         if seed is None:
             seed = int(torch.randint(0, 2**62, ()))
-        seeds = [seed + n for n in range(len(sample))] if isinstance(seed, int) else seed
+        seeds = [int(seed) + n for n in range(len(sample))] if isinstance(seed, (int, Integral)) else seed
         return cls(seeds, sample.shape, sigma_min, sigma_max, dtype=sample.dtype, device=sample.device)
 
     def __call__(self, sigma: Tensor | float, sigma_next: Tensor | float) -> Tensor:

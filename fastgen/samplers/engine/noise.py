@@ -41,6 +41,27 @@ def draw_normal(
     return torch.cat(rows).to(device)
 
 
+def spread_noise(noise: Tensor, sample: Tensor, name: str = "noise") -> Tensor:
+    """``noise`` that somebody else drew, as an addition to ``sample`` would spread it: [1, *] serves every sample.
+
+    Raises:
+        TypeError: it is no tensor.
+        ValueError: it does not broadcast to the sample, or is on another device.
+    """
+    if not isinstance(noise, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(noise).__name__}")
+    if noise.device != sample.device:
+        raise ValueError(f"{name} must be on the device of the sample ({sample.device}), got {noise.device}")
+    if noise.shape == sample.shape:
+        return noise
+    try:
+        return noise.expand(sample.shape)
+    except RuntimeError:
+        raise ValueError(
+            f"{name} must broadcast to the shape {tuple(sample.shape)} of the sample, got {tuple(noise.shape)}"
+        ) from None
+
+
 class NoiseSource:
     """The noise of one trajectory: the start, the known part of an inpainted image, and each step's.
 

@@ -1,8 +1,8 @@
 """`Plan`: a traced trajectory as a coefficient table, and the one kernel call that each of its steps is."""
 
-import math
+import functools
 from collections.abc import MutableMapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,13 +12,12 @@ from ..._dispatch import KERNEL_DTYPES, needs_grad
 from ...ops import sampler_step
 from ..guidance.base import Call
 from .prediction import Prediction
-from .table import coefficient_table
 from .thresholding import dynamic_threshold
-from .trace import Linear, Step, Symbol, Trace
+from .trace import Symbol
 
 History = MutableMapping[Symbol, Tensor]
-_grad_enabled = torch.is_grad_enabled
-_sampler_step_out: Any = torch.ops.fastgen.sampler_step_out.default
+_grad_enabled, _is_compiling = torch.is_grad_enabled, torch.compiler.is_compiling
+_sampler_step: Any = torch.ops.fastgen.sampler_step_out.default
 
 
 @dataclass(frozen=True)
@@ -31,8 +30,8 @@ class Stage:
         between: whether the call is made on the way of a step, after its first.
         interval: the sigmas its noise belongs between.
         reads: kept values, in the order of the table's history columns.
-        second, third: the values its further outputs are.
-        keeps_sample, keeps_noise: whether later steps read this one's sample or noise.
+        second, third: whether it has these further outputs.
+        leaves: what later steps read of it: the place in (sample, noise, second, third), and its name in the history.
         frees: values nobody reads any more.
         added: d, where the step is x + d g and nothing else: torch's own kernel for that.
     """
@@ -43,12 +42,19 @@ class Stage:
     between: bool
     interval: tuple[float, float] | None
     reads: tuple[Symbol, ...]
-    second: Symbol | None
-    third: Symbol | None
-    keeps_sample: bool
-    keeps_noise: bool
+    second: bool
+    third: bool
+    leaves: tuple[tuple[int, Symbol], ...]
     frees: tuple[Symbol, ...]
     added: float | None = None
+
+    @property
+    def keeps_sample(self) -> bool:
+        return any(which == 0 for which, _ in self.leaves)
+
+    @property
+    def keeps_noise(self) -> bool:
+        return any(which == 1 for which, _ in self.leaves)
 
 
 @dataclass(frozen=True, eq=False)  # tensors inside have no single truth value to compare by
@@ -72,11 +78,6 @@ class Plan:
     prediction: Prediction
     clean_table: Tensor
     learned_variance: bool = False
-    plain: bool = field(init=False, default=True)  # nothing is to be done before the kernel
-
-    def __post_init__(self) -> None:
-        plain = self.prediction.threshold_ratio is None and not self.learned_variance
-        object.__setattr__(self, "plain", plain)
 
     def __len__(self) -> int:
         return len(self.timesteps)
@@ -104,8 +105,10 @@ class Plan:
         uncond: Tensor | None = None,
         noise: Tensor | None = None,
         seeds: Tensor | Sequence[int] | None = None,
+        mask: Tensor | None = None,
+        known: Tensor | None = None,
+        known_noise: Tensor | None = None,
         out: Tensor | None = None,
-        **kwargs: Any,
     ) -> Tensor:
         """Step i of the trajectory: one call of :func:`fastgen.ops.sampler_step`, whose arguments it takes.
 
@@ -117,94 +120,149 @@ class Plan:
                 stage and no memory need none.
             uncond: the model's output without the condition, like ``model_output``.
             noise, seeds: used where the step draws noise, and not otherwise.
+            mask, known, known_noise: inpainting, broadcastable to ``sample``; see :func:`fastgen.ops.sampler_step`.
             out: where to write the next sample; may be ``sample`` itself where no later step reads that.
 
         Raises:
             IndexError: ``i`` is past the end.
+            TypeError: an argument is no tensor, or not of a dtype that fits.
             ValueError: a step that draws noise got neither noise nor seeds, ``history`` lacks what earlier steps should have
-                left, or a shape does not fit.
+                left, or a shape or device does not fit. Then ``history`` is as it was.
         """
-        self._check_index(i)
+        if not 0 <= i < len(self.stages):
+            raise IndexError(f"step must be in [0, {len(self)}), got {i}")
         stage = self.stages[i]
-        variance = None
-        if self.learned_variance:
-            model_output, variance = _split(model_output, sample, "model_output")
-            uncond = None if uncond is None else _split(uncond, sample, "uncond")[0]
         if not self.draws_noise[i]:
-            noise = seeds = variance = None
-        elif noise is None and seeds is None:
-            raise ValueError(f"step {i} of {len(self)} draws noise: give noise or seeds")
-        past = _read(stage.reads, history, i)
-        threshold = None
-        if self.prediction.threshold_ratio is not None and stage.calls_model:
-            threshold = self._threshold(model_output, i, sample, uncond)
-        if stage.keeps_noise:
-            if noise is None:
+            noise = seeds = None
+        elif noise is None:
+            if seeds is None:
+                raise ValueError(f"step {i} of {len(self)} draws noise: give noise or seeds")
+            if stage.keeps_noise:
                 raise ValueError(f"step {i} reads its noise again later: give noise, not seeds")
-            _write(history, ("noise", i), noise, i)
-        if stage.keeps_sample:
-            _write(history, ("sample", i), sample, i)
-        results = sampler_step(
-            sample, model_output, self.table, i, uncond=uncond, history=past, noise=noise, seeds=seeds, variance=variance,
-            threshold=threshold, return_prediction=stage.second is not None, return_corrected=stage.third is not None,
-            out=None if out is None else self._outputs(out, sample, stage), **kwargs,
-        )  # fmt: skip
-        if isinstance(results, Tensor):
-            following = results
+        if history is None and (stage.reads or stage.leaves):
+            raise ValueError(f"step {i} shares values with others: give one dict as history to all steps")
+        past = _read(stage.reads, history, i) if stage.reads else []
+        if (
+            out is None
+            and mask is None
+            and known is None
+            and known_noise is None
+            and self._may_have(sample, model_output, uncond, noise, seeds, past)
+        ):
+            second = third = None
+            if stage.added is not None and uncond is None and model_output.dtype == sample.dtype:
+                following = torch.add(sample, model_output, alpha=stage.added)
+            else:
+                following = torch.empty_like(sample)
+                second = torch.empty_like(sample) if stage.second else None
+                third = torch.empty_like(sample) if stage.third else None
+                _sampler_step(
+                    sample, model_output, self.table, i, uncond, past, noise, seeds, None, None, None, None, None,
+                    following, second, third,
+                )  # fmt: skip
         else:
-            following, *kept = results
-            for symbol, value in zip([s for s in (stage.second, stage.third) if s is not None], kept, strict=True):
-                _write(history, symbol, value, i)
+            inpainting = {"mask": mask, "known": known, "known_noise": known_noise}
+            following, second, third = self._checked_step(
+                model_output, stage, i, sample, past, uncond, noise, seeds, out, inpainting
+            )
         if history is not None:
+            for which, symbol in stage.leaves:
+                history[symbol] = (sample, noise, second, third)[which]  # type: ignore[assignment]
             for symbol in stage.frees:
                 history.pop(symbol, None)
         return following
 
-    def advance(
+    def _may_have(
+        self,
+        sample: Tensor,
+        model_output: Tensor,
+        uncond: Tensor | None,
+        noise: Tensor | None,
+        seeds: Tensor | Sequence[int] | None,
+        past: list[Tensor],
+    ) -> bool:
+        """Whether the kernel may have these operands as they are: of one shape and device, and nothing to differentiate.
+
+        All else is for `sampler_step` to convert or refuse, in words; its checks cost ten times as much.
+        """
+        try:
+            shape, device = sample.shape, sample.device
+            if (
+                device != self._plain_on
+                or model_output.device != device
+                or model_output.shape != shape
+                or model_output.dtype not in KERNEL_DTYPES
+                or sample.dtype not in KERNEL_DTYPES
+                or not shape
+                or _is_compiling()
+            ):
+                return False
+            if noise is not None and (
+                noise.shape != shape or noise.device != device or noise.dtype not in KERNEL_DTYPES or seeds is not None
+            ):
+                return False
+            if uncond is not None and (
+                uncond.shape != shape or uncond.device != device or uncond.dtype not in KERNEL_DTYPES
+            ):
+                return False
+            if seeds is not None and not (
+                isinstance(seeds, Tensor)
+                and seeds.dtype == torch.int64
+                and seeds.shape == shape[:1]
+                and seeds.device == device
+                and seeds.is_contiguous()
+            ):
+                return False
+            for tensor in past:
+                if tensor.shape != shape or tensor.device != device or tensor.dtype not in KERNEL_DTYPES:
+                    return False
+        except AttributeError:  # what is no tensor
+            return False
+        return not (_grad_enabled() and needs_grad(sample, model_output, uncond, noise, *past))
+
+    @functools.cached_property
+    def _plain_on(self) -> torch.device | None:
+        """Where the kernel may be called without more ado; None where steps split the model's output or look for a threshold."""
+        plain = self.prediction.threshold_ratio is None and not self.learned_variance
+        return self.table.device if plain else None
+
+    def _checked_step(
         self,
         model_output: Tensor,
+        stage: Stage,
         i: int,
         sample: Tensor,
-        history: History,
-        noise: Tensor | None = None,
-        seeds: Tensor | Sequence[int] | None = None,
-    ) -> Tensor:
-        """`step` by the shortest way where there is nothing to differentiate, threshold or split: it costs a third less."""
-        stage = self.stages[i]
-        if (
-            not self.plain
-            or (seeds is not None and not (isinstance(seeds, Tensor) and seeds.dtype == torch.int64))
-            or model_output.shape != sample.shape
-            or model_output.device != sample.device
-            or sample.dtype not in KERNEL_DTYPES
-            or (_grad_enabled() and needs_grad(sample, model_output, noise, *history.values()))
-        ):
-            return self.step(model_output, i, sample, history=history, noise=noise, seeds=seeds)
-        added = stage.added
-        if added is not None and model_output.dtype == sample.dtype:
-            return torch.add(sample, model_output, alpha=added)
-        if stage.keeps_sample:
-            history["sample", i] = sample
-        if stage.keeps_noise and noise is not None:
-            history["noise", i] = noise
-        second, third = stage.second, stage.third
-        past = [history[symbol] for symbol in stage.reads] if stage.reads else []
-        following = torch.empty_like(sample)
-        kept = corrected = None
-        if second is not None:
-            kept = history[second] = torch.empty_like(sample)
-        if third is not None:
-            corrected = history[third] = torch.empty_like(sample)
-        _sampler_step_out(
-            sample, model_output, self.table, i, None, past, noise, seeds, None, None, None, None, None, following, kept, corrected,
+        past: list[Tensor],
+        uncond: Tensor | None,
+        noise: Tensor | None,
+        seeds: Tensor | Sequence[int] | None,
+        out: Tensor | None,
+        inpainting: dict[str, Tensor | None],
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The next sample and the two further outputs, by :func:`fastgen.ops.sampler_step`, which checks all it is given."""
+        variance = None
+        if self.learned_variance:
+            model_output, variance = _split(model_output, sample, "model_output")
+            uncond = None if uncond is None else _split(uncond, sample, "uncond")[0]
+        if noise is None and seeds is None:
+            variance = None
+        threshold = None
+        if self.prediction.threshold_ratio is not None and stage.calls_model:
+            threshold = self._threshold(model_output, i, sample, uncond)
+        results = sampler_step(
+            sample, model_output, self.table, i, uncond=uncond, history=past, noise=noise, seeds=seeds, variance=variance,
+            threshold=threshold, return_prediction=stage.second, return_corrected=stage.third,
+            out=None if out is None else self._outputs(out, sample, stage), **inpainting,
         )  # fmt: skip
-        for symbol in stage.frees:
-            history.pop(symbol, None)
-        return following
+        if isinstance(results, Tensor):
+            return results, None, None
+        following, *kept = results
+        return following, kept[0] if stage.second else None, kept[-1] if stage.third else None
 
     def predicted_sample(self, model_output: Tensor, i: int, sample: Tensor, *, uncond: Tensor | None = None) -> Tensor:
         """The clean sample that step i predicts, clipped as the step clips it, like ``sample``."""
-        self._check_index(i)
+        if not 0 <= i < len(self.stages):
+            raise IndexError(f"step must be in [0, {len(self)}), got {i}")
         if self.learned_variance:
             model_output = _split(model_output, sample, "model_output")[0]
             uncond = None if uncond is None else _split(uncond, sample, "uncond")[0]
@@ -218,166 +276,20 @@ class Plan:
         clean: Any = sampler_step(sample, model_output, self.clean_table, len(self) + i, uncond=uncond)
         return dynamic_threshold(clean, self.prediction.threshold_ratio or 1.0, self.prediction.sample_max_value)
 
-    def _check_index(self, i: int) -> None:
-        if not 0 <= i < len(self):
-            raise IndexError(f"step must be in [0, {len(self)}), got {i}")
-
     @staticmethod
     def _outputs(out: Tensor, sample: Tensor, stage: Stage) -> list[Tensor]:
-        return [out] + [torch.empty_like(sample) for symbol in (stage.second, stage.third) if symbol is not None]
-
-
-def compile_trace(
-    trace: Trace, *, guidance_scales: Sequence[float] | float = 1.0, learned_variance: bool = False
-) -> Plan:
-    """The table of a finished trace, and what its steps keep for each other.
-
-    Args:
-        guidance_scales: w of classifier-free guidance, one or one a step, applied where a step is given ``uncond``.
-        learned_variance: see :class:`Plan`.
-
-    Raises:
-        ValueError: a step would have to keep more than its two further outputs hold.
-    """
-    steps = trace.steps
-    if isinstance(guidance_scales, (int, float)):
-        guidance_scales = [float(guidance_scales)] * len(steps)
-    last_use = _last_uses(steps)
-    rows, histories, stages, clean = [], [], [], []
-    for i, step in enumerate(steps):
-        second, third = _outputs_of(i, step, last_use)
-        expressions = [step.result] + ([third[1]] if third else [])
-        reads = tuple(sorted({s for e in expressions for s in e.terms if not _own(s, i)}, key=lambda s: (-s[1], s[0])))
-        columns = {kind: step.result.terms.get((kind, i), 0.0) for kind in _KINDS}
-        row = {**columns, **_conversion(trace, step, i, expressions + ([second[1]] if second else []))}
-        row["guidance_scale"] = guidance_scales[i]
-        row["known"], row["known_noise"] = step.known or (0.0, 0.0)
-        if step.log_noise is not None:
-            row["log_noise"], row["log_noise_slope"] = step.log_noise
-        for name, output in (("output", second), ("corrected", third)):
-            for kind in _KINDS[:3]:
-                row[f"{name}_{kind}"] = output[1].terms.get((kind, i), 0.0) if output else 0.0
-        rows.append(row)
-        histories.append([e.terms.get(symbol, 0.0) for e in expressions for symbol in reads])
-        clean += [_clean_row(trace, step, guidance_scales[i])]
-        stages.append(
-            Stage(
-                alpha=step.alpha * step.scale,
-                sigma=step.sigma * step.scale,
-                calls_model=step.calls_model,
-                between=step.between,
-                interval=step.interval,
-                reads=reads,
-                second=second[0] if second else None,
-                third=third[0] if third else None,
-                keeps_sample=last_use.get(("sample", i), -1) > i,
-                keeps_noise=last_use.get(("noise", i), -1) > i,
-                added=_added(step, i, bool(second or third), last_use),
-                frees=tuple(symbol for symbol, use in last_use.items() if use == i and not _own(symbol, i)),
-            )
-        )
-    width = max(map(len, histories))
-    table = coefficient_table(rows, [h + [0.0] * (width - len(h)) for h in histories])
-    unclipped = [{k: v for k, v in row.items() if not k.startswith("clip")} for row in clean]
-    return Plan(
-        [step.timestep for step in steps],
-        table,
-        [step.draws_noise for step in steps],
-        stages,
-        trace.prediction,
-        coefficient_table(clean + unclipped),
-        learned_variance,
-    )
-
-
-_KINDS = ("sample", "prediction", "model", "noise")
-
-
-def _added(step: Step, i: int, keeps: bool, last_use: dict[Symbol, int]) -> float | None:
-    terms = {symbol: value for symbol, value in step.result.terms.items() if value != 0}
-    alone = terms.keys() == {("sample", i), ("model", i)} and terms["sample", i] == 1.0
-    return terms["model", i] if alone and not keeps and last_use.get(("sample", i), -1) <= i else None
-
-
-def _own(symbol: Symbol, i: int) -> bool:
-    return symbol[0] != "kept" and symbol[1] == i
-
-
-def _last_uses(steps: Sequence[Step]) -> dict[Symbol, int]:
-    """For each symbol the last step whose result or kept values need it; kept values that nobody needs are not there."""
-    kept = {symbol: (i, value) for i, step in enumerate(steps) for symbol, value in step.keeps.items()}
-    last: dict[Symbol, int] = {}
-
-    def use(expression: Linear, i: int) -> None:
-        for symbol in expression.terms:
-            first = symbol not in last
-            last[symbol] = max(last.get(symbol, -1), i)
-            if symbol in kept and first:
-                use(kept[symbol][1], kept[symbol][0])
-
-    for i, step in enumerate(steps):
-        use(step.result, i)
-    return last
-
-
-def _outputs_of(
-    i: int, step: Step, last_use: dict[Symbol, int]
-) -> tuple[tuple[Symbol, Linear] | None, tuple[Symbol, Linear] | None]:
-    """The values step i writes beside its sample: the second output has no history in it, the third may."""
-    wanted = [(symbol, value) for symbol, value in step.keeps.items() if last_use.get(symbol, -1) > i]
-    for kind in ("prediction", "model"):
-        if last_use.get((kind, i), -1) > i:
-            wanted.append(((kind, i), Linear({(kind, i): 1.0})))
-    plain = [entry for entry in wanted if all(_own(s, i) for s in entry[1].terms)]
-    mixed = [entry for entry in wanted if entry not in plain]
-    if len(plain) == 2 and not mixed:
-        mixed = [plain.pop()]
-    if len(plain) > 1 or len(mixed) > 1:
-        raise ValueError(f"step {i} keeps {len(wanted)} values, one without and one with history are possible")
-    return (plain[0] if plain else None), (mixed[0] if mixed else None)
-
-
-def _conversion(trace: Trace, step: Step, i: int, expressions: Sequence[Linear]) -> dict[str, float]:
-    """The columns of the prediction, where anything takes it."""
-    if not step.calls_model or not any(("prediction", i) in e.terms for e in expressions):
-        return {}
-    return _conversion_columns(trace, step)
-
-
-def _conversion_columns(trace: Trace, step: Step) -> dict[str, float]:
-    prediction = trace.prediction
-    p, q = prediction.to_sample(step.alpha, step.sigma)
-    columns = {"prediction_sample": p / step.scale, "prediction_model": q}
-    bound = 1.0 if prediction.threshold_ratio is not None else prediction.clip
-    return columns if bound is None else {**columns, "clip_min": -bound, "clip_max": bound}
-
-
-def _clean_row(trace: Trace, step: Step, guidance_scale: float) -> dict[str, float]:
-    columns = {"prediction": 1.0, "guidance_scale": guidance_scale}
-    if not step.calls_model:
-        return columns
-    try:
-        return {**columns, **_conversion_columns(trace, step)}
-    except ValueError:  # a model that says nothing about the sample here; its solver does not ask either
-        return {**columns, "prediction": math.nan}
+        return [out] + [torch.empty_like(sample) for wanted in (stage.second, stage.third) if wanted]
 
 
 def _read(reads: Sequence[Symbol], history: History | None, i: int) -> list[Tensor]:
-    if not reads:
-        return []
-    missing = [symbol for symbol in reads if history is None or symbol not in history]
-    if history is None or missing:
+    if history is None or any(symbol not in history for symbol in reads):
         raise ValueError(f"step {i} reads what earlier steps kept: give one dict as history to all steps, in order")
     return [history[symbol] for symbol in reads]
 
 
-def _write(history: History | None, symbol: Symbol, value: Tensor, i: int) -> None:
-    if history is None:
-        raise ValueError(f"step {i} keeps values for later ones: give one dict as history to all steps")
-    history[symbol] = value
-
-
 def _split(output: Tensor, sample: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    if not isinstance(output, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(output).__name__}")
     channels = sample.shape[1]
     if output.shape[1] != 2 * channels:
         raise ValueError(

@@ -11,8 +11,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..engine.brownian import BrownianTree
+from ..engine.compile import compile_trace
+from ..engine.noise import spread_noise
 from ..engine.path import Path
-from ..engine.plan import Plan, compile_trace
+from ..engine.plan import Plan
 from ..engine.prediction import Prediction
 from ..engine.trace import Symbol, Trace
 from ..solvers.stochastic import NO_CHURN
@@ -129,6 +131,8 @@ def follow(
                 if noise_sampler is None or stage.interval is None:
                     noise = torch.randn_like(x)
                 else:
-                    noise = noise_sampler(*(x.new_tensor(s) for s in stage.interval))
-            x = plan.advance(denoised, j, x, history, noise)
+                    noise = spread_noise(
+                        noise_sampler(*(x.new_tensor(s) for s in stage.interval)), x, "the noise of noise_sampler"
+                    )
+            x = plan.step(denoised, j, x, history=history, noise=noise)
     return x

@@ -4,8 +4,8 @@ import math
 
 from torch import Tensor
 
+from ..engine.compile import compile_trace
 from ..engine.path import Path
-from ..engine.plan import compile_trace
 from ..engine.prediction import Prediction
 from ..engine.trace import Linear, Trace
 from ..solvers.dpm_2 import dpm_2, dpm_2_ancestral

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
+from ..engine.compile import compile_trace
 from ..engine.path import Path
-from ..engine.plan import Plan, compile_trace
+from ..engine.plan import Plan
 from ..engine.prediction import Prediction
 from ..engine.trace import Trace
 from ..guidance.base import Call
