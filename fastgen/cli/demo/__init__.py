@@ -1,5 +1,36 @@
-"""`fastgen demo`: one file a demonstration, beside what they share: pictures, report, scores and the plain way to compare with."""
+"""`fastgen demo`: one file a demonstration, beside what they share: pictures, report, scores and the plain way to compare with.
 
-from .digits import add_parser, run
+A demonstration is a module here with a name in :data:`DEMOS` and ``run(args) -> int``, the exit status. It is imported only when it
+is asked for, so what it needs of other packages stands at the top of its files and is missed before anything is drawn.
+"""
 
-__all__ = ["add_parser", "run"]
+import argparse
+import importlib
+from pathlib import Path
+
+from .. import _options
+
+DEMOS = {"digits": "10 x 10 handwritten digits by DDIM and DDPM, through plain torch and through fastgen"}
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
+    """Add the `demo` sub-command."""
+    parser = subparsers.add_parser(
+        "demo",
+        help="draw real digits with and without fastgen, compare and time both",
+        description="; ".join(f"{name}: {text}" for name, text in DEMOS.items()) + ". Compares, times and judges them.",
+    )
+    parser.add_argument("name", nargs="?", choices=tuple(DEMOS), default="digits", help="(default: digits)")
+    parser.add_argument(
+        "--out", type=_options.path, default=Path("demo"), help="folder of pictures and report (default: demo)"
+    )
+    parser.add_argument("--weights", help="file, or name of shipped weights (default: those of the demonstration)")
+    parser.add_argument("--seed", type=_options.seed, default=0, help="of the generators (default: 0)")
+    parser.add_argument("--steps", type=_options.count, help="of every sampler (default: each its own)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the demonstration ``args.name``; returns its exit status."""
+    return importlib.import_module(f".{args.name}", __package__).run(args)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from sklearn.svm import SVC
 from torch import Tensor
 
 from ...data import load_digits
@@ -24,8 +25,6 @@ class DigitJudge:
     """A support vector classifier (RBF kernel) of the training digits, and the training digits themselves."""
 
     def __init__(self) -> None:
-        from sklearn.svm import SVC
-
         self.train, self.held_out = load_digits("train"), load_digits("held_out")
         self.classifier = SVC(C=10.0, gamma=0.06).fit(_flat(self.train.images), self.train.labels.numpy())
 

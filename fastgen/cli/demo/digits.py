@@ -1,25 +1,27 @@
-"""`fastgen demo`: real digits drawn twice, through plain torch and through fastgen, compared, timed and judged."""
+"""`fastgen demo digits`: real digits drawn twice, through plain torch and through fastgen, compared, timed and judged."""
 
 import argparse
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..._files import check_writable
 from ...data import IMAGE_SHAPE, NUM_CLASSES
 from ...models import UNet, find_weights
-from ...nn import PlainGroupNorm
+from ...nn import GroupNorm, PlainGroupNorm
 from ...samplers import DDIM, DDPM, ClassifierFreeGuidance, DiscreteSolver, Plan, draw_normal, squared_cosine_betas
+from .._errors import UsageError, argument_errors
 from .digit_scores import DigitJudge
 from .pictures import draw_grid, draw_trajectory
 from .plain_sampling import PlainSampler
 from .report import Comparison, Side, print_report, write_report
 
 WEIGHTS = "digits-ddpm"
+PICTURES = ("digits.png", "trajectory.png", "report.md")
 PER_CLASS = 10
 GUIDANCE_SCALE = 2.0
 STEPS = {"DDIM": 50, "DDPM": 100}
@@ -27,37 +29,31 @@ WANTED = 0.95  # share of the digits read as the class asked for
 AGREE = 1e-2  # largest difference of a pixel in [-1, 1] after a whole trajectory in float32
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
-    """Add the `demo` sub-command."""
-    parser = subparsers.add_parser(
-        "demo",
-        help="draw real digits with and without fastgen, compare and time both",
-        description="Draw 10 x 10 digits with DDIM and with DDPM, through plain torch and through fastgen.",
-    )
-    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder of pictures and report (default: demo)")
-    parser.add_argument("--weights", default=WEIGHTS, help="file, or name of shipped weights (default: digits-ddpm)")
-    parser.add_argument("--seed", type=int, default=0, help="of the generators (default: 0)")
-    parser.add_argument("--steps", type=int, help="of both samplers (default: DDIM 50, DDPM 100)")
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")
-    return parser
-
-
 def run(args: argparse.Namespace) -> int:
     """Draw, compare, judge, write; returns 0 if both ways agree and the digits are recognised."""
-    torch.manual_seed(args.seed)
-    judge = DigitJudge()
-    labels = torch.arange(NUM_CLASSES).repeat_interleave(PER_CLASS)
+    plain_model, fused_model = _load(args.weights or WEIGHTS, PlainGroupNorm), _load(args.weights or WEIGHTS, GroupNorm)
     betas = squared_cosine_betas()
     solvers: dict[str, DiscreteSolver] = {
         "DDIM": DDIM(betas=betas, use_clipped_model_output=True),
         "DDPM": DDPM(betas=betas),
     }
-    comparisons = [_compare(name, solver, args.steps or STEPS[name], args, labels) for name, solver in solvers.items()]
+    plans = {}
+    for name, solver in solvers.items():
+        with argument_errors("--steps"):
+            plans[name] = solver.plan(args.steps or STEPS[name], guidance_scale=GUIDANCE_SCALE).to("cpu")
+    for name in PICTURES:
+        check_writable(args.out / name)
+    torch.manual_seed(args.seed)
+    judge = DigitJudge()
+    labels = torch.arange(NUM_CLASSES).repeat_interleave(PER_CLASS)
+    comparisons = [
+        _compare(name, solvers[name].betas, plan, (plain_model, fused_model), args, labels)
+        for name, plan in plans.items()
+    ]
     scores = {c.name: judge.recognised(c.fused.images, labels) for c in comparisons}
     held_out = judge.held_out_recognised()
     copies = judge.copies(torch.cat([c.fused.images for c in comparisons]))
 
-    args.out.mkdir(parents=True, exist_ok=True)
     panels = {f"{c.name}, {c.steps} steps: {scores[c.name]:.0%} recognised": c.fused.images for c in comparisons}
     draw_grid(args.out / "digits.png", panels)
     draw_trajectory(args.out / "trajectory.png", comparisons[0].trajectory)
@@ -74,14 +70,22 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
+def _load(weights: str, norm: type[torch.nn.Module]) -> UNet:
+    path = find_weights(weights)
+    model = UNet.load(path, norm=norm)
+    if (model.in_channels, model.out_channels, model.num_classes, model.null_label) != (1, 1, NUM_CLASSES, NUM_CLASSES):
+        raise UsageError(f"--weights {path}: not a model of digits with {NUM_CLASSES} classes and a null class")
+    return model
+
+
 @torch.no_grad()
-def _compare(name: str, solver: DiscreteSolver, steps: int, args: argparse.Namespace, labels: Tensor) -> Comparison:
+def _compare(
+    name: str, betas: Tensor, plan: Plan, models: tuple[UNet, UNet], args: argparse.Namespace, labels: Tensor
+) -> Comparison:
     """Both trajectories at once, step by step, in turns, so that neither has the quieter machine."""
     n, shape = len(labels), (len(labels), *IMAGE_SHAPE)
-    plain_model = UNet.load(find_weights(args.weights), norm=PlainGroupNorm)
-    fused_model = UNet.load(find_weights(args.weights))
-    plan = solver.plan(steps, guidance_scale=GUIDANCE_SCALE).to("cpu")
-    plain_sampler = PlainSampler(name.lower(), solver.betas, [int(t) for t in plan.timesteps], GUIDANCE_SCALE)
+    (plain_model, fused_model), steps = models, len(plan.timesteps)
+    plain_sampler = PlainSampler(name.lower(), betas, [int(t) for t in plan.timesteps], GUIDANCE_SCALE)
     null = {"y": torch.full((n,), fused_model.null_label or 0)}
     plain_guided = ClassifierFreeGuidance(plain_model, {"y": labels}, null)
     fused_guided = ClassifierFreeGuidance(fused_model, {"y": labels}, null)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..._files import write_atomically
@@ -13,8 +14,6 @@ INK = "Greys"  # paper is -1, ink is 1
 
 def draw_grid(path: Path, panels: Mapping[str, Tensor]) -> None:
     """A panel for each entry: 10 rows, one a class, of images [100, 1, 8, 8] ordered by class."""
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(5.2 * len(panels), 5.6), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, (title, images) in zip(axes, panels.items(), strict=True):
@@ -37,8 +36,6 @@ def draw_grid(path: Path, panels: Mapping[str, Tensor]) -> None:
 
 def draw_trajectory(path: Path, states: Sequence[tuple[int, Tensor]]) -> None:
     """One row for each sample; ``states`` are (timestep, [K, 1, 8, 8]) from noise to image."""
-    from matplotlib.figure import Figure
-
     rows = states[0][1].shape[0]
     figure = Figure(figsize=(1.15 * len(states), 1.15 * rows + 0.4), layout="constrained")
     axes = figure.subplots(rows, len(states), squeeze=False)

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from rich.console import Console
+from rich.table import Table
 from torch import Tensor
 
 from ... import __version__, _library
@@ -48,9 +50,6 @@ HEADER = ("sampler", "part", "plain torch", "fastgen", "speed-up")
 
 def print_report(comparisons: Sequence[Comparison], scores: Scores, held_out: float, copies: Copies) -> None:
     """Print the table of times, side by side, and what the digits are worth."""
-    from rich.console import Console
-    from rich.table import Table
-
     table = Table(*HEADER, title="Seconds for 100 digits (guided: the model sees 200 at a time)")
     for column in table.columns[2:]:
         column.justify = "right"

@@ -8,7 +8,10 @@ from fastgen.cli.demo.digit_scores import DigitJudge
 from fastgen.cli.demo.plain_sampling import PlainSampler
 from fastgen.cli.main import main
 from fastgen.data import load_digits
+from fastgen.models import UNet
 from fastgen.samplers import DDIM, DDPM, squared_cosine_betas
+
+from ..running import refused
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +20,7 @@ def judge() -> DigitJudge:
 
 
 def test_demo(tmp_path, capsys):
-    assert main(["demo", "--quiet", "--steps", "12", "--out", str(tmp_path)]) == 0
+    assert main(["demo", "digits", "--quiet", "--steps", "12", "--out", str(tmp_path)]) == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["digits.png", "report.md", "trajectory.png"]
     printed, report = capsys.readouterr().out, (tmp_path / "report.md").read_text()
     for text in ("largest difference between the two ways", "are read as the class asked for", "real held-out digits"):
@@ -29,6 +32,29 @@ def test_demo_fails_where_digits_are_not_recognised(tmp_path, capsys, monkeypatc
     monkeypatch.setattr(digits, "WANTED", 1.01)
     assert main(["demo", "--quiet", "--steps", "2", "--out", str(tmp_path)]) == 1
     assert "FAILED: DDIM: only" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--steps", "0"], "--steps: must be at least 1, got 0"),
+        (["--steps", "1001"], "--steps: steps must be in [1, 1000], got 1001"),
+        (["--seed", "x"], "--seed: must be an integer, got 'x'"),
+        (["--weights", "none"], "none: no such checkpoint file"),
+        (["--out", "/proc/x"], "/proc/x/digits.png: cannot be written"),
+        (["letters"], "invalid choice: 'letters'"),
+    ],
+)
+def test_refusals_are_one_line(tmp_path, capsys, options, message):
+    assert message in refused(capsys, "demo", "--out", tmp_path / "o", *options)
+    assert not (tmp_path / "o" / "digits.png").exists()
+
+
+def test_weights_of_something_else(tmp_path, capsys):
+    model = UNet(3, 8, channel_mult=(1,), num_res_blocks=1, attention_resolutions=(), num_groups=4)
+    model.save(tmp_path / "w.safetensors")
+    line = refused(capsys, "demo", "--out", tmp_path, "--weights", tmp_path / "w.safetensors")
+    assert "w.safetensors: not a model of digits with 10 classes and a null class" in line
 
 
 @pytest.mark.parametrize("kind", ["ddim", "ddpm"])
