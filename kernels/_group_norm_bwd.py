@@ -20,9 +20,11 @@ from fastgen.kernels._group_norm_plan import (
     group_size,
     load_or,
     make_plan,
+    parameters,
     tile_of,
 )
-from fastgen.kernels._launch import dense, on_device
+from fastgen.kernels._launch import launch, on_device
+from fastgen.kernels._operands import Operands, dense
 from fastgen.reference._layout import empty_like_layout
 
 WARPS = 8  # 8 elements of a tile a thread: with 16 the sums take 145 registers on sm_80
@@ -49,7 +51,7 @@ def load_maps(n, c, inside, channels, groups, mean, rstd, weight, bias, channel_
     return added, m, r, a, b
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_samples", "groups", "splits"])
 def sums_kernel(
     x,  # [N, C, P] through strides
     dy,  # the same
@@ -120,23 +122,29 @@ def merge_splits(
 
 
 @triton.jit
-def store_channel_grads(
-    n, c, inside, dz, dz_x, x_hat, mean_dz, mean_dz_x, r, channels, pixels, weight, bias, scale,
-    by_sample, d_channel_bias, d_scale, d_shift, n_samples, ACC: tl.constexpr,
-):  # fmt: skip
-    """Gradients of the parameters of channels ``c`` of sample n from their sums over space and the means of the group."""
-    row = n * channels + c
-    w = load_or(weight, c, inside, 1.0, ACC)
-    modulation = 1.0 + load_or(scale, row, inside, 0.0, ACC)
-    tl.store(by_sample + row, modulation * dz_x, mask=inside)
-    tl.store(by_sample + tl.cast(n_samples, tl.int64) * channels + row, modulation * dz, mask=inside)
-    by_bias = r * (w * modulation * dz - tl.cast(pixels, ACC) * mean_dz - x_hat * mean_dz_x)
-    tl.store(d_channel_bias + row, by_bias, mask=inside)
-    tl.store(d_scale + row, w * dz_x + load_or(bias, c, inside, 0.0, ACC) * dz, mask=inside)
-    tl.store(d_shift + row, dz, mask=inside)
+def load_affine(n, c, inside, channels, weight, bias, scale, ACC: tl.constexpr):
+    """Weight, bias and 1 + scale of channels ``c`` of sample n."""
+    modulation = 1.0 + load_or(scale, n * channels + c, inside, 0.0, ACC)
+    return load_or(weight, c, inside, 1.0, ACC), load_or(bias, c, inside, 0.0, ACC), modulation
 
 
 @triton.jit
+def store_channel_grads(
+    n, c, inside, dz, dz_x, x_hat, mean_dz, mean_dz_x, r, channels, pixels, w, b, modulation,
+    by_sample, d_channel_bias, d_scale, d_shift, n_samples, ACC: tl.constexpr,
+):  # fmt: skip
+    """Gradients of the parameters of channels ``c`` of sample n from their sums over space and the means of the group. The
+    parameters come loaded: nothing could be read early once something is written."""
+    row = n * channels + c
+    by_bias = r * (w * modulation * dz - tl.cast(pixels, ACC) * mean_dz - x_hat * mean_dz_x)
+    tl.store(by_sample + row, modulation * dz_x, mask=inside)
+    tl.store(by_sample + tl.cast(n_samples, tl.int64) * channels + row, modulation * dz, mask=inside)
+    tl.store(d_channel_bias + row, by_bias, mask=inside)
+    tl.store(d_scale + row, w * dz_x + b * dz, mask=inside)
+    tl.store(d_shift + row, dz, mask=inside)
+
+
+@triton.jit(do_not_specialize=["n_samples", "groups", "splits"])
 def combine_kernel(
     parts,  # [3, N, splits, C]
     rstd,  # [N, G]
@@ -178,20 +186,20 @@ def combine_kernel(
         d = start + tl.arange(0, BLOCK_D)
         c, inside = g * per_group + d, d < per_group
         row = n * channels + c
-        k = load_or(weight, c, inside, 1.0, ACC) * (1.0 + load_or(scale, row, inside, 0.0, ACC))
+        w, b, modulation = load_affine(n, c, inside, channels, weight, bias, scale, ACC)
         dz = merge_splits(parts, n, c, inside, channels, splits, BLOCK_S, BLOCK_D, ACC)
         dz_x = merge_splits(parts + part, n, c, inside, channels, splits, BLOCK_S, BLOCK_D, ACC)
         x_hat = merge_splits(parts + 2 * part, n, c, inside, channels, splits, BLOCK_S, BLOCK_D, ACC)
-        tl.store(combine + row, r * k, mask=inside)
+        tl.store(combine + row, r * (w * modulation), mask=inside)
         tl.store(combine + size + row, tl.zeros([BLOCK_D], dtype=ACC) - r * r * mean_dz_x, mask=inside)
         tl.store(combine + 2 * size + row, tl.zeros([BLOCK_D], dtype=ACC) - r * mean_dz, mask=inside)
         store_channel_grads(
-            n, c, inside, dz, dz_x, x_hat, mean_dz, mean_dz_x, r, channels, pixels, weight, bias, scale,
+            n, c, inside, dz, dz_x, x_hat, mean_dz, mean_dz_x, r, channels, pixels, w, b, modulation,
             by_sample, d_channel_bias, d_scale, d_shift, n_samples, ACC,
         )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_samples", "groups"])
 def dx_kernel(
     x,  # [N, C, P] through strides
     dy,  # the same
@@ -237,7 +245,7 @@ def dx_kernel(
     tl.store(dx + at, value.to(dx.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_samples", "groups"])
 def whole_bwd_kernel(
     x,  # [N, C, P] through strides
     dy,  # the same
@@ -272,15 +280,16 @@ def whole_bwd_kernel(
     c, inside = g * per_group + d, d < per_group
     mask = (p < pixels)[:, None] & inside[None, :]
     r = tl.load(rstd + program)
-    added, m, _r, a, b = load_maps(
+    added, m, _r, slope, offset = load_maps(
         n, c, inside, channels, groups, mean, rstd, weight, bias, channel_bias, scale, shift, ACC
     )
-    k = load_or(weight, c, inside, 1.0, ACC) * (1.0 + load_or(scale, n * channels + c, inside, 0.0, ACC))
+    w, b, modulation = load_affine(n, c, inside, channels, weight, bias, scale, ACC)
+    k = w * modulation
     at = n * channels * pixels + p[:, None].to(tl.int64) * stride_p + c[None, :] * stride_c
     centred = tl.load(x + at, mask=mask, other=0.0).to(ACC) + added[None, :] - m[None, :]
     dz = tl.load(dy + at, mask=mask, other=0.0).to(ACC)
     if SILU:
-        dz = dz * silu_grad(centred * a[None, :] + b[None, :])
+        dz = dz * silu_grad(centred * slope[None, :] + offset[None, :])
     dz = tl.where(mask, dz, 0.0)
     x_hat = tl.where(mask, centred * r, 0.0)
     sum_dz = tl.sum(dz, axis=0)
@@ -291,8 +300,8 @@ def whole_bwd_kernel(
     value = r * (k[None, :] * dz - mean_dz - x_hat * mean_dz_x)
     tl.store(dx + at, value.to(dx.dtype.element_ty), mask=mask)
     store_channel_grads(
-        n, c, inside, sum_dz, sum_dz_x, tl.sum(x_hat, axis=0), mean_dz, mean_dz_x, r, channels, pixels, weight, bias,
-        scale, by_sample, d_channel_bias, d_scale, d_shift, n_samples, ACC,
+        n, c, inside, sum_dz, sum_dz_x, tl.sum(x_hat, axis=0), mean_dz, mean_dz_x, r, channels, pixels, w, b, modulation,
+        by_sample, d_channel_bias, d_scale, d_shift, n_samples, ACC,
     )  # fmt: skip
 
 
@@ -309,8 +318,11 @@ def group_norm_bwd(
     shift: Tensor | None,
     activation: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    x, dy = dense(input, input), dense(grad_output, input)
-    plan = make_plan(x, num_groups)
+    plan = make_plan("group_norm_bwd", input, num_groups)
+    operands = Operands("group_norm_bwd", input)
+    x, dy = dense(input, input), operands.like("grad_output", grad_output)
+    mean, rstd = (operands.sized(name, t, plan.n, num_groups) for name, t in (("mean", mean), ("rstd", rstd)))
+    params = parameters(operands, plan, weight, bias, channel_bias, scale, shift)
     dx = empty_like_layout(input)
     empty = torch.empty if x.numel() > 0 else torch.zeros  # no element contributes nothing
     by_sample = empty((2, plan.n, plan.channels), dtype=plan.opmath, device=x.device)
@@ -318,15 +330,19 @@ def group_norm_bwd(
         empty((plan.n, plan.channels), dtype=plan.opmath, device=x.device) for _ in range(3)
     )
     if x.numel() > 0:
-        params = [None if p is None else p.contiguous() for p in (weight, bias, channel_bias, scale, shift)]
-        launch = launch_whole if plan.whole_numbers(2) <= WHOLE_NUMBERS else launch_split
+        run = run_whole if plan.whole_numbers(an_element(plan)) <= WHOLE_NUMBERS else run_split
         grads = (by_sample, d_channel_bias, d_scale, d_shift)
         with on_device(x):
-            launch(plan, x, dy, dx, mean.contiguous(), rstd.contiguous(), params, grads, activation)
+            run(plan, x, dy, dx, mean, rstd, params, grads, activation)
     return dx, by_sample[0].sum(0), by_sample[1].sum(0), d_channel_bias, d_scale, d_shift
 
 
-def launch_whole(
+def an_element(plan: Plan) -> int:
+    """Numbers an element that `whole_bwd_kernel` holds: dz and x^, and in fp64 what its division, a subroutine, has to keep."""
+    return 3 if plan.wide else 2
+
+
+def run_whole(
     plan: Plan,
     x: Tensor,
     dy: Tensor,
@@ -337,13 +353,14 @@ def launch_whole(
     grads: tuple[Tensor, ...],
     activation: int,
 ) -> None:
-    whole_bwd_kernel[(plan.n * plan.groups,)](
-        x, dy, dx, mean, rstd, *params, *grads, plan.n, plan.channels, plan.pixels, plan.groups, plan.stride_c,
-        plan.stride_p, SILU=activation == 1, **plan.whole_launch(2), enable_fp_fusion=True,
+    launch(
+        whole_bwd_kernel, plan.n * plan.groups, x, dy, dx, mean, rstd, *params, *grads, plan.n, plan.channels,
+        plan.pixels, plan.groups, plan.stride_c, plan.stride_p, SILU=activation == 1, **plan.whole_launch(an_element(plan)),
+        enable_fp_fusion=True,
     )  # fmt: skip
 
 
-def launch_split(
+def run_split(
     plan: Plan,
     x: Tensor,
     dy: Tensor,
@@ -356,18 +373,18 @@ def launch_split(
 ) -> None:
     parts = torch.empty((3, plan.n, plan.splits, plan.channels), dtype=plan.opmath, device=x.device)
     combine = torch.empty((3, plan.n, plan.channels), dtype=plan.opmath, device=x.device)
-    tile = {"BLOCK_P": plan.block_p, "BLOCK_C": plan.block_c, "ACC": plan.accumulate}
-    launch = {"num_warps": WARPS, "enable_fp_fusion": True}
+    sizes = (plan.n, plan.channels, plan.pixels, plan.groups)
     strides = (plan.stride_c, plan.stride_p)
-    sums_kernel[(plan.n * plan.splits * plan.channel_blocks,)](
-        x, dy, mean, rstd, *params, parts, plan.n, plan.channels, plan.pixels, plan.groups, *strides, plan.splits,
-        plan.pixels_per_split, SILU=activation == 1, **tile, **launch,
+    options = {"ACC": plan.accumulate, "num_warps": WARPS, "enable_fp_fusion": True}
+    launch(
+        sums_kernel, plan.n * plan.splits * plan.channel_blocks, x, dy, mean, rstd, *params, parts, *sizes, *strides,
+        plan.splits, plan.pixels_per_split, SILU=activation == 1, **plan.tile, **options,
     )  # fmt: skip
-    combine_kernel[(plan.n * plan.groups,)](
-        parts, rstd, params[0], params[1], params[3], combine, *grads, plan.n, plan.channels, plan.pixels, plan.groups,
-        plan.splits, ACC=plan.accumulate, **plan.merge_tile, **launch,
+    launch(
+        combine_kernel, plan.n * plan.groups, parts, rstd, params[0], params[1], params[3], combine, *grads, *sizes,
+        plan.splits, **plan.merge_tile, **options,
     )  # fmt: skip
-    dx_kernel[(plan.n * plan.pixel_blocks * plan.channel_blocks,)](
-        x, dy, dx, mean, rstd, *params, combine, plan.n, plan.channels, plan.pixels, plan.groups, *strides,
-        SILU=activation == 1, **tile, **launch,
+    launch(
+        dx_kernel, plan.n * plan.pixel_blocks * plan.channel_blocks, x, dy, dx, mean, rstd, *params, combine, *sizes,
+        *strides, SILU=activation == 1, **plan.tile, **options,
     )  # fmt: skip

@@ -5,6 +5,7 @@ the code; the longer side of the tile lies along memory. Statistics are kept a c
 the splits are merged, in a fixed order and without atomics, so that two runs give the same bits on any device.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastgen.kernels._operands import Operands
 from fastgen.reference._layout import is_channels_last
 
 # Chosen by count, not yet by measurement. A tile is 16 elements a thread over 128 threads in fp32, within 64 registers (the
@@ -32,7 +34,7 @@ MERGE_CHANNELS = 64
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes of one call. ``stride_c`` and ``stride_p``: from a channel, a pixel to the next, in elements."""
+    """Sizes of one call, made once for a shape. ``stride_c`` and ``stride_p``: from a channel, a pixel to the next, in elements."""
 
     n: int
     channels: int
@@ -45,37 +47,41 @@ class Plan:
     splits: int
     wide: bool  # fp64 input, fp64 arithmetic
 
-    @property
+    @functools.cached_property
     def per_group(self) -> int:
         return self.channels // self.groups
 
-    @property
+    @functools.cached_property
     def channel_blocks(self) -> int:
         return triton.cdiv(self.channels, self.block_c)
 
-    @property
+    @functools.cached_property
     def pixel_blocks(self) -> int:
         return triton.cdiv(self.pixels, self.block_p)
 
-    @property
+    @functools.cached_property
     def pixels_per_split(self) -> int:
         """Whole tiles, so that only the last split has a ragged end."""
         return triton.cdiv(self.pixel_blocks, self.splits) * self.block_p
 
-    @property
+    @functools.cached_property
     def accumulate(self) -> tl.dtype:
         return tl.float64 if self.wide else tl.float32
 
-    @property
+    @functools.cached_property
     def opmath(self) -> torch.dtype:
         return torch.float64 if self.wide else torch.float32
 
-    @property
+    @functools.cached_property
     def group_tile(self) -> tuple[int, int]:
         """Pixels and channels of a group, each padded to a power of two."""
         return triton.next_power_of_2(self.pixels), triton.next_power_of_2(self.per_group)
 
-    @property
+    @functools.cached_property
+    def tile(self) -> dict[str, int]:
+        return {"BLOCK_P": self.block_p, "BLOCK_C": self.block_c}
+
+    @functools.cached_property
     def merge_tile(self) -> dict[str, int]:
         block_d = min(triton.next_power_of_2(self.per_group), MERGE_CHANNELS)
         return {"BLOCK_S": min(triton.next_power_of_2(self.splits), MERGE_TILE // block_d), "BLOCK_D": block_d}
@@ -87,15 +93,22 @@ class Plan:
     def whole_launch(self, an_element: int) -> dict[str, Any]:
         """Tile and warps of such a program."""
         block_p, block_d = self.group_tile
-        warps = min(max(self.whole_numbers(an_element) // 512, 1), 16)
+        warps = min(triton.next_power_of_2(triton.cdiv(self.whole_numbers(an_element), 512)), 16)
         return {"BLOCK_P": block_p, "BLOCK_D": block_d, "ACC": self.accumulate, "num_warps": warps}
 
 
-def make_plan(x: Tensor, groups: int) -> Plan:
+def make_plan(op: str, x: Tensor, groups: int) -> Plan:
     """The plan for ``x`` [N, C, *spatial]."""
-    n, channels = x.shape[:2]
-    pixels = max(math.prod(x.shape[2:]), 1)
-    along_channels = is_channels_last(x) or pixels == 1
+    if x.dim() < 2 or groups < 1 or x.shape[1] % groups:
+        raise ValueError(f"{op}: num_groups must divide channels, got num_groups={groups} and shape {tuple(x.shape)}")
+    return _plan_of(x.shape, is_channels_last(x), groups, x.dtype == torch.float64)
+
+
+@functools.lru_cache(1024)
+def _plan_of(shape: torch.Size, channels_last: bool, groups: int, wide: bool) -> Plan:
+    n, channels = shape[:2]
+    pixels = max(math.prod(shape[2:]), 1)
+    along_channels = channels_last or pixels == 1
     if along_channels:
         block_c = min(triton.next_power_of_2(channels), 128)
         block_p = min(triton.next_power_of_2(pixels), TILE // block_c)
@@ -107,7 +120,25 @@ def make_plan(x: Tensor, groups: int) -> Plan:
     blocks_per_split = triton.cdiv(pixel_blocks, min(triton.cdiv(PROGRAMS, programs), pixel_blocks))
     splits = triton.cdiv(pixel_blocks, blocks_per_split)  # none of them empty
     strides = (1, channels) if along_channels else (pixels, 1)
-    return Plan(n, channels, pixels, groups, *strides, block_p, block_c, splits, x.dtype == torch.float64)
+    return Plan(n, channels, pixels, groups, *strides, block_p, block_c, splits, wide)
+
+
+def parameters(
+    operands: Operands,
+    plan: Plan,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    channel_bias: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+) -> list[Tensor | None]:
+    """The small tensors as kernels take them: [C] twice, then [N, C] three times."""
+    n, c = plan.n, plan.channels
+    return [
+        operands.sized("weight", weight, c), operands.sized("bias", bias, c),
+        operands.sized("channel_bias", channel_bias, n, c), operands.sized("scale", scale, n, c),
+        operands.sized("shift", shift, n, c),
+    ]  # fmt: skip
 
 
 @triton.jit

@@ -7,7 +7,9 @@ number alone; no atomics, so the same call gives the same bits. Everything follo
 behind the first: a whole sample of x0 apart, or C where channels lie innermost.
 """
 
+import ctypes
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +19,8 @@ from torch import Tensor
 
 from fastgen._schema import PREDICTION_TYPES, VLB_COLUMNS
 from fastgen.kernels._elements import EPSILON, SAMPLE, VELOCITY, entry, read, target_of
-from fastgen.kernels._launch import dense, on_device, tensor_reasons
+from fastgen.kernels._launch import launch, on_device
+from fastgen.kernels._operands import Operands, accumulator, dense, tensor_reasons
 from fastgen.reference._layout import empty_like_layout, is_channels_last, opmath_dtype
 
 __all__ = ["diffusion_loss_bwd", "diffusion_loss_fwd", "reasons"]
@@ -106,7 +109,8 @@ def likelihood(x0, r, v, mean, inverse_deviation, half_range):
     return -tl.log(tl.where(cut, least, probability)), tl.where(cut, 0.0, -slope)
 
 
-@triton.jit
+# The length of a table chooses no code: without the list Triton would compile again for 1 and for multiples of 16 of it.
+@triton.jit(do_not_specialize=["steps"])
 def diffusion_loss_kernel(
     model,  # [N, C, *], or [N, 2 C, *] with a table of the bound
     x0,  # [N, C, *] in the same memory order, or None where it is not read
@@ -121,7 +125,8 @@ def diffusion_loss_kernel(
     size,  # elements of a sample of x0
     tiles,  # programs a sample
     run,  # elements between a prediction and its v
-    BOUND_WEIGHT: tl.constexpr,  # lambda / ln 2; a constant keeps its precision
+    bound_weight,  # lambda / ln 2, in two numbers of fp32 whose sum it is: Triton takes a Python float as one
+    bound_weight_rest,
     PREDICTION: tl.constexpr,
     INTERLEAVED: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -149,7 +154,7 @@ def diffusion_loss_kernel(
             bound, _ = likelihood(read(x0, at, mask, ACC), r, v, mean, inverse_deviation, half_range)
         else:
             bound, _ = divergence(r, v, mean, inverse_deviation, half_range)
-        term += bound * BOUND_WEIGHT
+        term += bound * (tl.cast(bound_weight, ACC) + tl.cast(bound_weight_rest, ACC))
     tl.store(partials + program, tl.sum(tl.where(mask, term, 0.0)))
 
 
@@ -167,10 +172,10 @@ def diffusion_loss_finish_kernel(
     for first in range(0, tiles, BLOCK):
         tile = first + tl.arange(0, BLOCK)
         total += tl.load(partials + n * tiles + tile, mask=tile < tiles, other=0.0)
-    tl.store(losses + n, tl.sum(total) / size.to(ACC))
+    tl.store(losses + n, tl.sum(total) / tl.cast(size, ACC))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["steps"])
 def diffusion_loss_bwd_kernel(
     grad,  # [N], the gradient of the losses
     model,  # these as in the forward
@@ -186,7 +191,8 @@ def diffusion_loss_bwd_kernel(
     size,
     tiles,
     run,
-    BOUND_WEIGHT: tl.constexpr,
+    bound_weight,
+    bound_weight_rest,
     PREDICTION: tl.constexpr,
     INTERLEAVED: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -203,11 +209,12 @@ def diffusion_loss_bwd_kernel(
     alpha = entry(alphas, timestep, steps, ACC)
     sigma = entry(sigmas, timestep, steps, ACC)
     r = residual(model, x0, noise, at_model, at, mask, alpha, sigma, PREDICTION, ACC)
-    factor = tl.load(grad + n).to(ACC) / size.to(ACC)
+    factor = tl.load(grad + n).to(ACC) / tl.cast(size, ACC)
     if weights is not None:
         weighted = factor * entry(weights, timestep, steps, ACC)
     else:
         weighted = tl.where((timestep >= 0) & (timestep < steps), factor, alpha)
+    by_model = (2.0 * weighted) * r
     if vlb_table is not None:
         v = read(model, at_model + run, mask, ACC)
         mean, inverse_deviation, half_range = gaussian(vlb_table, timestep, steps, alpha, sigma, PREDICTION, ACC)
@@ -215,9 +222,8 @@ def diffusion_loss_bwd_kernel(
             _, by_v = likelihood(read(x0, at, mask, ACC), r, v, mean, inverse_deviation, half_range)
         else:
             _, by_v = divergence(r, v, mean, inverse_deviation, half_range)
-        by_v = (factor * BOUND_WEIGHT) * by_v
+        by_v = (factor * (tl.cast(bound_weight, ACC) + tl.cast(bound_weight_rest, ACC))) * by_v
         tl.store(grad_model + at_model + run, by_v.to(grad_model.dtype.element_ty), mask=mask)
-    by_model = (2.0 * weighted) * r
     tl.store(grad_model + at_model, by_model.to(grad_model.dtype.element_ty), mask=mask)
 
 
@@ -230,7 +236,19 @@ def reasons(op: str, *args: Any) -> list[str]:
     return tensor_reasons((model_output, x0, noise, alphas, sigmas, weights, vlb_table))
 
 
-def _plan(
+@dataclass(frozen=True)
+class Call:
+    """What both launches take: the tensors, the numbers after them, and the constants."""
+
+    tensors: tuple[Tensor | None, ...]
+    numbers: tuple[float, ...]
+    constants: dict[str, Any]
+    size: int  # elements of a sample of x0
+    tiles: int  # programs a sample
+
+
+def _describe(
+    op: str,
     model_output: Tensor,
     x0: Tensor,
     noise: Tensor,
@@ -241,53 +259,65 @@ def _plan(
     vlb_table: Tensor | None,
     prediction: int,
     vlb_weight: float,
-) -> tuple[tuple[Any, ...], tuple[int, ...], dict[str, Any]]:
-    """What both launches take: the tensors, the numbers after them, and the constants."""
-    like, name = model_output, PREDICTION_TYPES[prediction]
+) -> Call:
+    operands, name, steps = Operands(op, x0), PREDICTION_TYPES[prediction], alphas.numel()
+    hybrid = vlb_table is not None
+    if hybrid and x0.dim() < 2:
+        operands.fail(f"x0 must be [N, C, *] with a vlb_table, got {tuple(x0.shape)}")
     size = math.prod(x0.shape[1:])
-    run, interleaved = size, False
-    if vlb_table is not None:
-        interleaved = is_channels_last(model_output)
-        run = x0.shape[1] if interleaved else size
-        like = model_output[:, : x0.shape[1]]  # the memory order of x0 and noise beside it
-    takes_x0 = name != "epsilon" or vlb_table is not None
+    interleaved = hybrid and is_channels_last(model_output)
+    shape = (x0.shape[0], 2 * x0.shape[1], *x0.shape[2:]) if hybrid else x0.shape
+    operands.check("model_output", model_output, shape)
+    like = model_output[:, : x0.shape[1]] if hybrid else model_output  # the memory order of x0 and noise beside it
+    operands.check("noise", noise, x0.shape)
     tensors = (
-        dense(model_output, model_output), dense(x0, like) if takes_x0 else None,
-        dense(noise, like) if name != "sample" else None, t.contiguous(), alphas.contiguous(), sigmas.contiguous(),
-        None if weights is None else weights.contiguous(), None if vlb_table is None else vlb_table.contiguous(),
+        dense(model_output, model_output), operands.like("x0", x0, like) if name != "epsilon" or hybrid else None,
+        operands.like("noise", noise, like) if name != "sample" else None,
+        operands.indices("t", t), operands.sized("alphas", alphas, steps), operands.sized("sigmas", sigmas, steps),
+        operands.sized("weights", weights, steps), operands.sized("vlb_table", vlb_table, steps, len(VLB_COLUMNS)),
     )  # fmt: skip
     constants = {
-        "BOUND_WEIGHT": vlb_weight / math.log(2), "PREDICTION": prediction, "INTERLEAVED": interleaved, "BLOCK": BLOCK,
-        "ACC": tl.float64 if model_output.dtype == torch.float64 else tl.float32, "num_warps": 4,
-        "enable_fp_fusion": False,
+        "PREDICTION": prediction, "INTERLEAVED": interleaved, "BLOCK": BLOCK, "ACC": accumulator(model_output),
+        "num_warps": 4, "enable_fp_fusion": False,
     }  # fmt: skip
-    return tensors, (alphas.shape[0], size, triton.cdiv(size, BLOCK), run), constants
+    tiles, run = triton.cdiv(size, BLOCK), x0.shape[1] if interleaved else size
+    return Call(tensors, (steps, size, tiles, run, *_two_floats(vlb_weight / math.log(2))), constants, size, tiles)
+
+
+def _two_floats(value: float) -> tuple[float, float]:
+    """Two numbers of fp32 with the sum ``value``, to 48 bits."""
+    high = ctypes.c_float(value).value
+    return high, value - high if math.isfinite(high) else 0.0
 
 
 def diffusion_loss_fwd(*args: Any) -> Tensor:
     model_output, x0 = args[:2]
     dtype = opmath_dtype(model_output.dtype)
+    call = _describe("diffusion_loss_fwd", *args)
     losses = torch.empty(x0.shape[0], dtype=dtype, device=model_output.device)
     if x0.numel() == 0:
         return losses.fill_(math.nan)  # the mean of nothing
-    tensors, numbers, constants = _plan(*args)
-    _, size, tiles, _ = numbers
-    partials = torch.empty(x0.shape[0] * tiles, dtype=dtype, device=model_output.device)
+    partials = torch.empty(x0.shape[0] * call.tiles, dtype=dtype, device=model_output.device)
     with on_device(model_output):
-        diffusion_loss_kernel[(x0.shape[0] * tiles,)](*tensors, partials, *numbers, **constants)
-        diffusion_loss_finish_kernel[(x0.shape[0],)](
-            partials, losses, tiles, size, BLOCK=FINISH_BLOCK, ACC=constants["ACC"], num_warps=4, enable_fp_fusion=False
+        launch(
+            diffusion_loss_kernel, x0.shape[0] * call.tiles, *call.tensors, partials, *call.numbers, **call.constants
         )
+        launch(
+            diffusion_loss_finish_kernel, x0.shape[0], partials, losses, call.tiles, call.size, BLOCK=FINISH_BLOCK,
+            ACC=call.constants["ACC"], num_warps=4, enable_fp_fusion=False,
+        )  # fmt: skip
     return losses
 
 
 def diffusion_loss_bwd(grad: Tensor, *args: Any) -> Tensor:
     model_output, x0 = args[:2]
+    call = _describe("diffusion_loss_bwd", *args)
+    grad = Operands("diffusion_loss_bwd", x0).sized("grad", grad, x0.shape[0])
     out = empty_like_layout(model_output)
     if x0.numel():
-        tensors, numbers, constants = _plan(*args)
         with on_device(model_output):
-            diffusion_loss_bwd_kernel[(x0.shape[0] * numbers[2],)](
-                grad.contiguous(), *tensors, out, *numbers, **constants
-            )
+            launch(
+                diffusion_loss_bwd_kernel, x0.shape[0] * call.tiles, grad, *call.tensors, out, *call.numbers,
+                **call.constants,
+            )  # fmt: skip
     return out

@@ -22,17 +22,21 @@ from fastgen.kernels._group_norm_plan import (
     group_size,
     load_or,
     make_plan,
+    parameters,
     reciprocal_root,
     silu,
     tile_of,
 )
-from fastgen.kernels._launch import dense, on_device, tensor_reasons
+from fastgen.kernels._launch import launch, on_device
+from fastgen.kernels._operands import Operands, dense, tensor_reasons
 from fastgen.reference._layout import empty_like_layout
 
 __all__ = ["group_norm", "group_norm_bwd", "group_norm_fwd", "reasons"]
 
 
-@triton.jit
+# What is not specialised, here and below, moves no load: without the lists Triton would compile again for 1 and for multiples
+# of 16 of each. They are batch sizes and splits, which change from call to call.
+@triton.jit(do_not_specialize=["splits"])
 def moments_kernel(
     x,  # [N, C, P] through strides
     part_mean,  # [N, splits, C]
@@ -94,7 +98,7 @@ def parts_of(c, inside, first, splits, channels, pixels, pixels_per_split, BLOCK
     return split[:, None] * channels + c[None, :], (split < splits)[:, None] & inside[None, :], count
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_samples", "groups", "splits"])
 def finish_kernel(
     part_mean,  # [N, splits, C]
     part_m2,  # [N, splits, C]
@@ -148,9 +152,6 @@ def finish_kernel(
             part = tl.load(part_m2 + rows + at, mask=mask, other=0.0) + delta * delta * count[:, None]
             squares += tl.sum(tl.where(mask, part, 0.0), axis=0)
     rstd = reciprocal_root(tl.sum(squares, axis=0) / total + EPS)
-    mean += pivot
-    tl.store(mean_out + program, mean)
-    tl.store(rstd_out + program, rstd)
     size = tl.cast(n_samples, tl.int64) * channels
     for start in range(0, per_group, BLOCK_D):
         d = start + tl.arange(0, BLOCK_D)
@@ -160,9 +161,11 @@ def finish_kernel(
         at = n * channels + c
         tl.store(maps + at, a, mask=inside)
         tl.store(maps + size + at, b, mask=inside)
+    tl.store(mean_out + program, mean + pivot)
+    tl.store(rstd_out + program, rstd)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_samples", "groups"])
 def apply_kernel(
     x,  # [N, C, P] through strides
     y,  # the same
@@ -199,7 +202,7 @@ def apply_kernel(
     tl.store(y + at, z.to(y.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["groups"])
 def whole_kernel(
     x,  # [N, C, P] through strides
     y,  # the same
@@ -238,10 +241,9 @@ def whole_kernel(
     mean = tl.sum(value) / total
     centred = tl.where(mask, value - mean, 0.0)
     rstd = reciprocal_root(tl.sum(centred * centred) / total + EPS)
-    mean += pivot
-    tl.store(mean_out + program, mean)
-    tl.store(rstd_out + program, rstd)
     a, b = channel_maps(n, c, inside, channels, rstd, weight, bias, scale, shift, ACC)
+    tl.store(mean_out + program, mean + pivot)
+    tl.store(rstd_out + program, rstd)
     z = centred * a[None, :] + b[None, :]
     if SILU:
         z = silu(z)
@@ -264,17 +266,16 @@ def group_norm_fwd(
     eps: float,
     activation: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    x = dense(input, input)
-    plan = make_plan(x, num_groups)
-    y = empty_like_layout(input)
+    plan = make_plan("group_norm_fwd", input, num_groups)
+    params = parameters(Operands("group_norm_fwd", input), plan, weight, bias, channel_bias, scale, shift)
+    x, y = dense(input, input), empty_like_layout(input)
     mean = torch.empty((plan.n, num_groups), dtype=plan.opmath, device=x.device)
     rstd = torch.empty_like(mean)
     if x.numel() == 0:  # no element has no mean
         return y, mean.fill_(float("nan")), rstd.fill_(float("nan"))
-    params = [None if p is None else p.contiguous() for p in (weight, bias, channel_bias, scale, shift)]
-    launch = launch_whole if plan.whole_numbers(1) <= WHOLE_NUMBERS else launch_split
+    run = run_whole if plan.whole_numbers(1) <= WHOLE_NUMBERS else run_split
     with on_device(x):
-        launch(plan, x, y, params, mean, rstd, eps, activation)
+        run(plan, x, y, params, mean, rstd, float(eps), activation)
     return y, mean, rstd
 
 
@@ -283,7 +284,7 @@ def group_norm(*args: Any) -> Tensor:
     return group_norm_fwd(*args)[0]
 
 
-def launch_whole(
+def run_whole(
     plan: Plan,
     x: Tensor,
     y: Tensor,
@@ -293,13 +294,13 @@ def launch_whole(
     eps: float,
     activation: int,
 ) -> None:
-    whole_kernel[(plan.n * plan.groups,)](
-        x, y, *params, mean, rstd, plan.channels, plan.pixels, plan.groups, plan.stride_c, plan.stride_p,
-        EPS=eps, SILU=activation == 1, **plan.whole_launch(1), enable_fp_fusion=True,
+    launch(
+        whole_kernel, plan.n * plan.groups, x, y, *params, mean, rstd, plan.channels, plan.pixels, plan.groups,
+        plan.stride_c, plan.stride_p, EPS=eps, SILU=activation == 1, **plan.whole_launch(1), enable_fp_fusion=True,
     )  # fmt: skip
 
 
-def launch_split(
+def run_split(
     plan: Plan,
     x: Tensor,
     y: Tensor,
@@ -312,18 +313,18 @@ def launch_split(
     part_mean = torch.empty((plan.n, plan.splits, plan.channels), dtype=plan.opmath, device=x.device)
     part_m2 = torch.empty_like(part_mean)
     maps = torch.empty((2, plan.n, plan.channels), dtype=plan.opmath, device=x.device)
-    tile = {"BLOCK_P": plan.block_p, "BLOCK_C": plan.block_c, "ACC": plan.accumulate}
-    launch = {"num_warps": 4, "enable_fp_fusion": True}
+    sizes = (plan.n, plan.channels, plan.pixels, plan.groups)
     strides = (plan.stride_c, plan.stride_p)
-    moments_kernel[(plan.n * plan.splits * plan.channel_blocks,)](
-        x, part_mean, part_m2, plan.channels, plan.pixels, *strides, plan.splits, plan.pixels_per_split,
-        **tile, **launch,
+    options = {"ACC": plan.accumulate, "num_warps": 4, "enable_fp_fusion": True}
+    launch(
+        moments_kernel, plan.n * plan.splits * plan.channel_blocks, x, part_mean, part_m2, plan.channels, plan.pixels,
+        *strides, plan.splits, plan.pixels_per_split, **plan.tile, **options,
     )  # fmt: skip
-    finish_kernel[(plan.n * plan.groups,)](
-        part_mean, part_m2, *params, mean, rstd, maps, plan.n, plan.channels, plan.pixels, plan.groups, plan.splits,
-        plan.pixels_per_split, EPS=eps, ACC=plan.accumulate, **plan.merge_tile, **launch,
+    launch(
+        finish_kernel, plan.n * plan.groups, part_mean, part_m2, *params, mean, rstd, maps, *sizes, plan.splits,
+        plan.pixels_per_split, EPS=eps, **plan.merge_tile, **options,
     )  # fmt: skip
-    apply_kernel[(plan.n * plan.pixel_blocks * plan.channel_blocks,)](
-        x, y, mean, params[2], maps, plan.n, plan.channels, plan.pixels, plan.groups, *strides,
-        SILU=activation == 1, **tile, **launch,
+    launch(
+        apply_kernel, plan.n * plan.pixel_blocks * plan.channel_blocks, x, y, mean, params[2], maps, *sizes, *strides,
+        SILU=activation == 1, **plan.tile, **options,
     )  # fmt: skip

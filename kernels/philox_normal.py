@@ -12,7 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastgen.kernels._launch import MAX_ELEMENTS, on_device
+from fastgen.kernels._launch import launch, on_device
+from fastgen.kernels._operands import MAX_ELEMENTS, Operands
 from fastgen.kernels._philox import normals_of
 
 __all__ = ["philox_normal", "reasons"]
@@ -54,12 +55,14 @@ def reasons(op: str, *args: Any) -> list[str]:
 
 def philox_normal(seeds: Tensor, shape: Sequence[int], step: int) -> Tensor:
     out = torch.empty(tuple(shape), dtype=torch.float32, device=seeds.device)
-    n, size = shape[0], math.prod(shape[1:])
+    seeds = Operands("philox_normal", out).indices("seeds", seeds)
     if out.numel() == 0:
         return out
+    n, size = shape[0], math.prod(shape[1:])
     tiles = triton.cdiv(size, 4 * BLOCK)
     with on_device(out):
-        philox_normal_kernel[(n * tiles,)](
-            out, seeds.contiguous(), size, tiles, low_word(step), BLOCK, num_warps=4, enable_fp_fusion=False
-        )
+        launch(
+            philox_normal_kernel, n * tiles, out, seeds, size, tiles, low_word(step), BLOCK=BLOCK, num_warps=4,
+            enable_fp_fusion=False,
+        )  # fmt: skip
     return out

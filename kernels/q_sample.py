@@ -5,13 +5,13 @@ at the sample's timestep; a timestep out of range makes NaN and reads nothing.""
 import math
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from fastgen.kernels._elements import EPSILON, SAMPLE, VELOCITY, draw, entry, read, target_of
-from fastgen.kernels._launch import dense, on_device, tensor_reasons
+from fastgen.kernels._launch import launch, on_device
+from fastgen.kernels._operands import Operands, accumulator, tensor_reasons
 from fastgen.kernels.philox_normal import low_word
 from fastgen.reference._layout import empty_like_layout, is_channels_last
 
@@ -20,8 +20,9 @@ __all__ = ["q_sample_bwd", "q_sample_fwd", "reasons"]
 BLOCK = 512  # four elements a thread over 128 threads: one vector of fp32 of each operand, one Philox block
 
 
-# A step is another number every call: without the list Triton would compile again for 1 and for multiples of 16.
-@triton.jit(do_not_specialize=["step"])
+# A step is another number every call, and the others only choose what is read: without the list Triton would compile again for
+# 1 and for multiples of 16 of each.
+@triton.jit(do_not_specialize=["steps", "step", "channels", "pixels"])
 def q_sample_kernel(
     x0,  # [N, *], operands in its memory order, each of its own dtype
     noise,  # or None
@@ -61,7 +62,7 @@ def q_sample_kernel(
         tl.store(target + at, value.to(target.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["steps"])
 def q_sample_bwd_kernel(
     grad,  # [N, *], the gradient of x_t, or None
     grad_target,  # or None
@@ -128,6 +129,14 @@ def q_sample_fwd(
     step: int,
     target: int,
 ) -> tuple[Tensor, Tensor]:
+    operands = Operands("q_sample_fwd", x0)
+    if (noise is None) == (seeds is None):
+        operands.fail("give either noise or seeds")
+    steps = alphas.numel()
+    x0, noise, seeds, t = (
+        operands.like("x0", x0), operands.like("noise", noise), operands.indices("seeds", seeds), operands.indices("t", t)
+    )  # fmt: skip
+    alphas, sigmas = operands.sized("alphas", alphas, steps), operands.sized("sigmas", sigmas, steps)
     x_t = empty_like_layout(x0)
     second = empty_like_layout(x0) if target >= 0 else None
     if x0.numel():
@@ -135,11 +144,10 @@ def q_sample_fwd(
         pixels = math.prod(x0.shape[2:])
         tiles = triton.cdiv(channels * pixels, BLOCK)
         with on_device(x0):
-            q_sample_kernel[(x0.shape[0] * tiles,)](
-                dense(x0, x0), None if noise is None else dense(noise, x0), None if seeds is None else seeds.contiguous(),
-                t.contiguous(), alphas.contiguous(), sigmas.contiguous(), x_t, second, alphas.shape[0], low_word(step),
-                channels * pixels, tiles, channels, pixels, TARGET=target, CHANNELS_LAST=is_channels_last(x0),
-                BLOCK=BLOCK, ACC=tl.float64 if x0.dtype == torch.float64 else tl.float32, num_warps=4,
+            launch(
+                q_sample_kernel, x0.shape[0] * tiles, x0, noise, seeds, t, alphas, sigmas, x_t, second, steps,
+                low_word(step), channels * pixels, tiles, channels, pixels, TARGET=target,
+                CHANNELS_LAST=is_channels_last(x0), BLOCK=BLOCK, ACC=accumulator(x0), num_warps=4,
                 enable_fp_fusion=False,
             )  # fmt: skip
     return x_t, x0.new_empty(0) if second is None else second
@@ -156,17 +164,20 @@ def q_sample_bwd(
     wants_noise: bool,
 ) -> tuple[Tensor, Tensor]:
     like = grad if grad is not None else grad_target
-    assert like is not None
+    if like is None:
+        raise ValueError("q_sample_bwd: grad or grad_target must be given")
+    operands, steps = Operands("q_sample_bwd", like), alphas.numel()
+    grad, grad_target = operands.like("grad", grad), operands.like("grad_target", grad_target)
+    t = operands.indices("t", t)
+    alphas, sigmas = operands.sized("alphas", alphas, steps), operands.sized("sigmas", sigmas, steps)
     in_x0, in_noise = (empty_like_layout(like) if wanted else None for wanted in (wants_x0, wants_noise))
     if like.numel():
         size = math.prod(like.shape[1:])
         tiles = triton.cdiv(size, BLOCK)
         with on_device(like):
-            q_sample_bwd_kernel[(like.shape[0] * tiles,)](
-                *(None if g is None else dense(g, like) for g in (grad, grad_target)), t.contiguous(),
-                alphas.contiguous(), sigmas.contiguous(), in_x0, in_noise, alphas.shape[0], size, tiles, TARGET=target,
-                BLOCK=BLOCK, ACC=tl.float64 if like.dtype == torch.float64 else tl.float32, num_warps=4,
-                enable_fp_fusion=False,
+            launch(
+                q_sample_bwd_kernel, like.shape[0] * tiles, grad, grad_target, t, alphas, sigmas, in_x0, in_noise, steps,
+                size, tiles, TARGET=target, BLOCK=BLOCK, ACC=accumulator(like), num_warps=4, enable_fp_fusion=False,
             )  # fmt: skip
     return (
         like.new_empty(0) if in_x0 is None else in_x0,

@@ -9,14 +9,14 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from fastgen._schema import COLUMNS
 from fastgen.kernels._elements import draw, read
-from fastgen.kernels._launch import dense, on_device, tensor_reasons
+from fastgen.kernels._launch import launch, on_device
+from fastgen.kernels._operands import Operands, accumulator, tensor_reasons
 from fastgen.kernels.philox_normal import low_word
 from fastgen.reference._layout import empty_like_layout, is_channels_last
 
@@ -63,8 +63,9 @@ def take(coefficient, g):
     return tl.where(coefficient == 0.0, 0.0, coefficient * g)
 
 
-# A step is another number every call: without the list Triton would compile again for 1 and for multiples of 16.
-@triton.jit(do_not_specialize=["step"])
+# A step is another number every call, and the others are read once a program: without the list Triton would compile again for 1
+# and for multiples of 16 of each.
+@triton.jit(do_not_specialize=["step", "table_stride", "channels", "pixels"])
 def sampler_step_kernel(
     sample,  # all operands [N, *] in the memory order of the sample, each of its own dtype, or None
     model_output,
@@ -113,8 +114,7 @@ def sampler_step_kernel(
     y = tl.fma(coefficient(row, _SAMPLE, ACC), x, y)
     if second is not None:
         value = tl.fma(coefficient(row, _OUTPUT_PREDICTION, ACC), p, take(coefficient(row, _OUTPUT_MODEL, ACC), g))
-        value = tl.fma(coefficient(row, _OUTPUT_SAMPLE, ACC), x, value)
-        tl.store(second + at, value.to(second.dtype.element_ty), mask=mask)
+        predicted = tl.fma(coefficient(row, _OUTPUT_SAMPLE, ACC), x, value)
     if third is not None:
         value = tl.fma(
             coefficient(row, _CORRECTED_PREDICTION, ACC), p, take(coefficient(row, _CORRECTED_MODEL, ACC), g)
@@ -126,8 +126,6 @@ def sampler_step_kernel(
             y = tl.fma(coefficient(row, _HISTORY + k, ACC), h, y)
             if third is not None:
                 corrected = tl.fma(coefficient(row, _HISTORY + len(history) + k, ACC), h, corrected)
-    if third is not None:
-        tl.store(third + at, corrected.to(third.dtype.element_ty), mask=mask)
     if seeds is not None or noise is not None:
         if seeds is not None:
             z = draw(seeds, n, tile, step, channels, pixels, CHANNELS_LAST, BLOCK).to(ACC)
@@ -143,7 +141,12 @@ def sampler_step_kernel(
         if known_noise is not None:
             keep = tl.fma(coefficient(row, _KNOWN_NOISE, ACC), read(known_noise, at, mask, ACC), keep)
         y = tl.fma(read(blend, at, mask, ACC), y - keep, keep)
+    # Only now the stores: what is written may be what is read, so no load could be moved before one.
     tl.store(out + at, y.to(out.dtype.element_ty), mask=mask)
+    if second is not None:
+        tl.store(second + at, predicted.to(second.dtype.element_ty), mask=mask)
+    if third is not None:
+        tl.store(third + at, corrected.to(third.dtype.element_ty), mask=mask)
 
 
 def reasons(op: str, *args: Any) -> list[str]:
@@ -183,6 +186,25 @@ def sampler_step_out(
     prediction: Tensor | None,
     corrected: Tensor | None,
 ) -> None:
+    operands = Operands("sampler_step", sample)
+    columns = len(COLUMNS) + len(history) * (1 if corrected is None else 2)
+    if table.dim() != 2 or table.shape[1] < columns or table.device != sample.device:
+        operands.fail(
+            f"table must be [steps, >= {columns}] on {sample.device}, got {tuple(table.shape)} on {table.device}"
+        )
+    if not 0 <= step < table.shape[0]:
+        operands.fail(f"step must be in [0, {table.shape[0]}), got {step}")
+    if (mask is None) != (known is None):
+        operands.fail("mask and known come together")
+    seeds, threshold = operands.indices("seeds", seeds), operands.sized("threshold", threshold, sample.shape[0])
+    inputs = [
+        operands.like(name, t)
+        for name, t in (("sample", sample), ("model_output", model_output), ("uncond", uncond), ("noise", noise),
+                        ("variance", variance), ("mask", mask), ("known", known), ("known_noise", known_noise))
+    ]  # fmt: skip
+    past = tuple([operands.like(f"history[{k}]", h) for k, h in enumerate(history)]) or None
+    written = (("out", out), ("prediction", prediction), ("corrected", corrected))
+    results = [operands.like(name, t) for name, t in written]  # copies, where an output has other strides
     if sample.numel() == 0:
         return
     table = table if table.stride(1) == 1 else table.contiguous()
@@ -190,20 +212,12 @@ def sampler_step_out(
     pixels = math.prod(sample.shape[2:])
     size = sample.numel() if seeds is None and threshold is None else channels * pixels
     tiles = triton.cdiv(size, BLOCK)
-
-    def operand(t: Tensor | None) -> Tensor | None:
-        return None if t is None else dense(t, sample)
-
-    past = tuple(dense(h, sample) for h in history) or None
-    results = [operand(t) for t in (out, prediction, corrected)]  # copies, where an output has other strides
     with on_device(sample):
-        sampler_step_kernel[(sample.numel() // size * tiles,)](
-            operand(sample), operand(model_output), operand(uncond), past,
-            operand(noise), operand(variance), operand(mask), operand(known), operand(known_noise),
-            None if threshold is None else threshold.contiguous(), table,
-            None if seeds is None else seeds.contiguous(), *results, low_word(step), table.stride(0), size, tiles,
-            channels, pixels, CHANNELS_LAST=is_channels_last(sample), BLOCK=BLOCK,
-            ACC=tl.float64 if sample.dtype == torch.float64 else tl.float32, num_warps=4, enable_fp_fusion=False,
+        launch(
+            sampler_step_kernel, sample.numel() // size * tiles, *inputs[:3], past, *inputs[3:], threshold, table, seeds,
+            *results, low_word(step), table.stride(0), size, tiles, channels, pixels,
+            CHANNELS_LAST=is_channels_last(sample), BLOCK=BLOCK, ACC=accumulator(sample), num_warps=4,
+            enable_fp_fusion=False,
         )  # fmt: skip
     for given, result in zip((out, prediction, corrected), results, strict=True):
         if given is not None and result is not None and result is not given:

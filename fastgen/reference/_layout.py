@@ -1,5 +1,7 @@
 """The one rule for the memory layout of an output, used by references and fakes; `csrc/common/tensor.h` says the same in C++."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -11,11 +13,17 @@ def is_channels_last(x: Tensor) -> bool:
 
 def output_strides(x: Tensor) -> list[int]:
     """Dense strides for an output of the shape of ``x`` that keeps its layout: channels-last, or else contiguous."""
-    order = [0, *range(2, x.dim()), 1] if is_channels_last(x) else list(range(x.dim()))  # slowest to fastest
-    strides, step = [0] * x.dim(), 1
+    return dense_strides(x.shape, is_channels_last(x))
+
+
+def dense_strides(shape: Sequence[int], channels_last: bool) -> list[int]:
+    """The strides of a tensor [N, C, *spatial] without gaps, its channels innermost or not."""
+    dims = len(shape)
+    order = [0, *range(2, dims), 1] if channels_last else list(range(dims))  # slowest to fastest
+    strides, step = [0] * dims, 1
     for dim in reversed(order):
         strides[dim] = step
-        step = step * max(x.shape[dim], 1)
+        step = step * max(shape[dim], 1)
     return strides
 
 

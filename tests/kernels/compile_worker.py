@@ -46,6 +46,8 @@ def source_of(kernel: JITFunction, args: tuple[Any, ...], kwargs: dict[str, Any]
         if isinstance(value, Tensor):
             attributes[path] = ALIGNED
             return POINTERS[value.dtype]
+        if isinstance(value, float) and not kernel.params[path[0]].is_constexpr:
+            return "fp32"
         if isinstance(value, int) and not isinstance(value, bool) and (value != 1 or fixed):
             if value % 16 == 0 and not fixed:
                 attributes[path] = ALIGNED
