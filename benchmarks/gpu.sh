@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 out=${OUT:-out/gpu}
 python=${PYTHON:-python3}
 mkdir -p "$out"
-rm -f "$out"/{*.log,*.xml,summary.txt,results.json,report.md,*.png}
+rm -f "$out"/{*.log,*.xml,summary.txt,*.json,report.md,*.png}
 export PYTHONPATH=$PWD PYTHONUNBUFFERED=1
 summary=$out/summary.txt
 last=520 # seconds after which nothing runs any more
@@ -58,7 +58,7 @@ wait
 
 left=$((last - SECONDS))
 [ $left -gt 190 ] && left=190
-stage bench $left "$python" -m benchmarks.run --device cuda --budget $((left - 30)) --out "$out"
+stage bench $left "$python" -m benchmarks.run --device cuda --deadline $((left - 25)) --out "$out"
 
 echo
 [ -f "$out/report.md" ] && sed -n '/^## Geometric means/,/^## Targets/p' "$out/report.md" | grep '^|'

@@ -19,7 +19,10 @@ from .cases import DTYPES, random_tensor
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "triton", "numpy", "diffusers", "pytest-benchmark", "matplotlib")
+GENERATED = ("benchmarks/results", "benchmarks/README.md", "README.md")  # a run and its report change these
 _CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve")
+_CPU_ISAS = {"avx512f": "avx512", "avx2": "avx2", "sve": "sve", "asimd": "neon"}  # the widest first
+_CPU_FAMILIES = ("epyc", "xeon", "ryzen", "threadripper", "core")
 
 
 def describe(device: torch.device) -> dict[str, Any]:
@@ -58,15 +61,30 @@ def versions() -> dict[str, str | None]:
     return found
 
 
+def name(device: torch.device) -> str:
+    """The folder of this machine's results: `epyc-avx2-2-threads`, or the GPU's name."""
+    if device.type == "cuda":
+        return _slug(torch.cuda.get_device_properties(device).name)
+    facts = describe(device)
+    maker = next((word for word in _CPU_FAMILIES if word in facts["cpu"].lower()), _slug(facts["cpu"]))
+    widest = next((isa for flag, isa in _CPU_ISAS.items() if flag in facts["cpu_flags"]), platform.machine())
+    return f"{maker}-{widest}-{torch.get_num_threads()}-threads"
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
 def commit(root: Path = ROOT) -> dict[str, Any]:
-    """The commit of a checkout and whether files differ from it; id None outside git."""
+    """The commit of a checkout, and whether files other than the results and the pages made of them differ from it; id None
+    outside git."""
     try:
-        head = _git(root, "rev-parse", "HEAD")
+        changed = _git(root, "status", "--porcelain", "--", ".", *(f":(exclude){path}" for path in GENERATED))
         return {
-            "id": head,
+            "id": _git(root, "rev-parse", "HEAD"),
             "time": _git(root, "show", "-s", "--format=%cI"),
             "branch": _git(root, "rev-parse", "--abbrev-ref", "HEAD"),
-            "dirty": bool(_git(root, "status", "--porcelain", "--untracked-files=no")),
+            "dirty": bool(changed),
         }
     except (OSError, subprocess.CalledProcessError):
         return {"id": None, "time": None, "branch": None, "dirty": None}

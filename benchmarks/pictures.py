@@ -1,9 +1,10 @@
-"""The pictures of a run, from its JSON alone: bars of speed-up for every case, and a roofline.
+"""The pictures of a machine's results, from the files alone: the speed-ups of a family each, and one roofline.
 
-Needs matplotlib. Colours are those of Okabe and Ito, which colour-blind readers tell apart; shapes and hatches say the same.
+Needs matplotlib. Colours are those of Okabe and Ito, which colour-blind readers tell apart; shapes of the marks say the same.
 """
 
 import math
+import re
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
@@ -14,253 +15,204 @@ import matplotlib
 matplotlib.use("Agg")
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, NullLocator
 
-from .report import peers
-from .results import Document, Row, write_atomic
+from fastgen._files import write_atomically
 
-COLOURS = {"fastgen": "#0072B2", "eager": "#D55E00", "compile": "#009E73", "peer": "#CC79A7", "limit": "#555555"}
-HATCHES = {"eager": "", "compile": "////", "peer": "...."}
-MARKERS = {"fastgen": "o", "eager": "s", "compile": "^", "peer": "D"}
-_ROW_INCHES, _PANEL_INCHES, _WIDTH = 0.36, 1.25, 15.0
-_STYLE = {"font.size": 10, "axes.titlesize": 11, "axes.spines.top": False, "axes.spines.right": False}
+from .results import Document, Row, baselines, fastest_baseline, speedup
+from .tables import TORCH
+
+COLOURS = {"eager": "#D55E00", "compile": "#009E73", "peer": "#0072B2"}
+MARKERS = {"eager": "s", "compile": "^", "peer": "o"}
+FAMILY_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999", "#8C564B")
+FAMILY_MARKERS = "osD^vP*Xh"
+GREY = "#555555"
+_ROW_INCHES, _WIDTH = 0.21, 10.0
+_STYLE = {"font.size": 10, "axes.titlesize": 12, "axes.spines.top": False, "axes.spines.right": False}
+STANDING_OUT = 4  # rows of the roofline that get a number at either end
 
 
-def draw(document: Document, out: Path) -> None:
-    """Write ``bars.png`` and ``roofline.png``."""
+def draw(documents: Sequence[Document], out: Path) -> None:
+    """Write ``<family>.png`` for each family, and ``roofline.png``."""
     with matplotlib.rc_context(_STYLE):
-        _save(bars(document), out / "bars.png")
-        _save(roofline(document), out / "roofline.png")
+        for document in documents:
+            _save(speed_ups(document), out / f"{document['family']}.png")
+        _save(roofline(documents), out / "roofline.png")
 
 
 def _save(figure: Figure, path: Path) -> None:
     buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    write_atomic(path, buffer.getvalue())
+    figure.savefig(buffer, format="png", dpi=100)
+    write_atomically(path, lambda temporary: temporary.write_bytes(buffer.getvalue()))
 
 
-def kind(row: Row, provider: str) -> str:
-    """The legend entry of a provider: peers share one."""
-    return "peer" if provider in peers(row) else provider
+def _where(documents: Sequence[Document]) -> str:
+    machine = documents[0]["machine"]
+    commits = ", ".join(dict.fromkeys((document["commit"]["id"] or "unknown")[:8] for document in documents))
+    return f"{machine['name']}, commit {commits}"
 
 
-def bars(document: Document) -> Figure:
-    """Speed-ups of every row, one block a family, one panel a mode, on a logarithmic axis with a line at 1."""
-    rows: list[Row] = document["rows"]
-    families = list(dict.fromkeys(row["family"] for row in rows))
-    blocks = {family: [row for row in rows if row["family"] == family] for family in families}
-    heights = [_PANEL_INCHES + _ROW_INCHES * max(_per_mode(block).values()) for block in blocks.values()]
-    figure = Figure(figsize=(_WIDTH, sum(heights) + 1.0), layout="constrained")
-    figure.suptitle(f"Speed-up of fastgen, paired medians ({_where(document)})", fontsize=14)
-    parts = figure.subfigures(len(blocks) + 1, 1, height_ratios=[0.35, *heights], squeeze=False)[:, 0]
-    _bar_legend(parts[0], rows)
-    for part, (family, block) in zip(parts[1:], blocks.items(), strict=True):
-        modes = list(_per_mode(block))
-        axes = part.subplots(1, len(modes), squeeze=False)[0]
-        for axis, mode in zip(axes, modes, strict=True):
-            _bar_panel(axis, f"{family}: {mode}", [row for row in block if row["mode"] == mode])
+# ---- speed-ups of a family --------------------------------------------------------------------------------------------------
+
+
+def kind(provider: str) -> str:
+    """The legend entry of a baseline: peers share one."""
+    return provider if provider in TORCH else "peer"
+
+
+def speed_ups(document: Document) -> Figure:
+    """A line a row on one logarithmic axis, the greatest speed-up over the fastest baseline first; red rows last."""
+    rows = sorted(document["rows"], key=lambda row: -(speedup(row, "fastest") or 0.0))
+    figure = Figure(figsize=(_WIDTH, 1.7 + _ROW_INCHES * max(len(rows), 3)), layout="constrained")
+    axis = figure.subplots()
+    axis.set_title(f"{document['family']}: times of the others over fastgen's\n{_where([document])}", loc="left")
+    low, high = _limits(rows)
+    axis.set_xscale("log")
+    axis.set_xlim(low, high)
+    axis.set_ylim(len(rows) - 0.4, -0.6)
+    ticks = log_ticks(low, high)
+    axis.set_xticks(ticks, [f"{tick:g}x" for tick in ticks])
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.grid(axis="x", color="#e4e4e4", linewidth=0.8)
+    axis.axvline(1, color="black", linewidth=1.2)
+    names: dict[str, list[str]] = {}
+    for place, row in enumerate(rows):
+        for name in baselines(row):
+            names.setdefault(kind(name), []).append(name)
+        _row(axis, place, row)
+    axis.set_yticks(range(len(rows)), [_label(row) for row in rows], fontsize=9)
+    axis.tick_params(axis="y", length=0)
+    axis.text(1.01, 1.0, "over the\nfastest", transform=axis.transAxes, fontsize=9, fontweight="bold", va="bottom")
+    _legend(figure, names)
     return figure
 
 
-def _per_mode(rows: Sequence[Row]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for row in rows:
-        counts[row["mode"]] = counts.get(row["mode"], 0) + 1
-    return counts
+def _row(axis: Any, place: int, row: Row) -> None:
+    beside = {"x": 1.01, "y": place, "transform": axis.get_yaxis_transform(), "va": "center", "fontsize": 9}
+    if not row["green"]:
+        axis.text(**beside, s="red", color="#C00000", fontweight="bold")
+        return
+    for name in baselines(row):
+        median, q1, q3 = row["ratios"][name]
+        axis.plot([q1, q3], [place, place], color=COLOURS[kind(name)], linewidth=1.6, alpha=0.6)
+        axis.plot(
+            [median], [place], MARKERS[kind(name)], color=COLOURS[kind(name)], markersize=5.5, markeredgecolor="white"
+        )
+    best = fastest_baseline(row)
+    axis.text(**beside, s=f"{row['ratios'][best][0]:.2f}" if best else "none", fontweight="bold" if best else "normal")
 
 
-def _bar_legend(part: Any, rows: Sequence[Row]) -> None:
-    from matplotlib.patches import Patch
+def _label(row: Row) -> str:
+    layout = "" if row["layout"] in ("NCHW", "flat") else f" {row['layout']}"
+    return f"{row['mode']}  {row['shape']}{layout} {row['dtype']}"
 
-    names = sorted({peer for row in rows for peer in peers(row)})
-    labels = {"eager": "over eager torch", "compile": "over torch.compile", "peer": f"over peer ({', '.join(names)})"}
-    shown = {kind(row, name) for row in rows for name in row["ratios"] if name != "floor"}
+
+def _legend(figure: Figure, names: dict[str, list[str]]) -> None:
+    from matplotlib.lines import Line2D
+
+    words = {"eager": "eager torch", "compile": "torch.compile", "peer": ", ".join(sorted(set(names.get("peer", []))))}
     handles = [
-        Patch(facecolor=COLOURS[name], hatch=HATCHES[name], edgecolor="white", label=label)
-        for name, label in labels.items()
-        if name in shown
+        Line2D([], [], marker=MARKERS[name], color=COLOURS[name], linewidth=1.6, label=words[name])
+        for name in words
+        if name in names
     ]
     if handles:
-        part.legend(handles=handles, loc="center", ncols=len(handles), frameon=False, fontsize=11)
+        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
 
 
-def _bar_panel(axis: Any, title: str, rows: Sequence[Row]) -> None:
-    axis.set_title(title, loc="left", fontweight="bold")
-    largest, smallest = 1.0, 1.0
-    texts = []
-    for position, row in enumerate(rows):
-        shown = [(kind(row, name), ratio) for name, ratio in row["ratios"].items() if name != "floor"]
-        if not shown:
-            axis.text(
-                1.03,
-                position,
-                "red: no figure" if not row["green"] else "no baseline measured",
-                va="center",
-                fontsize=8,
-            )
-        height = 0.8 / max(1, len(shown))
-        for i, (name, ratio) in enumerate(shown):
-            y = position - 0.4 + height * (i + 0.5)
-            value = ratio["median"]
-            axis.barh(
-                y,
-                value - 1,
-                height * 0.9,
-                left=1,
-                color=COLOURS[name],
-                hatch=HATCHES[name],
-                edgecolor="white",
-                linewidth=0.4,
-            )
-            axis.plot([ratio["q1"], ratio["q3"]], [y, y], color="black", linewidth=1.0)
-            # The number stands beyond bar and whisker, on the side the bar points to.
-            texts.append((max(value, ratio["q3"]) if value >= 1 else min(value, ratio["q1"]), y, value))
-            largest, smallest = max(largest, ratio["q3"]), min(smallest, ratio["q1"])
-    axis.set_xscale("log")
-    span = math.log(largest / smallest) if largest > smallest else 1.0
-    low = smallest / math.exp(0.22 * span) if smallest < 1 else 1 / math.exp(0.04 * span)
-    high = largest * math.exp(0.22 * span)
-    axis.set_xlim(low, high)
-    for x, y, value in texts:
-        offset = (4, 0) if value >= 1 else (-4, 0)
-        axis.annotate(
-            f"{value:.2f}", (x, y), offset, textcoords="offset points", va="center", fontsize=8,
-            ha="left" if value >= 1 else "right",
-        )  # fmt: skip
-    axis.axvline(1, color="black", linewidth=1)
-    ticks = _log_ticks(low, high)
-    axis.set_xticks(ticks, [f"{tick:g}x" for tick in ticks])
-    axis.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
-    axis.set_yticks(range(len(rows)), [f"{row['shape']} {row['layout']} {row['dtype']}" for row in rows], fontsize=9)
-    axis.set_ylim(len(rows) - 0.4, -0.6)
-    axis.tick_params(axis="y", length=0)
+def _limits(rows: Sequence[Row]) -> tuple[float, float]:
+    values = [value for row in rows for name in baselines(row) for value in row["ratios"][name]] + [1.0]
+    low, high = min(values), max(values)
+    room = max(1.1, (high / low) ** 0.04)
+    return low / room, high * room
 
 
-def _log_ticks(low: float, high: float) -> list[float]:
+def log_ticks(low: float, high: float) -> list[float]:
     """Round numbers in [low, high], far enough apart on a logarithmic axis for their labels; 1 is always among them."""
-    rounds = {m * 10.0**e for e in range(-3, 6) for m in (1, 2, 5)} | {
-        0.25,
-        0.75,
-        0.9,
-        1.1,
-        1.25,
-        1.5,
-        1.75,
-        2.5,
-        3,
-        4,
-        6,
-    }
-    gap = math.log(high / low) / 7
+    decades = [m * 10.0**e for m in (1, 2, 5) for e in range(-3, 6)]
+    between = [0.25, 0.75, 0.9, 1.1, 1.25, 1.5, 1.75, 2.5, 3, 4, 6, 8]
+    gap = math.log(high / low) / 9
     chosen = [1.0]
-    for tick in sorted(
-        rounds, key=lambda t: (f"{t:g}".strip("0.") not in "125", t)
-    ):  # 1, 2 and 5 before what lies between
+    for tick in (*decades, *between):
         if low <= tick <= high and all(abs(math.log(tick / other)) >= gap for other in chosen):
             chosen.append(tick)
     return sorted(chosen)
 
 
-def roofline(document: Document) -> Figure:
-    """Left: arithmetic rate over intensity under the machine's roofs. Right: memory rate of the memory-bound cases under the
-    rate of a copy of the same size, the roof that matters to them."""
-    figure = Figure(figsize=(_WIDTH, 7.0), layout="constrained")
-    figure.suptitle(f"Rooflines ({_where(document)})", fontsize=14)
-    left, right = figure.subplots(1, 2)
-    rows = [row for row in document["rows"] if row["green"] and row["providers"] and row["family"] != "dispatch"]
-    _arithmetic_roof(left, document, rows)
-    _memory_roof(right, rows)
-    handles = left.get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=len(handles[0]) or 1, frameon=False, fontsize=11)
-    return figure
+# ---- roofline ---------------------------------------------------------------------------------------------------------------
 
 
-def copy_rates(rows: Sequence[Row]) -> list[tuple[float, float]]:
-    """(bytes moved, bytes per second) of every copy that was timed: two passes over the input."""
-    from .ops.bench_group_norm import PASSES
+def roofline(documents: Sequence[Document]) -> Figure:
+    """Memory rate of fastgen over the least traffic of a case, under the rate of a copy of the same size.
 
-    found = []
-    for row in rows:
-        copy = row["providers"].get("copy")
-        if copy is not None and row["mode"] in PASSES:
-            moved = 2 * row["min_bytes"] / PASSES[row["mode"]]
-            found.append((moved, moved / copy["median"]))
-    return sorted(found)
-
-
-def _points(axis: Any, rows: Sequence[Row], x_of: Any, y_of: Any) -> None:
-    labels = {"fastgen": "fastgen", "eager": "eager torch", "compile": "torch.compile", "peer": "peer library"}
-    for name, label in labels.items():
-        points = [
-            (x_of(row), y_of(row, provider["median"]))
-            for row in rows
-            for key, provider in row["providers"].items()
-            if provider["role"] != "floor" and kind(row, key) == name
-        ]
-        if points:
-            axis.scatter(
-                *zip(*points, strict=True), s=48 if name == "fastgen" else 34, marker=MARKERS[name], label=label,
-                facecolor=COLOURS[name], edgecolor="white", linewidth=0.6, alpha=0.85, zorder=3 + (name == "fastgen"),
-            )  # fmt: skip
-
-
-def _arithmetic_roof(axis: Any, document: Document, rows: Sequence[Row]) -> None:
-    _points(axis, rows, lambda row: row["flops"] / row["min_bytes"], lambda row, t: row["flops"] / t / 1e9)
-    axis.set_xscale("log")
-    axis.set_yscale("log")
-    rates = [rate for _, rate in copy_rates(rows)]
-    gemm = {d: max(r, document["limits"]["gemm_end"][d]) for d, r in document["limits"]["gemm_start"].items()}
-    low, high = axis.get_xlim()
-    high = max(high, 1.3 * max(gemm.values()) / min(rates)) if rates else high
-    xs = [low * (high / low) ** (i / 200) for i in range(201)]
-    for dtype, rate in gemm.items():
-        axis.plot([low, high], [rate / 1e9] * 2, color=COLOURS["limit"], linewidth=1.2)
-        axis.annotate(
-            f"GEMM {dtype}: {_si(rate)}FLOP/s", (low, rate / 1e9), (6, 3), textcoords="offset points", fontsize=9
+    The rows nearest to their limits and furthest from them have a number, and their names stand below.
+    """
+    figure = Figure(figsize=(_WIDTH, 8.0), layout="constrained")
+    axis = figure.subplots()
+    axis.set_title(
+        f"fastgen's memory rate beside a copy of the same size\n{_where(documents)}" if documents else "", loc="left"
+    )
+    rows = [row for document in documents for row in document["rows"] if row["green"] and row["floors"]]
+    families = list(dict.fromkeys(row["family"] for row in rows))
+    for i, family in enumerate(families):
+        points = [_point(row) for row in rows if row["family"] == family]
+        style = {"marker": FAMILY_MARKERS[i % len(FAMILY_MARKERS)], "color": FAMILY_COLOURS[i % len(FAMILY_COLOURS)]}
+        axis.scatter(
+            *zip(*points, strict=True), s=38, edgecolor="white", linewidth=0.6, label=family, zorder=3, **style
         )
-    top = max(gemm.values())
-    roofs = {"fastest copy": max(rates), "slowest copy": min(rates)} if rates else {}
-    for style, (name, rate) in zip(("-", "--"), roofs.items(), strict=False):
-        axis.plot(xs, [min(x * rate, top) / 1e9 for x in xs], color=COLOURS["limit"], linestyle=style, linewidth=1.2)
-        x = low * (high / low) ** 0.04
-        axis.annotate(
-            f"{name}: {_si(rate)}B/s", (x, x * rate / 1e9), (0, 5) if style == "-" else (6, -12),
-            textcoords="offset points", fontsize=9, rotation=0, ha="left",
-        )  # fmt: skip
-    axis.set_xlim(low, high)
-    axis.set_xlabel("nominal operations per byte of least traffic (FLOP/B)")
-    axis.set_ylabel("rate (GFLOP/s)")
-    axis.set_title("Arithmetic: all cases", loc="left", fontweight="bold")
-    axis.grid(True, which="major", color="#dddddd", linewidth=0.6)
-
-
-def _memory_roof(axis: Any, rows: Sequence[Row]) -> None:
-    bound = [row for row in rows if row["family"] != "model"]
-    _points(axis, bound, lambda row: row["min_bytes"] / 2**20, lambda row, t: row["min_bytes"] / t / 1e9)
-    copies = copy_rates(rows)
-    sizes = sorted({size for size, _ in copies})
-    if sizes:
-        medians = [sorted(r for s, r in copies if s == size) for size in sizes]
-        line = [(size / 2**20, m[len(m) // 2] / 1e9) for size, m in zip(sizes, medians, strict=True)]
-        axis.plot(*zip(*line, strict=True), color=COLOURS["limit"], linewidth=1.6, marker="_", markersize=9, zorder=2)
-        axis.annotate("copy of the same size", line[-1], (-4, 8), textcoords="offset points", fontsize=9, ha="right")
+    _copy_line(axis, rows)
     axis.set_xscale("log")
     axis.set_yscale("log")
     axis.set_xlabel("least traffic of the case (MiB)")
     axis.set_ylabel("least traffic / time (GB/s)")
-    axis.set_title("Memory: every op case, against a copy", loc="left", fontweight="bold")
-    axis.grid(True, which="major", color="#dddddd", linewidth=0.6)
-    axis.xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
-    axis.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+    axis.grid(True, which="major", color="#e4e4e4", linewidth=0.8)
+    for scale in (axis.xaxis, axis.yaxis):
+        scale.set_major_formatter(FormatStrFormatter("%g"))
+    if rows:
+        axis.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False)
+        figure.supxlabel(_name_what_stands_out(axis, rows), fontsize=9, x=0.02, ha="left")
+    return figure
 
 
-def _si(value: float) -> str:
-    for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
-        if value >= factor:
-            return f"{value / factor:.3g} {prefix}"
-    return f"{value:.3g} "
+def _point(row: Row) -> tuple[float, float]:
+    return row["min_bytes"] / 2**20, row["min_bytes"] / row["times"]["fastgen"][0] / 1e9
 
 
-def _where(document: Document) -> str:
-    machine = document["machine"]
-    name = machine.get("gpu") or f"{machine['cpu']}, {document['threads']} threads"
-    return f"{name}, commit {(document['commit']['id'] or 'unknown')[:8]}"
+def copy_rates(rows: Sequence[Row]) -> list[tuple[float, float]]:
+    """(bytes moved, bytes per second) of every copy that was timed: two passes over a tensor of the row's shape."""
+    size = {"fp32": 4, "bf16": 2, "fp16": 2}
+    found = []
+    for row in rows:
+        if "copy" in row["floors"]:
+            moved = 2 * size[row["dtype"]] * math.prod(map(int, re.findall(r"\d+", row["shape"])))
+            found.append((moved, moved / row["times"]["copy"][0]))
+    return sorted(found)
+
+
+def _copy_line(axis: Any, rows: Sequence[Row]) -> None:
+    rates: dict[float, list[float]] = {}
+    for size, rate in copy_rates(rows):
+        rates.setdefault(size, []).append(rate)
+    line = [(size / 2**20, sorted(found)[len(found) // 2] / 1e9) for size, found in rates.items()]
+    if line:
+        axis.plot(
+            *zip(*line, strict=True), color=GREY, linewidth=1.8, marker="_", markersize=9, label="a copy", zorder=2
+        )
+
+
+def _name_what_stands_out(axis: Any, rows: Sequence[Row]) -> str:
+    """Numbers at the rows nearest to their limit and furthest from it, a family at most once at either end; returns their names."""
+    ordered = sorted((row for row in rows if "floor" in row["ratios"]), key=lambda row: row["ratios"]["floor"][0])
+    chosen: list[Row] = []
+    for end in (ordered, ordered[::-1]):
+        firsts = {row["family"]: row for row in reversed(end)}  # of each family the row nearest to this end
+        ranked = sorted(firsts.values(), key=end.index)[:STANDING_OUT]
+        chosen += [row for row in ranked if row not in chosen]
+    lines = []
+    for number, row in enumerate(chosen, 1):
+        axis.annotate(
+            str(number), _point(row), (0, 9), textcoords="offset points", ha="center", fontsize=9, fontweight="bold", zorder=5,
+            bbox={"boxstyle": "circle,pad=0.15", "facecolor": "white", "edgecolor": GREY, "linewidth": 0.8},
+        )  # fmt: skip
+        lines.append(f"{number}  {row['id']}: {row['ratios']['floor'][0]:.2f} times its limit")
+    return "\n".join(lines)

@@ -1,63 +1,72 @@
-"""The result file: one JSON document a run, written atomically, and the same numbers in pytest-benchmark's format.
+"""The result files: one small JSON document a family, written whole after each case, read by the reports.
 
-`results.json` is what reports, pictures and comparisons are made from; nothing is printed that is not in it.
+A row keeps medians, quartiles and counts; the samples themselves only where they were asked for. `README.md` says where they lie.
 """
 
 import json
-import logging
-import os
-import tempfile
 from collections.abc import Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-SCHEMA = 1
-STORAGE = "history"  # folder of pytest-benchmark's own storage, one numbered file a run
+from fastgen._files import write_atomically
+
+SCHEMA = 2
+FOLDER = Path(__file__).resolve().parent / "results"
 
 Document = dict[str, Any]
 Row = dict[str, Any]
 
 _DOCUMENT_KEYS = {
-    "schema": int, "created": str, "machine": dict, "versions": dict, "commit": dict, "fastgen": dict, "threads": int,
-    "settings": dict, "limits": dict, "notes": list, "rows": list,
+    "schema": int, "family": str, "created": str, "machine": dict, "versions": dict, "commit": dict, "fastgen": dict,
+    "threads": int, "settings": dict, "limits": dict, "cases": int, "seconds": float, "notes": list, "rows": list,
 }  # fmt: skip
 _ROW_KEYS = {
-    "id": str, "family": str, "mode": str, "shape": str, "layout": str, "dtype": str, "min_bytes": int, "flops": int,
-    "green": bool, "checks": list, "providers": dict, "ratios": dict, "notes": list,
+    "id": str, "group": str, "how": str, "min_bytes": int, "flops": int, "green": bool, "checks": dict, "red": dict,
+    "set_up_seconds": float, "rounds": int, "times": dict, "floors": list, "ratios": dict, "notes": list,
 }  # fmt: skip
-_PROVIDER_KEYS = {
-    "role": str, "median": float, "q1": float, "q3": float, "min": float, "iterations": int, "seconds": list
-}  # fmt: skip
+_LEFT_OUT: Row = {
+    "how": "as used",
+    "checks": {},
+    "red": {},
+    "times": {},
+    "floors": [],
+    "ratios": {},
+    "notes": [],
+}  # in a file
+_NAME_KEYS = ("family", "mode", "shape", "layout", "dtype")  # the parts of an id; in memory only
 
 
 class ResultError(ValueError):
     """A result file is not what it should be; the message begins with where it came from."""
 
 
-def write_atomic(path: Path, data: str | bytes) -> None:
-    """Write a file so that a reader sees the old content or the new, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = data.encode() if isinstance(data, str) else data
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner reads
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+def named(row: Row) -> Row:
+    """The row with the parts of its id beside it: family, mode, shape, layout, dtype."""
+    return row | dict(zip(_NAME_KEYS, row["id"].split("/"), strict=True))
 
 
-def save(document: Document, path: Path) -> None:
-    """Check and write ``results.json``."""
+def save(document: Document, folder: Path) -> Path:
+    """Check a family's document and write it into ``folder``, one line a row."""
+    path = folder / f"{document['family']}.json"
     validate(document, str(path))
-    write_atomic(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
+    head = [f" {json.dumps(key)}: {_compact(value)}" for key, value in document.items() if key != "rows"]
+    lines = ",\n".join(f"  {_compact(_stored(row))}" for row in document["rows"])
+    text = "{\n" + ",\n".join(head) + ',\n "rows": [\n' + lines + "\n ]\n}\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text))
+    return path
+
+
+def _stored(row: Row) -> Row:
+    """A row without what its id says and what goes without saying."""
+    return {k: v for k, v in row.items() if k not in _NAME_KEYS and not (k in _LEFT_OUT and v == _LEFT_OUT[k])}
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
 
 
 def load(path: Path) -> Document:
-    """Read a result file.
+    """Read a family's file.
 
     Raises:
         FileNotFoundError: there is none.
@@ -67,8 +76,18 @@ def load(path: Path) -> Document:
         document = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise ResultError(f"{path}: not JSON: {error}") from error
+    if isinstance(document, dict) and isinstance(document.get("rows"), list):
+        document["rows"] = [_LEFT_OUT | row if isinstance(row, dict) else row for row in document["rows"]]
     validate(document, str(path))
+    document["rows"] = [named(row) for row in document["rows"]]
     return document
+
+
+def load_all(path: Path) -> list[Document]:
+    """Every family's document of a folder, by name; or the one of a file."""
+    if not path.exists():
+        raise ResultError(f"{path}: no such file or folder")
+    return [load(file) for file in (sorted(path.glob("*.json")) if path.is_dir() else [path])]
 
 
 def validate(document: Any, source: str = "document") -> None:
@@ -77,16 +96,20 @@ def validate(document: Any, source: str = "document") -> None:
     Raises:
         ResultError: something is missing, of another type, or of another schema; the message says where.
     """
-    _check_keys(document, _DOCUMENT_KEYS, source)
-    if document["schema"] != SCHEMA:
+    if isinstance(document, dict) and document.get("schema", SCHEMA) != SCHEMA:
         raise ResultError(f"{source}: schema {document['schema']}, this program reads {SCHEMA}")
+    _check_keys(document, _DOCUMENT_KEYS, source)
     for row in document["rows"]:
         where = f"{source}: row {row.get('id') if isinstance(row, dict) else row!r}"
         _check_keys(row, _ROW_KEYS, where)
-        for name, provider in row["providers"].items():
-            _check_keys(provider, _PROVIDER_KEYS, f"{where}: provider {name}")
-        if not row["green"] and row["ratios"]:
-            raise ResultError(f"{where}: its check is red, so it must have no ratios")
+        if row["id"].count("/") != len(_NAME_KEYS) - 1:
+            raise ResultError(f"{where}: an id is {'/'.join(_NAME_KEYS)}")
+        for key in ("times", "ratios"):
+            for name, value in row[key].items():
+                if not (isinstance(value, list) and len(value) == 3 and all(_is_number(v) for v in value)):
+                    raise ResultError(f"{where}: {key} of {name} must be [median, q1, q3], got {value!r:.60}")
+        if not row["green"] and (row["ratios"] or row["times"]):
+            raise ResultError(f"{where}: its check is red, so it must have no figures")
 
 
 def _check_keys(value: Any, keys: Mapping[str, type], where: str) -> None:
@@ -95,60 +118,27 @@ def _check_keys(value: Any, keys: Mapping[str, type], where: str) -> None:
     for key, kind in keys.items():
         if key not in value:
             raise ResultError(f"{where}: {key} is missing")
-        good = isinstance(value[key], (int, float)) if kind is float else isinstance(value[key], kind)
+        good = _is_number(value[key]) if kind is float else isinstance(value[key], kind)
         if not good or (isinstance(value[key], bool) and kind is not bool):
             raise ResultError(f"{where}: {key} must be {kind.__name__}, got {value[key]!r:.60}")
 
 
-def to_pytest_benchmark(document: Document) -> Document:
-    """The same run in the JSON of pytest-benchmark: one benchmark a case and provider, grouped by case.
-
-    Raises:
-        ImportError: pytest-benchmark is not installed (its statistics are used, not imitated).
-    """
-    from pytest_benchmark import __version__
-    from pytest_benchmark.stats import Stats
-
-    benchmarks = []
-    for row in document["rows"]:
-        for name, provider in row["providers"].items():
-            stats = Stats()
-            for seconds in provider["seconds"]:
-                stats.update(seconds)
-            benchmarks.append(
-                {
-                    "group": row["id"],
-                    "name": f"{row['id']}[{name}]",
-                    "fullname": f"{row['id']}[{name}]",
-                    "params": {key: row[key] for key in ("shape", "layout", "dtype")} | {"provider": name},
-                    "param": name,
-                    "extra_info": {"green": row["green"], "ratios": row["ratios"], "min_bytes": row["min_bytes"]},
-                    "options": {"interleaved": True},
-                    "stats": stats.as_dict() | {"data": stats.data, "iterations": provider["iterations"]},
-                }
-            )
-    commit = document["commit"] | {"project": "fastgen", "author_time": document["commit"].get("time")}
-    return {
-        "machine_info": document["machine"] | {"versions": document["versions"], "threads": document["threads"]},
-        "commit_info": commit,
-        "benchmarks": benchmarks,
-        "datetime": document["created"],
-        "version": __version__,
-    }
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def save_pytest_benchmark(document: Document, out: Path) -> str | None:
-    """Write ``pytest-benchmark.json``, and a numbered copy into the storage ``history``; why not, where it cannot."""
-    try:
-        from pytest_benchmark.storage.file import FileStorage
-        from pytest_benchmark.utils import get_machine_id
+def baselines(row: Row) -> list[str]:
+    """The providers fastgen is compared with, as they were called."""
+    return [name for name in row["times"] if name != "fastgen" and name not in row["floors"]]
 
-        converted = to_pytest_benchmark(document)
-    except ImportError as error:
-        return f"pytest-benchmark's format is not written: {error}"
-    write_atomic(out / "pytest-benchmark.json", json.dumps(converted, indent=1) + "\n")
-    storage = FileStorage(out / STORAGE, logging.getLogger(__name__), default_machine_id=get_machine_id())
-    commit = (document["commit"]["id"] or "nogit")[:12]
-    when = datetime.fromisoformat(document["created"]).strftime("%Y%m%d-%H%M%S")
-    storage.save(converted, f"{commit}_{when}")
-    return None
+
+def fastest_baseline(row: Row) -> str | None:
+    """The baseline that was fastest beside fastgen: the one a headline is against."""
+    return min(baselines(row), key=lambda name: row["ratios"][name][0], default=None)
+
+
+def speedup(row: Row, baseline: str) -> float | None:
+    """Paired median speed-up over a baseline ("fastest": the fastest of them); None where it was not measured."""
+    name = fastest_baseline(row) if baseline == "fastest" else baseline
+    ratio = row["ratios"].get(name)
+    return None if ratio is None else ratio[0]

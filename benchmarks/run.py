@@ -1,192 +1,214 @@
-"""`python -m benchmarks.run`: check, then time every case, write the JSON, and make the table and the pictures from it."""
+"""`python -m benchmarks.run`: family by family, check and time every case within the family's budget, and save after each case.
+
+Results go to `benchmarks/results/<machine>/<family>.json`, from a tree without changes; trials go elsewhere with `--out`.
+"""
 
 import argparse
-import contextlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from . import compare, machine, report, results
-from .cases import Case, Workload, collect
-from .timing import clock_for, interleave, keep_memory, paired_ratio, quartiles
-from .verify import Check
+from . import compare, machine, pytest_format, report, results
+from .cases import Case, collect
+from .measure import measure
 
-# Seconds: of timed rounds a case, and of the whole run. Past the share of the budget below no new compilation starts, and past
-# all of it a case gets the fewest rounds that still make a median.
-QUICK = {"seconds": 1.5, "budget": 420.0}
-QUICK_CUDA = {"seconds": 0.4, "budget": 165.0}
-FULL = {"seconds": 5.0, "budget": 3600.0}
-COMPILE_SHARE = 0.75
-MIN_ROUNDS, LATE_ROUNDS = 7, 3
+# Seconds: of timed rounds a case at most, and of a family. Past its budget a family's cases get the fewest rounds that still make a
+# median, and a little later it ends.
+QUICK = {"seconds": 1.0, "budget": 85.0}
+QUICK_CUDA = {"seconds": 0.3, "budget": 60.0}
+FULL = {"seconds": 5.0, "budget": 1200.0}
+COMPILE_SHARE = (
+    0.5  # of the budget so far that set-up, compilation included, may have taken for one more compilation to begin
+)
+TIMED_SHARE = 0.6  # of what is left for a case: the rest is set-up and check
+OVERTIME = 1.1
+MIN_ROUNDS, LATE_ROUNDS = 5, 3
+TRIALS = Path("out/bench")  # where results go that are not all of a family's
 
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
-    parser.add_argument("--full", action="store_true", help="all dtypes, longer rounds, no haste")
-    parser.add_argument("--cases", metavar="REGEX", help="only cases whose id matches")
+    parser.add_argument("--families", metavar="NAME", nargs="+", help="only these (default: all)")
+    parser.add_argument("--cases", metavar="REGEX", help=f"only cases whose id matches; the results go to {TRIALS}")
     parser.add_argument("--list", action="store_true", help="print the ids of the cases and stop")
+    parser.add_argument("--full", action="store_true", help="all dtypes and sizes, longer rounds, no haste")
+    parser.add_argument("--out", type=Path, help="folder of the results (default: benchmarks/results/<machine>)")
+    parser.add_argument("--allow-dirty", action="store_true", help="from a tree with changes too; the results say so")
     parser.add_argument(
-        "--out", type=Path, default=Path("out/bench"), help="folder of the results (default: %(default)s)"
+        "--resume", action="store_true", help="go on with results of this commit: measure what is missing"
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, help="threads of torch (default: torch's own)")
-    parser.add_argument("--seconds", type=float, help="timed seconds a case")
-    parser.add_argument("--budget", type=float, help="seconds for the whole run")
+    parser.add_argument("--seconds", type=float, help="timed seconds a case, at most")
+    parser.add_argument("--budget", type=float, help="seconds a family")
+    parser.add_argument("--deadline", type=float, help="seconds after which the run stops with what it has")
     parser.add_argument("--no-compile", action="store_true", help="leave the torch.compile baseline out")
+    parser.add_argument("--raw", action="store_true", help="keep every sample, in pytest-benchmark's format too")
     parser.add_argument(
-        "--base", type=Path, metavar="RESULT_OR_CHECKOUT",
-        help="afterwards compare with another run's results.json, or time against another (built) checkout",
+        "--base", type=Path, metavar="RESULTS_OR_CHECKOUT",
+        help="afterwards compare with another run's results, or time against another (built) checkout",
     )  # fmt: skip
     return parser
 
 
-def measure(case: Case, device: torch.device, *, seconds: float, min_rounds: int, allow_compile: bool) -> results.Row:
-    """Check one case and, where it is green, time it."""
-    row: results.Row = {
-        "id": case.id, "family": case.family, "mode": case.mode, "shape": case.shape_text, "layout": case.layout,
-        "dtype": case.dtype, "min_bytes": 0, "flops": 0, "green": False, "checks": [], "providers": {}, "ratios": {},
-        "notes": [],
-    }  # fmt: skip
-    try:
-        workload = case.build(allow_compile)
-    except Exception as error:
-        row["checks"] = [
-            Check("fastgen", False, float("nan"), float("nan"), f"set-up failed: {_line(error)}").as_dict()
-        ]
-        return row
-    row |= {"min_bytes": workload.min_bytes, "flops": workload.flops, "notes": list(workload.notes)}
-    with contextlib.nullcontext() if workload.grad else torch.no_grad():
-        checks = _checks(workload)
-        row["checks"] = [check.as_dict() for check in checks]
-        ours = [check.ok for check in checks if check.provider == "fastgen"]
-        row["green"] = bool(ours) and all(ours)
-        wrong = {check.provider for check in checks if not check.ok}  # a wrong baseline is not a baseline
-        row["notes"] += [f"{check.provider} is not timed: {check.reason}" for check in checks if not check.ok]
-        if row["green"]:
-            clock = clock_for(device, case.clock)
-            calls = {provider.name: provider.call for provider in workload.providers if provider.name not in wrong}
-            seconds_of, iterations = interleave(calls, clock, seconds=seconds, min_rounds=min_rounds)
-            roles = {provider.name: provider.role for provider in workload.providers}
-            row["providers"] = {
-                name: _summary(roles[name], times, iterations[name]) for name, times in seconds_of.items()
-            }
-            row["ratios"] = paired(seconds_of, roles)
-    return row
-
-
-def paired(seconds_of: dict[str, list[float]], roles: dict[str, str]) -> dict[str, dict[str, float]]:
-    """Paired ratios of a case: ``baseline / fastgen`` (speed-up) by the baseline's name, and ``fastgen / all floors
-    together`` under "floor" (1 is the limit, larger is further from it)."""
-    fast = seconds_of["fastgen"]
-    ratios = {name: paired_ratio(times, fast) for name, times in seconds_of.items() if roles[name] == "baseline"}
-    floors = [times for name, times in seconds_of.items() if roles[name] == "floor"]
-    if floors:
-        ratios["floor"] = paired_ratio(fast, [sum(parts) for parts in zip(*floors, strict=True)])
-    return {name: ratio.as_dict() for name, ratio in ratios.items()}
-
-
-def _checks(workload: Workload) -> list[Check]:
-    try:
-        return workload.check()
-    except Exception as error:
-        return [Check("fastgen", False, float("nan"), float("nan"), f"the check failed to run: {_line(error)}")]
-
-
-def _summary(role: str, times: list[float], iterations: int) -> dict[str, Any]:
-    q1, median, q3 = quartiles(times)
-    return {
-        "role": role, "median": median, "q1": q1, "q3": q3, "min": min(times), "iterations": iterations,
-        "seconds": [float(f"{t:.5g}") for t in times],
-    }  # fmt: skip
-
-
-def _line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0] if text else ''}"[:300]
-
-
-def run(args: argparse.Namespace) -> results.Document:
-    """Measure all selected cases; returns the document that is written as ``results.json``."""
-    started = time.monotonic()
-    device = torch.device(args.device)
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    preset = FULL if args.full else QUICK_CUDA if device.type == "cuda" else QUICK
-    seconds = args.seconds if args.seconds is not None else preset["seconds"]
-    budget = args.budget if args.budget is not None else preset["budget"]
-
-    memory_kept = keep_memory()
-    cases, notes = collect(device, args.full, args.cases)
-    limits: dict[str, Any] = {"gemm_start": machine.gemm_rates(device)}
-    load_start = machine.load_average()
-    rows = []
-    for case in _progress(cases):
-        spent = time.monotonic() - started
-        allow_compile = not args.no_compile and spent < COMPILE_SHARE * budget
-        late = spent > budget
-        rows.append(
-            measure(
-                case,
-                device,
-                seconds=0.0 if late else seconds,
-                min_rounds=LATE_ROUNDS if late else MIN_ROUNDS,
-                allow_compile=allow_compile,
-            )
-        )
-    limits["gemm_end"] = machine.gemm_rates(device)
+def document_for(
+    family: str, cases: Sequence[Case], device: torch.device, settings: dict[str, Any]
+) -> results.Document:
+    """A family's document before its first case."""
     return {
         "schema": results.SCHEMA,
+        "family": family,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": machine.describe(device) | {"load_start": load_start, "load_end": machine.load_average()},
-        "versions": machine.versions(),
         "commit": machine.commit(),
+        "machine": machine.describe(device) | {"name": machine.name(device), "load": machine.load_average()},
+        "versions": machine.versions(),
         "fastgen": machine.fastgen_build(),
         "threads": torch.get_num_threads(),
-        "settings": {
-            "full": args.full, "cases": args.cases, "seconds": seconds, "budget": budget, "compile": not args.no_compile,
-            "min_rounds": MIN_ROUNDS, "memory_kept": memory_kept, "wall_seconds": round(time.monotonic() - started, 1),
-        },
-        "limits": limits,
-        "notes": notes,
-        "rows": rows,
+        "settings": settings,
+        "limits": {"gemm": machine.gemm_rates(device)},
+        "cases": len(cases),
+        "seconds": 0.0,
+        "notes": [],
+        "rows": [],
+    }
+
+
+def run_family(
+    document: results.Document, cases: Sequence[Case], device: torch.device, out: Path, deadline: float
+) -> Iterator[results.Row]:
+    """Measure the cases that ``document`` has no row of; save it after each, and yield the row.
+
+    Args:
+        deadline: on `time.monotonic`'s clock, after which no case begins.
+    """
+    settings = document["settings"]
+    known = {row["id"] for row in document["rows"]}
+    cases = [case for case in cases if case.id not in known]
+    started, spent_before = time.monotonic(), document["seconds"]
+    budget = min(settings["budget"], max(0.0, deadline - started))
+    set_up = 0.0
+    for i, case in enumerate(cases):
+        spent = time.monotonic() - started
+        if spent > OVERTIME * budget:
+            document["notes"].append(f"{len(cases) - i} cases were not measured: the time was spent")
+            break
+        left = (budget - spent) / (len(cases) - i)
+        row = measure(
+            case,
+            device,
+            seconds=max(0.0, min(settings["seconds"], TIMED_SHARE * left)),
+            min_rounds=MIN_ROUNDS if left > 0 else LATE_ROUNDS,
+            allow_compile=settings["compile"] and set_up <= COMPILE_SHARE * budget * (i + 1) / len(cases),
+            raw=settings["raw"],
+        )
+        set_up += row["set_up_seconds"]
+        document["rows"].append(row)
+        document["seconds"] = round(spent_before + time.monotonic() - started, 1)
+        results.save(document, out)
+        yield row
+    results.save(document, out)
+
+
+def resumed(document: results.Document, out: Path) -> results.Document:
+    """The family's document that is in ``out``, to go on with, where it is of the same commit; else ``document``."""
+    try:
+        found = results.load(out / f"{document['family']}.json")
+    except (FileNotFoundError, results.ResultError):
+        return document
+    if found["commit"] != document["commit"] or document["commit"]["id"] is None:
+        return document
+    found["notes"] = []
+    return found
+
+
+def run(args: argparse.Namespace, families: dict[str, list[Case]], device: torch.device, out: Path) -> bool:
+    """Measure all of ``families``; whether every row is green."""
+    preset = FULL if args.full else QUICK_CUDA if device.type == "cuda" else QUICK
+    settings = {
+        "full": args.full, "cases": args.cases, "compile": not args.no_compile, "raw": args.raw,
+        "seconds": preset["seconds"] if args.seconds is None else args.seconds,
+        "budget": preset["budget"] if args.budget is None else args.budget,
     }  # fmt: skip
+    deadline = time.monotonic() + (args.deadline if args.deadline is not None else float("inf"))
+    green = True
+    for family, cases in families.items():
+        if time.monotonic() > deadline:
+            print(f"benchmarks: the deadline is past; {family} and what follows are not measured", file=sys.stderr)
+            break
+        document = document_for(family, cases, device, settings)
+        if args.resume:
+            document = resumed(document, out)
+        for row in _progress(run_family(document, cases, device, out, deadline), family, len(cases)):
+            green = green and row["green"]
+    return green
 
 
-def _progress(cases: Sequence[Case]) -> Any:
+def _progress(rows: Iterator[results.Row], family: str, total: int) -> Iterator[results.Row]:
     try:
         from tqdm import tqdm
     except ImportError:
-        return cases
-    return tqdm(cases, desc="benchmarks", unit="case", disable=None)
+        return rows
+    return tqdm(rows, desc=family, total=total, unit="case", disable=None)  # type: ignore[no-any-return]
+
+
+def refusal(out: Path, allow_dirty: bool) -> str | None:
+    """Why results must not be written to ``out``; None where they may."""
+    if allow_dirty or results.FOLDER not in (out.resolve(), *out.resolve().parents):
+        return None
+    commit = machine.commit()
+    if commit["id"] is None:
+        return "outside git no commit can be named in the results: give --out or --allow-dirty"
+    if commit["dirty"]:
+        return f"the tree has changes, so no commit can be named in {out}: commit them, or give --out or --allow-dirty"
+    return None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
-        print("benchmarks: --device cuda, but torch sees no CUDA device", file=sys.stderr)
-        return 2
+        return _fail("--device cuda, but torch sees no CUDA device")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    device = torch.device(args.device)
+    try:
+        families, notes = collect(device, args.full, args.cases, args.families)
+    except ValueError as error:
+        return _fail(str(error))
     if args.list:
-        cases, notes = collect(torch.device(args.device), args.full, args.cases)
-        print("\n".join([case.id for case in cases] + notes))
+        print("\n".join([case.id for cases in families.values() for case in cases] + notes))
         return 0
-    document = run(args)
-    if not document["rows"]:
-        print("\n".join([f"benchmarks: no case matches {args.cases!r}", *document["notes"]]), file=sys.stderr)
-        return 2
-    results.save(document, args.out / "results.json")
-    notes = [results.save_pytest_benchmark(document, args.out), *report.write(document, args.out)]
-    print(report.markdown(document))
+    if not families:
+        return _fail("\n".join([f"no case matches {args.cases!r}", *notes]))
+    out = args.out or (TRIALS if args.cases else results.FOLDER / machine.name(device))
+    if reason := refusal(out, args.allow_dirty):
+        return _fail(reason)
+    try:
+        green = run(args, families, device, out)
+    except KeyboardInterrupt:
+        print("benchmarks: interrupted; the cases that were finished are saved", file=sys.stderr)
+        green = False
+    documents = [document for document in results.load_all(out) if document["family"] in families]
+    notes += report.write(results.load_all(out), out)
+    if args.raw:
+        notes += pytest_format.save(documents, out)
+    print(report.summary(documents))
     if args.base is not None:
-        print(compare.against(args.base, document, cases=args.cases, seconds=args.seconds, out=args.out))
-    for note in filter(None, notes):
+        seconds = 1.0 if args.seconds is None else args.seconds
+        print(compare.against(args.base, documents, args.device, cases=args.cases, seconds=seconds, out=out))
+    for note in notes:
         print(f"note: {note}")
-    print(f"\nwritten to {args.out}/: {', '.join(sorted(p.name for p in args.out.iterdir()))}")
-    return 0 if all(row["green"] for row in document["rows"]) else 1
+    print(f"\nwritten to {out}/: {', '.join(sorted(p.name for p in out.iterdir()))}")
+    return 0 if green else 1
+
+
+def _fail(message: str) -> int:
+    print(f"benchmarks: {message}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

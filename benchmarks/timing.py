@@ -1,11 +1,12 @@
-"""Timing: rounds in which every provider is called in turn (A B C, A B C, ...), and the arithmetic of paired ratios.
+"""Timing: rounds in which every provider is called in turn, each round in another order, and the arithmetic of paired ratios.
 
 A slow moment of the machine hits all providers of its round, so the ratio within a round is steadier than the ratio of two
-medians. Short calls are repeated inside a sample until it is long enough for the clock.
+medians. Over the rounds every provider follows every other equally often: the page faults of memory that the one before gave back
+do not always land on the same. Short calls are repeated inside a sample until it is long enough for the clock.
 """
 
-import ctypes
 import gc
+import itertools
 import math
 import statistics
 import time
@@ -17,7 +18,7 @@ import torch
 
 SAMPLE_SECONDS = 5e-4  # a sample repeats its call until it lasts this long: 10,000 times the clock's resolution
 MAX_ITERATIONS = 2000
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+SLOW_SECONDS = 0.05  # a call that takes longer is warm after the check and one round
 L2_FLUSH_BYTES = 256 * 2**20  # several times the L2 cache of any GPU of today
 
 Calls = Mapping[str, Callable[[], Any]]
@@ -30,9 +31,6 @@ class Ratio:
     median: float
     q1: float
     q3: float
-
-    def as_dict(self) -> dict[str, float]:
-        return {"median": self.median, "q1": self.q1, "q3": self.q3}
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
@@ -101,39 +99,80 @@ class HostLaunchClock(HostClock):
 
 
 class CudaClock:
-    """CUDA events around one call, after a write that empties the L2 cache and lets the host run ahead of the GPU."""
+    """Device time by CUDA events, after a write that empties the L2 cache and lets the host run ahead of the GPU.
 
-    def __init__(self, device: torch.device) -> None:
+    A call that can be captured is replayed as a CUDA graph, so that the time of its launches is not in the figure; the others are
+    called. ``captured`` names those that were.
+    """
+
+    def __init__(self, device: torch.device, calls: Calls) -> None:
         self._flush = torch.empty(L2_FLUSH_BYTES // 4, dtype=torch.int32, device=device)
+        graphs = {name: capture(call) for name, call in calls.items()}
+        self._replays = {name: graph.replay for name, graph in graphs.items() if graph is not None}
+        self.captured = list(self._replays)
 
     def round(self, calls: Calls, iterations: Mapping[str, int]) -> dict[str, float]:
         events = {}
         torch.cuda.synchronize()
         for name, call in calls.items():
+            run = self._replays.get(name, call)
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             self._flush.zero_()
             start.record()
-            call()
+            run()
             end.record()
             events[name] = (start, end)
         torch.cuda.synchronize()
         return {name: start.elapsed_time(end) / 1000 for name, (start, end) in events.items()}
 
 
-def clock_for(device: torch.device, kind: str) -> Clock:
+def capture(call: Callable[[], Any], warm_up: int = 3) -> torch.cuda.CUDAGraph | None:
+    """``call`` as a CUDA graph; None where it waits for the device, copies from the host, or else cannot be captured."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    try:
+        with torch.cuda.stream(stream):
+            for _ in range(warm_up):
+                call()
+        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            call()
+        graph.replay()
+        torch.cuda.synchronize()
+    except Exception:
+        torch.cuda.synchronize()
+        return None
+    return graph
+
+
+def clock_for(device: torch.device, kind: str, calls: Calls) -> Clock:
     """The clock of a case; ``kind`` is "device" or "host"."""
     if device.type != "cuda":
         return HostClock()
-    return HostLaunchClock() if kind == "host" else CudaClock(device)
+    return HostLaunchClock() if kind == "host" else CudaClock(device, calls)
+
+
+def orders(names: Sequence[str]) -> list[list[str]]:
+    """Orders of the rounds: each name stands in each place, and follows each other name, equally often (Williams 1949).
+
+    The first row goes 0, 1, n-1, 2, n-2, ...; the others are it turned, and for an odd number each backwards too.
+    """
+    n = len(names)
+    zigzag = [(k + 1) // 2 if k % 2 else (n - k // 2) % n for k in range(n)]
+    rows = [[names[(place + turn) % n] for place in zigzag] for turn in range(n)]
+    return rows + [row[::-1] for row in rows] if n % 2 and n > 1 else rows
 
 
 def calibrate(calls: Calls, clock: Clock) -> dict[str, int]:
     """Warm every call up, and say how often a sample must repeat it."""
     once = dict.fromkeys(calls, 1)
-    clock.round(calls, once)
-    best = {name: min(times) for name, times in _transpose([clock.round(calls, once) for _ in range(3)]).items()}
+    best = clock.round(calls, once)
     if isinstance(clock, CudaClock):
         return once
+    for _ in range(3 if max(best.values()) < SLOW_SECONDS else 0):
+        best = {name: min(best[name], seconds) for name, seconds in clock.round(calls, once).items()}
     return {name: min(MAX_ITERATIONS, max(1, math.ceil(SAMPLE_SECONDS / t))) for name, t in best.items()}
 
 
@@ -147,31 +186,15 @@ def interleave(
     """
     iterations = calibrate(calls, clock)
     rounds: list[dict[str, float]] = []
+    turns = itertools.cycle(orders(list(calls)))
     collecting = gc.isenabled()
     gc.collect()
     gc.disable()  # a collection would land on whichever provider happens to run
     try:
         deadline = time.perf_counter() + seconds
         while len(rounds) < min_rounds or (time.perf_counter() < deadline and len(rounds) < max_rounds):
-            rounds.append(clock.round(calls, iterations))
+            rounds.append(clock.round({name: calls[name] for name in next(turns)}, iterations))
     finally:
         if collecting:
             gc.enable()
-    return _transpose(rounds), iterations
-
-
-def keep_memory() -> bool:
-    """Tell glibc not to give freed memory back to the system, for all providers alike; whether it could be told.
-
-    Otherwise a large output costs thousands of page faults for whichever provider comes after one that freed much: the order
-    of a round would decide, by a factor of up to four.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return False
-    return all(mallopt(option, 2**31 - 1) for option in (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD))
-
-
-def _transpose(rounds: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
-    return {name: [r[name] for r in rounds] for name in rounds[0]}
+    return {name: [seconds[name] for seconds in rounds] for name in calls}, iterations

@@ -40,11 +40,16 @@ class Session:
     def list(self, cases: str | None) -> list[str]:
         from benchmarks.cases import collect
 
-        self._known = {case.id: case for case in collect(self._device, True, None)[0]}
-        return [case.id for case in collect(self._device, False, cases)[0]]
+        def listed(full: bool, pattern: str | None) -> dict[str, Any]:
+            families, _ = collect(self._device, full, pattern)
+            return {case.id: case for found in families.values() for case in found}
+
+        self._known = listed(True, None) | listed(False, None)
+        return [*listed(False, cases)]
 
     def load(self, case_id: str) -> dict[str, Any]:
         """Set up, check and calibrate; the answer says how long a sample takes, or what is wrong."""
+        from benchmarks import verify
         from benchmarks.timing import calibrate, clock_for
 
         self._calls = {}
@@ -53,26 +58,20 @@ class Session:
         case = self._known[case_id]
         try:
             self._workload = case.build(False)
-            with self._grad_mode():
-                red = [check for check in self._workload.check() if check.provider == "fastgen" and not check.ok]
+            red = [check for check in verify.check(self._workload) if check.provider == "fastgen" and not check.ok]
         except Exception as error:
             return {"ok": False, "reason": f"{type(error).__name__}: {error}"[:300]}
         if red:
             return {"ok": False, "reason": red[0].reason}
         self._calls = {p.name: p.call for p in self._workload.providers if p.role == "fastgen"}
-        self._clock = clock_for(self._device, case.clock)
-        with self._grad_mode():
+        with self._workload.grad_mode():
+            self._clock = clock_for(self._device, case.clock, self._calls)
             self._iterations = calibrate(self._calls, self._clock)
         return {"ok": True, "seconds": self.sample() * self._iterations["fastgen"]}
 
     def sample(self) -> float:
-        with self._grad_mode():
+        with self._workload.grad_mode():
             return self._clock.round(self._calls, self._iterations)["fastgen"]
-
-    def _grad_mode(self) -> Any:
-        import torch
-
-        return torch.set_grad_enabled(self._workload.grad)
 
 
 def main() -> int:
@@ -86,9 +85,6 @@ def main() -> int:
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    from benchmarks.timing import keep_memory
-
-    keep_memory()
     answers = sys.stdout
     sys.stdout = sys.stderr  # whatever a library prints must not mix with the answers
     session = Session(args.device)

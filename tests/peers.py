@@ -38,11 +38,13 @@ def load_k_diffusion() -> Any:
     spec = importlib.util.find_spec("k_diffusion")
     if spec is None or not spec.submodule_search_locations:
         raise ImportError(INSTALL["k_diffusion"])
-    for name in ("torchdiffeq", "torchsde"):
-        if name not in sys.modules and importlib.util.find_spec(name) is None:
-            stub: Any = types.ModuleType(name)
-            stub.odeint = None
-            sys.modules[name] = stub
+    stubs: dict[str, Any] = {
+        name: types.ModuleType(name)
+        for name in ("torchdiffeq", "torchsde")
+        if name not in sys.modules and importlib.util.find_spec(name) is None
+    }
+    for stub in stubs.values():
+        stub.odeint = None
     package: Any = types.ModuleType("k_diffusion_sampling_only")
     package.__path__ = [spec.submodule_search_locations[0]]
     package.utils = types.ModuleType("k_diffusion_sampling_only.utils")
@@ -54,5 +56,10 @@ def load_k_diffusion() -> Any:
     if found is None or found.loader is None:
         raise ImportError(f"{path} cannot be loaded")
     module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
+    sys.modules.update(stubs)
+    try:
+        found.loader.exec_module(module)
+    finally:
+        for name in stubs:  # diffusers looks for them too, and a stand-in has no spec
+            del sys.modules[name]
     return module

@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from fastgen.models import UNet
 from fastgen.nn import PlainGroupNorm
 
-from ..cases import DTYPES, Case, Provider, Workload, random_tensor
-from ..verify import Check, compare
+from ..cases import DTYPES, Case, Provider, Workload, compiled, random_tensor
+from ..verify import Values
 
 # The U-Net of an 8x8 digits model, and that of DDPM on CIFAR-10 (Ho et al. 2020, appendix B).
 CONFIGS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
@@ -32,38 +32,52 @@ CONFIGS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
 def cases(device: torch.device, full: bool) -> list[Case]:
     dtypes = ("fp32", "bf16") if device.type == "cuda" or full else ("fp32",)
     return [
-        Case("model", mode, shape, dtype, functools.partial(build, mode, dtype, device))
+        Case(
+            "model", mode, shape, dtype, functools.partial(build, mode, layout, dtype, device),
+            f"whole U-Net, {mode.removeprefix('unet_')}", layout=layout,
+        )
         for mode, (shape, _) in CONFIGS.items()
+        for layout in ("NCHW", "NHWC")
         for dtype in dtypes
-    ]
+    ]  # fmt: skip
 
 
-def build(mode: str, dtype: str, device: torch.device, allow_compile: bool) -> Workload:
+def build(mode: str, layout: str, dtype: str, device: torch.device, allow_compile: bool) -> Workload:
     shape, config = CONFIGS[mode]
     fused = UNet(**config).eval()
     fill_zeros(fused)
     plain = UNet(**config, norm=PlainGroupNorm).eval()
     plain.load_state_dict(fused.state_dict())
     wide = UNet(**config, norm=PlainGroupNorm).eval().double()
-    fused, plain = (model.to(device, DTYPES[dtype]) for model in (fused, plain))
+    memory_format = torch.channels_last if layout == "NHWC" else torch.contiguous_format
+    fused, plain = (model.to(device, DTYPES[dtype], memory_format=memory_format) for model in (fused, plain))
     wide = wide.to(device)
     wide.load_state_dict(plain.state_dict())  # float64 arithmetic on the same rounded weights
-    x = random_tensor(shape, device, dtype, seed=3)
+    x = random_tensor(shape, device, dtype, seed=3, layout=layout)
     timesteps = torch.full(shape[:1], 500, device=device)
-    calls = {"eager": functools.partial(plain, x, timesteps), "fastgen": functools.partial(fused, x, timesteps)}
+    models: dict[str, Any] = {"eager": plain}
+    notes: list[str] = []
+    with torch.no_grad():
+        if function := compiled(plain, (x, timesteps), allow_compile, notes):
+            models["compile"] = function
+    models["fastgen"] = fused
 
-    def check() -> list[Check]:
-        expected = wide(x.double(), timesteps)
-        return compare({name: (call(),) for name, call in calls.items()}, (expected,), yardstick="eager")
+    def expected() -> tuple[torch.Tensor]:
+        with torch.no_grad():
+            return (wide(x.double(), timesteps),)
 
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         plain(x, timesteps)
     weights = sum(p.nbytes for p in plain.parameters())
     return Workload(
-        [Provider("eager", calls["eager"]), Provider("fastgen", calls["fastgen"], "fastgen")],
-        check,
+        [
+            Provider(name, functools.partial(model, x, timesteps), "fastgen" if name == "fastgen" else "baseline")
+            for name, model in models.items()
+        ],
+        (Values(expected, yardstick="eager"),),
         min_bytes=weights + 2 * x.nbytes,
         flops=counter.get_total_flops(),
+        notes=notes,
     )
 
 

@@ -16,14 +16,17 @@ from torch import Tensor
 from fastgen.ops import VLB_COLUMNS, diffusion_loss
 from fastgen.samplers import alphas_cumprod, linear_betas, noising_tables, vlb_table
 
-from ..cases import DTYPES, Case, Provider, Workload, random_tensor
-from ..verify import Check, compare
+from ..cases import DTYPES, Case, Provider, Workload, compiled, random_tensor
+from ..verify import Values
 
 SHAPES = ((128, 3, 32, 32), (16, 3, 256, 256))  # a batch of CIFAR-10, and of 256 x 256 images
 MODES = ("epsilon", "v_prediction", "hybrid")
 TRAIN_STEPS = 1000
-# Relative to the largest value. A sum of millions is a lottery in its last digit, and eager's own is no bar for it.
-TOLERANCE = {"fp32": 2e-6, "bf16": 6e-2, "hybrid": 1e-4}
+GROUP_OF = {
+    "epsilon": "`diffusion_loss`, squared error, forward and backward",
+    "v_prediction": "`diffusion_loss`, squared error, forward and backward",
+    "hybrid": "`diffusion_loss`, hybrid with learned variance, forward and backward",
+}
 # Nominal, an element: difference, square and sum, then two for the gradient; target 3; the bound with its exponential 30.
 FLOPS_PER_ELEMENT = {"epsilon": 6, "v_prediction": 12, "hybrid": 66}
 # Reads of the forward, reads and writes of the backward, in tensors of the size of x0.
@@ -75,7 +78,7 @@ PLAIN: dict[str, Callable] = {"epsilon": plain_epsilon, "v_prediction": plain_v_
 
 def cases(device: torch.device, full: bool) -> list[Case]:
     return [
-        Case("diffusion_loss", mode, shape, dtype, functools.partial(build, mode, shape, dtype, device))
+        Case("diffusion_loss", mode, shape, dtype, functools.partial(build, mode, shape, dtype, device), GROUP_OF[mode])
         for mode in MODES
         for shape in SHAPES
         for dtype in ("fp32", "bf16")
@@ -126,17 +129,10 @@ def build(mode: str, shape: tuple[int, ...], dtype: str, device: torch.device, a
 
     bound = wide["vlb_table"].float()
     functions: dict[str, Callable] = {"eager": functools.partial(PLAIN[mode], tables=plain_tables)}
-    inputs, notes = (model, x0, noise, t), []
-    if allow_compile:
-        try:
-            torch._dynamo.reset()  # else many shapes of one function hit the recompilation limit
-            function = torch.compile(functions["eager"], dynamic=False, fullgraph=True)
-            torch.autograd.grad(function(*inputs), model)
-            functions["compile"] = function
-        except Exception as error:  # no compiler, say: the case goes on without this baseline
-            notes.append(f"compile is not measured: {type(error).__name__}: {str(error).strip().splitlines()[:1]}")
-    else:
-        notes.append("compile is not measured: switched off, or the time budget of the run is spent")
+    inputs = (model, x0, noise, t)
+    notes: list[str] = []
+    if function := compiled(functions["eager"], inputs, allow_compile, notes, grad=True):
+        functions["compile"] = function
     functions["fastgen"] = fused
 
     def with_backward(function: Callable, *inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -145,14 +141,11 @@ def build(mode: str, shape: tuple[int, ...], dtype: str, device: torch.device, a
 
     calls = {name: functools.partial(with_backward, function, *inputs) for name, function in functions.items()}
 
-    def check() -> list[Check]:
+    def expected() -> tuple[Tensor, Tensor]:
         exact = [value.detach().double() for value in inputs[:3]]
-        expected = with_backward(functools.partial(PLAIN[mode], tables=wide), exact[0].requires_grad_(), *exact[1:], t)
-        # loss and gradient are small: scaled to 1, or a comparison relative to 1 would prove nothing
-        scales = [1 / value.detach().abs().max() for value in expected]
-        outputs = {name: [v.double() * s for v, s in zip(call(), scales, strict=True)] for name, call in calls.items()}
-        wanted = [value.detach() * scale for value, scale in zip(expected, scales, strict=True)]
-        return compare(outputs, wanted, tolerance=TOLERANCE["hybrid" if hybrid else dtype])
+        with torch.enable_grad():
+            plain = functools.partial(PLAIN[mode], tables=wide)
+            return with_backward(plain, exact[0].requires_grad_(), *exact[1:], t)
 
     providers = [Provider(name, call, "fastgen" if name == "fastgen" else "baseline") for name, call in calls.items()]
     first = model.detach()[:, : shape[1]].contiguous()
@@ -162,7 +155,7 @@ def build(mode: str, shape: tuple[int, ...], dtype: str, device: torch.device, a
     elements = math.prod(shape)
     return Workload(
         providers,
-        check,
+        (Values(expected, yardstick="eager", terms=(elements, 1)),),
         min_bytes=PASSES[mode] * elements * DTYPES[dtype].itemsize,
         flops=FLOPS_PER_ELEMENT[mode] * elements,
         grad=True,

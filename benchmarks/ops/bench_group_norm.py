@@ -14,12 +14,17 @@ from torch import Tensor
 from fastgen.ops import group_norm
 
 from ..cases import DTYPES, Case, Provider, Workload, compiled, random_tensor
-from ..verify import Check, compare
+from ..verify import Values
 
 GROUPS = 32
 SHAPES = ((4, 128, 32, 32), (4, 256, 16, 16), (2, 320, 64, 64), (8, 512, 32, 32), (1, 128, 256, 256))
 LAYOUTS = ("NCHW", "NHWC")
 MODES = ("silu", "scale_shift", "backward")
+GROUP_OF = {
+    "silu": "GroupNorm + SiLU",
+    "scale_shift": "GroupNorm, scale and shift + SiLU",
+    "backward": "GroupNorm + SiLU, forward and backward",
+}
 GPU_SPOT_CHECKS = ((2, 320, 64, 64), (8, 512, 32, 32))  # fp32 and fp16 on a GPU, unless the run is full
 
 # Nominal arithmetic per element: sums 3, normalise and affine 4, SiLU 4; modulation 3; backward three times the forward.
@@ -66,6 +71,7 @@ def cases(device: torch.device, full: bool) -> list[Case]:
             shape,
             dtype,
             functools.partial(build, mode, shape, layout, dtype, device),
+            GROUP_OF[mode],
             layout=layout,
         )
         for mode in MODES
@@ -93,14 +99,9 @@ def build(
         inputs = [t.requires_grad_() for t in inputs]
 
     functions: dict[str, Function] = {"eager": plain}
-    notes = []
-    if allow_compile:
-        try:
-            functions["compile"] = compiled(plain, inputs, grad)
-        except Exception as error:  # no compiler, say: the case goes on without this baseline
-            notes.append(f"compile is not measured: {type(error).__name__}: {str(error).strip().splitlines()[:1]}")
-    else:
-        notes.append("compile is not measured: switched off, or the time budget of the run is spent")
+    notes: list[str] = []
+    if function := compiled(plain, inputs, allow_compile, notes, grad=grad):
+        functions["compile"] = function
     functions["fastgen"] = fused
 
     def prepare(function: Function, grad_output: Tensor = grad_output) -> Callable[..., tuple[Tensor, ...]]:
@@ -108,17 +109,17 @@ def build(
 
     calls = {name: functools.partial(prepare(function), *inputs) for name, function in functions.items()}
 
-    def check() -> list[Check]:
+    def expected() -> tuple[Tensor, ...]:
         wide = [t.detach().double().requires_grad_(grad) for t in inputs]
-        expected = prepare(plain, grad_output.double())(*wide)
-        return compare({name: call() for name, call in calls.items()}, expected, yardstick="eager")
+        with torch.set_grad_enabled(grad):
+            return prepare(plain, grad_output.double())(*wide)
 
     providers = [Provider(name, call, "fastgen" if name == "fastgen" else "baseline") for name, call in calls.items()]
     providers.append(Provider("copy", x.detach().clone, "floor"))
     elements = math.prod(shape)
     return Workload(
         providers,
-        check,
+        (Values(expected, yardstick="eager"),),
         min_bytes=PASSES[mode] * elements * DTYPES[dtype].itemsize,
         flops=FLOPS_PER_ELEMENT[mode] * elements,
         grad=grad,

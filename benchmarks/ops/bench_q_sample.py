@@ -15,11 +15,16 @@ from torch import Tensor
 from fastgen.ops import philox_normal, q_sample
 from fastgen.samplers import alphas_cumprod, linear_betas, noising_tables
 
-from ..cases import DTYPES, Case, Provider, Workload, compiled, random_tensor
-from ..verify import Check, compare, moments
+from ..cases import AS_USED, DTYPES, WITH_SEEDS, Case, Provider, Workload, compiled, random_tensor
+from ..verify import Normals, Outputs, Values
 
 SHAPES = ((128, 3, 32, 32), (16, 3, 256, 256))  # a batch of CIFAR-10, and of 256 x 256 images
 MODES = ("x_t", "x_t_and_v", "drawn")
+GROUP_OF = {
+    "x_t": "`q_sample`, noise given",
+    "x_t_and_v": "`q_sample`, noise given, and the target of v",
+    "drawn": "`q_sample`, noise drawn, and the target of v",
+}
 TRAIN_STEPS, STEP = 1000, 3
 FLOPS_PER_ELEMENT = {"x_t": 3, "x_t_and_v": 6, "drawn": 66}  # nominal: sixty for a normal
 PASSES = {"x_t": 3, "x_t_and_v": 4, "drawn": 3}
@@ -44,11 +49,14 @@ PLAIN: dict[str, Callable] = {"x_t": plain_x_t, "x_t_and_v": plain_x_t_and_v, "d
 def cases(device: torch.device, full: bool) -> list[Case]:
     dtypes = ("fp32", "bf16") if device.type == "cuda" or full else ("fp32",)
     return [
-        Case("q_sample", mode, shape, dtype, functools.partial(build, mode, shape, dtype, device))
+        Case(
+            "q_sample", mode, shape, dtype, functools.partial(build, mode, shape, dtype, device),
+            GROUP_OF[mode], WITH_SEEDS if mode == "drawn" else AS_USED,
+        )
         for mode in MODES
         for shape in SHAPES
         for dtype in dtypes
-    ]
+    ]  # fmt: skip
 
 
 def build(mode: str, shape: tuple[int, ...], dtype: str, device: torch.device, allow_compile: bool) -> Workload:
@@ -65,41 +73,39 @@ def build(mode: str, shape: tuple[int, ...], dtype: str, device: torch.device, a
         return q_sample(x0, t, *own_tables, **source, return_target=None if mode == "x_t" else "v_prediction")
 
     calls: dict[str, Callable] = {"eager": functools.partial(plain, x0, noise, t, *tables)}
-    notes = []
-    if allow_compile:
-        try:
-            calls["compile"] = functools.partial(compiled(plain, [x0, noise, t, *tables], False), x0, noise, t, *tables)
-        except Exception as error:  # no compiler, say: the case goes on without this baseline
-            notes.append(f"compile is not measured: {type(error).__name__}: {str(error).strip().splitlines()[:1]}")
-    else:
-        notes.append("compile is not measured: switched off, or the time budget of the run is spent")
+    inputs = [x0, noise, t, *tables]
+    notes: list[str] = []
+    if function := compiled(plain, inputs, allow_compile, notes):
+        calls["compile"] = functools.partial(function, *inputs)
     calls["fastgen"] = fastgen
 
-    def check() -> list[Check]:
-        def outputs_of(output: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return (output,) if isinstance(output, Tensor) else output
-
+    def expected() -> Outputs:
+        """With the noise that was given, or the kernel's own."""
         used = philox_normal(seeds, shape, STEP) if drawn else noise
-        function = plain_x_t if mode == "x_t" else plain_x_t_and_v
-        expected = outputs_of(function(x0.double(), used.double(), t, *wide))
-        outputs = {name: outputs_of(call()) for name, call in calls.items()}
-        if not drawn:
-            return compare(outputs, expected, yardstick="eager")
-        checks = compare({"fastgen": outputs.pop("fastgen")}, expected, tolerance=2 * torch.finfo(x0.dtype).eps)
-        alpha, sigma = (table[t][:, None, None, None] for table in wide)
-        later = (t >= 100)[:, None, None, None].expand(shape)  # where the noise is not lost in rounding
-        for name, (x_t, _) in outputs.items():
-            checks.append(moments(name, ((x_t.double() - alpha * x0.double()) / sigma)[later]))
-        return checks
+        outputs = (plain_x_t if mode == "x_t" else plain_x_t_and_v)(x0.double(), used.double(), t, *wide)
+        return (outputs,) if isinstance(outputs, Tensor) else outputs
 
-    providers = [Provider(name, call, "fastgen" if name == "fastgen" else "baseline") for name, call in calls.items()]
+    alpha, sigma = (table[t][:, None, None, None] for table in wide)
+
+    def noise_of_x_t(outputs: Outputs) -> Tensor:
+        return ((outputs[0].double() - alpha * x0.double()) / sigma)[t >= 100]  # where it is not lost in rounding
+
+    def noise_of_target(outputs: Outputs) -> Tensor:
+        return ((outputs[1].double() + sigma * x0.double()) / alpha)[t <= 500]
+
+    exact = Values(expected, tolerance=2 * torch.finfo(x0.dtype).eps) if drawn else Values(expected, yardstick="eager")
+    own_noise = (Normals(noise_of_x_t), Normals(noise_of_target)) if drawn else ()
+    providers = [
+        Provider(name, call, "fastgen") if name == "fastgen" else Provider(name, call, expected=own_noise)
+        for name, call in calls.items()
+    ]
     providers.append(Provider("memory", functools.partial(torch.add, x0, noise), "floor"))
     if drawn:
         providers.append(Provider("noise", functools.partial(philox_normal, seeds, shape, STEP), "floor"))
     elements = math.prod(shape)
     return Workload(
         providers,
-        check,
+        (exact, *own_noise),
         min_bytes=PASSES[mode] * elements * DTYPES[dtype].itemsize,
         flops=FLOPS_PER_ELEMENT[mode] * elements,
         notes=notes,

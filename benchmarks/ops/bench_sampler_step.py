@@ -8,15 +8,14 @@ import functools
 import importlib.util
 import math
 from collections.abc import Callable
-from unittest import mock
 
 import torch
 from torch import Tensor
 
 from fastgen.ops import COLUMNS, philox_normal, sampler_step
 
-from ..cases import DTYPES, Case, Provider, Workload, random_tensor
-from ..verify import Check, compare
+from ..cases import AS_USED, DTYPES, WITH_SEEDS, Case, Provider, Workload, compiled, random_tensor
+from ..verify import Normals, Outputs, Values
 
 SHAPES = ((1, 4, 64, 64), (16, 3, 256, 256))
 MODES = ("ddpm", "ddim")
@@ -41,10 +40,7 @@ def coefficients(mode: str) -> dict[str, float]:
     bar = alphas_bar()
     here = bar[TIMESTEP].item()
     before = bar[TIMESTEP - (1 if mode == "ddpm" else TRAIN_STEPS // DDIM_STEPS)].item()
-    row = {
-        "prediction_sample": 1 / math.sqrt(here), "prediction_model": -math.sqrt((1 - here) / here),
-        "clip_min": -1.0, "clip_max": 1.0,
-    }  # fmt: skip
+    row = {"prediction_sample": 1 / math.sqrt(here), "prediction_model": -math.sqrt((1 - here) / here)}
     if mode == "ddim":
         return row | {"prediction": math.sqrt(before), "model": math.sqrt(1 - before)}
     alpha = here / before
@@ -55,71 +51,85 @@ def coefficients(mode: str) -> dict[str, float]:
     }
 
 
-def expected_step(mode: str, x: Tensor, model: Tensor, noise: Tensor) -> Tensor:
-    """The step from its formula, in float64."""
-    c = {name: 0.0 for name in COLUMNS} | coefficients(mode)
-    x, model = x.double(), model.double()
-    prediction = (c["prediction_sample"] * x + c["prediction_model"] * model).clamp(c["clip_min"], c["clip_max"])
-    return c["sample"] * x + c["prediction"] * prediction + c["model"] * model + c["noise"] * noise.double()
+COEFFICIENTS = {mode: coefficients(mode) for mode in MODES}
+
+
+def plain_ddpm(x: Tensor, model: Tensor, noise: Tensor | None = None) -> Tensor:
+    """The step as a sampler in plain torch has it; ``noise`` is drawn where it is not given."""
+    c = COEFFICIENTS["ddpm"]
+    prediction = (c["prediction_sample"] * x + c["prediction_model"] * model).clamp(-1, 1)
+    noise = torch.randn_like(x) if noise is None else noise
+    return c["prediction"] * prediction + c["sample"] * x + c["noise"] * noise
+
+
+def plain_ddim(x: Tensor, model: Tensor) -> Tensor:
+    c = COEFFICIENTS["ddim"]
+    prediction = (c["prediction_sample"] * x + c["prediction_model"] * model).clamp(-1, 1)
+    return c["prediction"] * prediction + c["model"] * model
 
 
 def cases(device: torch.device, full: bool) -> list[Case]:
     dtypes = ("fp32", "fp16") if device.type == "cuda" else ("fp32",)
     return [
-        Case("sampler_step", mode, shape, dtype, functools.partial(build, mode, shape, dtype, device))
+        Case(
+            "sampler_step", mode, shape, dtype, functools.partial(build, mode, shape, dtype, device),
+            f"one {mode.upper()} step, {'x'.join(map(str, shape))}", WITH_SEEDS if mode == "ddpm" else AS_USED,
+        )
         for mode in MODES
         for shape in SHAPES
         for dtype in dtypes
-    ]
+    ]  # fmt: skip
 
 
 def build(mode: str, shape: tuple[int, ...], dtype: str, device: torch.device, allow_compile: bool) -> Workload:
     x = random_tensor(shape, device, dtype, seed=0)
     model = random_tensor(shape, device, dtype, seed=1)
     stochastic = mode == "ddpm"
-    seeds = torch.arange(1, shape[0] + 1, dtype=torch.int64, device=device) if stochastic else None
+    plain = plain_ddpm if stochastic else plain_ddim
+    seeds = torch.arange(1, shape[0] + 1, dtype=torch.int64, device=device)
     table = torch.zeros(STEP + 1, len(COLUMNS), dtype=torch.float32)
-    for name, value in coefficients(mode).items():
+    for name, value in ({"clip_min": -1.0, "clip_max": 1.0} | COEFFICIENTS[mode]).items():
         table[STEP, COLUMNS.index(name)] = value
     table = table.to(device)
-
-    def fastgen() -> Tensor:
-        return sampler_step(x, model, table, STEP, seeds=seeds)
-
-    calls: dict[str, Callable[[], Tensor]] = {}
-    notes = []
+    notes: list[str] = []
+    calls: dict[str, Callable[[], Tensor]] = {"eager": functools.partial(plain, x, model)}
+    if function := compiled(plain, (x, model), allow_compile, notes):
+        calls["compile"] = functools.partial(function, x, model)
     if importlib.util.find_spec("diffusers") is None:
         notes.append("diffusers is not installed: its scheduler is not measured")
     else:
         calls["diffusers"] = diffusers_step(mode, x, model, device)
-    calls["fastgen"] = fastgen
 
-    def noise() -> Tensor:
-        return philox_normal(torch.arange(1, shape[0] + 1, dtype=torch.int64, device=device), shape, STEP)
+    def fastgen() -> Tensor:
+        return sampler_step(x, model, table, STEP, seeds=seeds if stochastic else None)
 
-    def check() -> list[Check]:
-        """Every provider with the same noise: diffusers is handed the kernel's own normals."""
-        drawn = noise()
-        patch = "diffusers.schedulers.scheduling_ddpm.randn_tensor"
-        outputs = {}
-        for name, call in calls.items():
-            if name == "diffusers":
-                with mock.patch(patch, lambda *args, dtype, **kwargs: drawn.to(dtype)):
-                    outputs[name] = (call(),)
-            else:
-                outputs[name] = (call(),)
-        tolerance = TOLERANCE if dtype == "fp32" else 4 * torch.finfo(DTYPES[dtype]).eps
-        return compare(outputs, (expected_step(mode, x, model, drawn),), tolerance=tolerance)
+    def expected(noise: Tensor | None = None) -> Tensor:
+        wide = (x.double(), model.double())
+        return plain_ddpm(*wide, noise) if noise is not None else plain(*wide)
 
-    providers = [Provider(name, call, "fastgen" if name == "fastgen" else "baseline") for name, call in calls.items()]
-    providers.append(Provider("memory", functools.partial(torch.add, x, model), "floor"))
+    def with_the_kernels_noise() -> tuple[Tensor]:
+        return (expected(philox_normal(seeds, shape, STEP).double() if stochastic else None),)
+
+    def noise_of(outputs: Outputs) -> Tensor:
+        """Of what torch drew."""
+        mean = expected(torch.zeros_like(x, dtype=torch.float64))
+        return (outputs[0].double() - mean) / COEFFICIENTS["ddpm"]["noise"]
+
+    tolerance = TOLERANCE if dtype == "fp32" else 4 * torch.finfo(DTYPES[dtype]).eps
+    exact = Values(with_the_kernels_noise, tolerance=tolerance)
+    own_noise = (Normals(noise_of),) if stochastic else ()
+    providers = [Provider(name, call, expected=own_noise) for name, call in calls.items()]
+    providers += [
+        Provider("fastgen", fastgen, "fastgen"),
+        Provider("memory", functools.partial(torch.add, x, model), "floor"),
+    ]
     if stochastic:
         drawing = functools.partial(philox_normal, seeds, shape, STEP)
         providers.append(Provider("noise", drawing, "floor"))
     elements = math.prod(shape)
     return Workload(
         providers,
-        check,
+        (exact, *own_noise),
         min_bytes=3 * elements * DTYPES[dtype].itemsize,
         flops=FLOPS_PER_ELEMENT[mode] * elements,
         notes=notes,

@@ -1,37 +1,41 @@
-"""A result document made by hand: rows whose every figure is known."""
+"""Result documents made by hand: rows whose every figure is known."""
 
 from benchmarks import results
-from benchmarks.run import paired
+from benchmarks.measure import paired
 from benchmarks.timing import quartiles
 
-ROLES = {"fastgen": "fastgen", "eager": "baseline", "compile": "baseline", "diffusers": "baseline", "copy": "floor"}
+FLOORS = ("copy", "noise")
 
 
-def row(name: str, seconds: dict[str, list[float]], *, green: bool = True, reason: str = "") -> results.Row:
+def row(
+    name: str,
+    seconds: dict[str, list[float]],
+    *,
+    group: str = "GroupNorm + SiLU",
+    how: str = "as used",
+    green: bool = True,
+    reason: str = "",
+) -> results.Row:
     """A row called family/mode/shape/layout/dtype; ``seconds`` gives each provider's rounds."""
-    family, mode, shape, layout, dtype = name.split("/")
-    providers = {}
-    for provider, times in seconds.items() if green else ():
-        q1, median, q3 = quartiles(times)
-        providers[provider] = {
-            "role": ROLES[provider], "median": median, "q1": q1, "q3": q3, "min": min(times), "iterations": 1, "seconds": times,
-        }  # fmt: skip
-    check = {"provider": "fastgen", "ok": green, "error": 0.0, "bar": 1.0, "reason": reason}
-    return {
-        "id": name, "family": family, "mode": mode, "shape": shape, "layout": layout, "dtype": dtype, "min_bytes": 1000,
-        "flops": 10, "green": green, "checks": [check], "providers": providers,
-        "ratios": paired(seconds, ROLES) if green else {}, "notes": [],
-    }  # fmt: skip
+    times = {provider: quartiles(rounds) for provider, rounds in seconds.items()} if green else {}
+    floors = [provider for provider in times if provider in FLOORS]
+    return results.named(
+        {"id": name, "group": group, "how": how, "min_bytes": 1000, "flops": 10, "green": green,
+         "checks": {"fastgen": [0.0, 1.0]}, "red": {} if green else {"fastgen": reason}, "set_up_seconds": 0.1,
+         "rounds": len(seconds.get("fastgen", ())), "times": {n: [m, q1, q3] for n, (q1, m, q3) in times.items()},
+         "floors": floors, "ratios": paired(seconds, floors) if green else {}, "notes": []}
+    )  # fmt: skip
 
 
-def document(*rows: results.Row) -> results.Document:
+def document(*rows: results.Row, family: str = "group_norm") -> results.Document:
     return {
-        "schema": results.SCHEMA, "created": "2026-01-01T00:00:00+00:00",
-        "machine": {"device": "cpu", "cpu": "a CPU", "cores": 2, "load_start": None, "load_end": None},
-        "versions": {"torch": "2.13.0"}, "commit": {"id": "0123456789abcdef", "dirty": False, "time": None},
+        "schema": results.SCHEMA, "family": family, "created": "2026-01-01T00:00:00+00:00",
+        "commit": {"id": "0123456789abcdef", "dirty": False, "time": None},
+        "machine": {"name": "a-cpu-2-threads", "device": "cpu", "cpu": "a CPU", "cores": 2, "load": None},
+        "versions": {"torch": "2.13.0", "diffusers": None},
         "fastgen": {"isa": "avx2", "isa_reason": "", "cuda_library": False}, "threads": 2,
-        "settings": {"full": False, "seconds": 1.0, "wall_seconds": 1.0},
-        "limits": {"gemm_start": {"fp32": 1e11}, "gemm_end": {"fp32": 1e11}}, "notes": [], "rows": list(rows),
+        "settings": {"budget": 10.0, "seconds": 0.0, "compile": False, "raw": False},
+        "limits": {"gemm": {"fp32": 1e11}}, "cases": len(rows), "seconds": 1.0, "notes": [], "rows": list(rows),
     }  # fmt: skip
 
 

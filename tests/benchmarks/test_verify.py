@@ -1,18 +1,29 @@
-"""No figure for a wrong result: the check before the timing, and what a red case leaves behind."""
+"""No figure for a wrong result: the check before the timing is of the calls that are timed, and a red case has no figure."""
 
 import pytest
 import torch
 
-from benchmarks import results, run, verify
+from benchmarks import measure, results, verify
 from benchmarks.cases import Case, Provider, Workload
+from benchmarks.verify import Normals, Values
 
 EXPECTED = torch.linspace(1, 2, 64, dtype=torch.float64)
 RIGHT = EXPECTED.float()
 
 
+def workload(expected=None, **outputs):
+    expected = expected or Values(lambda: [EXPECTED], yardstick="eager")
+    providers = [
+        Provider(
+            name, tensor if callable(tensor) else lambda t=tensor: t, "fastgen" if name == "fastgen" else "baseline"
+        )
+        for name, tensor in outputs.items()
+    ]
+    return Workload(providers, (expected,), min_bytes=1, flops=1)
+
+
 def verdicts(**outputs):
-    outputs = {name: [tensor] for name, tensor in outputs.items()}
-    return {check.provider: check for check in verify.compare(outputs, [EXPECTED], yardstick="eager")}
+    return {check.provider: check for check in verify.check(workload(**outputs))}
 
 
 def test_twice_the_error_of_plain_torch_passes_and_more_does_not():
@@ -22,6 +33,22 @@ def test_twice_the_error_of_plain_torch_passes_and_more_does_not():
     assert not checks["bad"].ok and "off by 0.0021" in checks["bad"].reason
 
 
+def test_many_small_errors_are_red_where_the_yardstick_has_one():
+    plain = RIGHT.clone()
+    plain[0] += 1e-3
+    check = verdicts(eager=plain, fastgen=RIGHT + 1e-3)["fastgen"]
+    assert not check.ok and "root mean square" in check.reason
+
+
+def test_a_sum_may_be_off_by_what_halves_may_round():
+    total = torch.tensor(1.0, dtype=torch.float64)
+    one_off = total.float() + 3 * torch.finfo(torch.float32).eps
+    outputs = {"eager": total.float(), "fastgen": one_off}
+    for terms, ok in ((None, False), ((2**20,), True), ((2,), False)):
+        checks = verify.check(workload(Values(lambda: [total], yardstick="eager", terms=terms), **outputs))
+        assert checks[1].ok is ok, terms
+
+
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
 def test_one_element_that_is_no_number_is_red(wrong):
     broken = RIGHT.clone()
@@ -29,51 +56,79 @@ def test_one_element_that_is_no_number_is_red(wrong):
     assert not verdicts(eager=RIGHT, fastgen=broken)["fastgen"].ok
 
 
-def test_shape_and_zeros_are_red():
-    checks = verdicts(eager=RIGHT, fastgen=RIGHT[:-1])
-    assert "shape" in checks["fastgen"].reason
-    zeros = verify.compare({"fastgen": [torch.zeros(8)]}, [torch.zeros(8).double()], tolerance=1.0)
+def test_shape_count_and_zeros_are_red():
+    assert "shape" in verdicts(eager=RIGHT, fastgen=RIGHT[:-1])["fastgen"].reason
+    assert "2 outputs instead of 1" in verdicts(eager=RIGHT, fastgen=lambda: (RIGHT, RIGHT))["fastgen"].reason
+    zeros = verify.check(workload(Values(lambda: [torch.zeros(8)], tolerance=1.0), fastgen=torch.zeros(8)))
     assert not zeros[0].ok and "proves nothing" in zeros[0].reason
 
 
-def case(ours, baseline=RIGHT):
-    def build(allow_compile):
-        def check():
-            outputs = {"fastgen": [ours], "eager": [baseline]}
-            return verify.compare(outputs, [EXPECTED], tolerance=1e-3)
-
-        providers = [Provider("fastgen", lambda: ours.clone(), "fastgen"), Provider("eager", lambda: baseline.clone())]
-        return Workload(providers, check, min_bytes=1, flops=1)
-
-    return Case("group_norm", "silu", (64,), "fp32", build)
+def test_the_second_call_is_checked_too():
+    answers = iter([RIGHT, RIGHT + 1])
+    check = verdicts(eager=RIGHT, fastgen=lambda: next(answers))["fastgen"]
+    assert not check.ok and "off by 1" in check.reason
 
 
-def measure(case):
-    return run.measure(case, torch.device("cpu"), seconds=0.0, min_rounds=3, allow_compile=False)
+def test_a_provider_with_an_expectation_of_its_own_is_held_to_that_alone():
+    other = Values(lambda: [EXPECTED + 1], tolerance=1e-6)
+    made = workload(eager=RIGHT, fastgen=RIGHT)
+    made.providers.append(Provider("other", lambda: RIGHT + 1, expected=(other,)))
+    assert [check.ok for check in verify.check(made)] == [True, True, True]
+
+
+def test_normals_are_known_by_mean_and_variance():
+    drawn = torch.randn(4096, generator=torch.Generator().manual_seed(0))
+    shared = Normals(lambda outputs: outputs[0])
+    for outputs, ok in ((drawn, True), (drawn * 1.1, False), (drawn + 0.2, False), (drawn * float("nan"), False)):
+        assert verify.check(workload(shared, fastgen=outputs))[0].ok is ok
+
+
+def measured(made, **options):
+    case = Case("group_norm", "silu", (64,), "fp32", lambda allow_compile: made, "GroupNorm")
+    return measure.measure(case, torch.device("cpu"), seconds=0.0, min_rounds=3, allow_compile=False, **options)
 
 
 def test_a_wrong_case_gets_no_figure():
-    row = measure(case(RIGHT + 1))
-    assert not row["green"] and row["providers"] == {} and row["ratios"] == {}
-    assert "off by 1" in row["checks"][0]["reason"]
+    row = measured(workload(eager=RIGHT, fastgen=RIGHT + 1))
+    assert not row["green"] and row["times"] == {} and row["ratios"] == {}
+    assert "off by 1" in row["red"]["fastgen"]
 
 
-def test_a_wrong_baseline_is_no_baseline():
-    row = measure(case(RIGHT, RIGHT + 1))
-    assert row["green"] and set(row["providers"]) == {"fastgen"} and row["ratios"] == {}
+def test_a_wrong_or_failing_baseline_is_no_baseline():
+    def fails():
+        raise RuntimeError("no such peer")
+
+    exact = Values(lambda: [EXPECTED], tolerance=1e-6)
+    row = measured(workload(exact, fastgen=RIGHT, eager=RIGHT + 1, peer=fails))
+    assert row["green"] and set(row["times"]) == {"fastgen"} and row["ratios"] == {}
     assert any("eager is not timed" in note for note in row["notes"])
+    assert any("no such peer" in note for note in row["notes"])
 
 
 def test_a_case_that_cannot_be_set_up_is_red():
     def build(allow_compile):
         raise RuntimeError("no such kernel")
 
-    row = measure(Case("group_norm", "silu", (64,), "fp32", build))
-    assert not row["green"] and "no such kernel" in row["checks"][0]["reason"]
+    case = Case("group_norm", "silu", (64,), "fp32", build, "GroupNorm")
+    row = measure.measure(case, torch.device("cpu"), seconds=0.0, min_rounds=3, allow_compile=False)
+    assert not row["green"] and "no such kernel" in row["red"]["fastgen"]
 
 
-def test_a_right_case_is_timed_round_by_round():
-    row = measure(case(RIGHT))
-    assert row["green"] and set(row["ratios"]) == {"eager"}
-    assert len(row["providers"]["fastgen"]["seconds"]) == len(row["providers"]["eager"]["seconds"]) >= 3
+def test_the_calls_that_are_timed_are_the_calls_that_were_checked():
+    called = []
+
+    def fastgen():
+        called.append(1)
+        return RIGHT.clone()
+
+    row = measured(workload(eager=RIGHT.clone, fastgen=fastgen))
+    assert row["green"] and set(row["ratios"]) == {"eager"} and row["rounds"] >= 3
+    assert len(called) > verify.CALLS
     results._check_keys(row, results._ROW_KEYS, "row")
+
+
+def test_samples_are_kept_only_where_they_are_asked_for():
+    made = workload(eager=RIGHT.clone, fastgen=RIGHT.clone)
+    assert "samples" not in measured(made)
+    row = measured(made, raw=True)
+    assert len(row["samples"]["fastgen"]) == len(row["samples"]["eager"]) == row["rounds"]
