@@ -53,7 +53,10 @@ SCHEMAS: dict[str, dict[str, str]] = {
         "group_norm": "(Tensor input, int num_groups, Tensor? weight, Tensor? bias, Tensor? channel_bias, Tensor? scale, Tensor? shift, float eps, int activation) -> Tensor",
         # the same, with what the backward needs; returns (output, mean [N, G], rstd [N, G])
         "group_norm_fwd": "(Tensor input, int num_groups, Tensor? weight, Tensor? bias, Tensor? channel_bias, Tensor? scale, Tensor? shift, float eps, int activation) -> (Tensor, Tensor, Tensor)",
-        # returns the gradients of (input, weight [C], bias [C], channel_bias [N, C], scale [N, C], shift [N, C])
+        # the same with the output in the dtype of the statistics, fp32 for fp16 and bf16: what CUDA autocast asks for
+        "group_norm_wide_fwd": "(Tensor input, int num_groups, Tensor? weight, Tensor? bias, Tensor? channel_bias, Tensor? scale, Tensor? shift, float eps, int activation) -> (Tensor, Tensor, Tensor)",
+        # returns the gradients of (input, weight [C], bias [C], channel_bias [N, C], scale [N, C], shift [N, C]); grad_output in the
+        # dtype of either output
         "group_norm_bwd": "(Tensor grad_output, Tensor input, Tensor mean, Tensor rstd, int num_groups, Tensor? weight, Tensor? bias, Tensor? channel_bias, Tensor? scale, Tensor? shift, int activation) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     },
     "sampler_step": {

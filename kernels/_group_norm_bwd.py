@@ -54,7 +54,7 @@ def load_maps(n, c, inside, channels, groups, mean, rstd, weight, bias, channel_
 @triton.jit(do_not_specialize=["n_samples", "groups", "splits"])
 def sums_kernel(
     x,  # [N, C, P] through strides
-    dy,  # the same
+    dy,  # the same, of any dtype
     mean,  # [N, G]
     rstd,  # [N, G]
     weight,  # [C] or None
@@ -202,7 +202,7 @@ def combine_kernel(
 @triton.jit(do_not_specialize=["n_samples", "groups"])
 def dx_kernel(
     x,  # [N, C, P] through strides
-    dy,  # the same
+    dy,  # the same, of any dtype
     dx,  # the same
     mean,  # [N, G]
     rstd,  # [N, G]
@@ -248,7 +248,7 @@ def dx_kernel(
 @triton.jit(do_not_specialize=["n_samples", "groups"])
 def whole_bwd_kernel(
     x,  # [N, C, P] through strides
-    dy,  # the same
+    dy,  # the same, of any dtype
     dx,  # the same
     mean,  # [N, G]
     rstd,  # [N, G]

@@ -31,7 +31,7 @@ from fastgen.kernels._launch import launch, on_device
 from fastgen.kernels._operands import Operands, dense, tensor_reasons
 from fastgen.reference._layout import empty_like_layout
 
-__all__ = ["group_norm", "group_norm_bwd", "group_norm_fwd", "reasons"]
+__all__ = ["group_norm", "group_norm_bwd", "group_norm_fwd", "group_norm_wide_fwd", "reasons"]
 
 
 # What is not specialised, here and below, moves no load: without the lists Triton would compile again for 1 and for multiples
@@ -168,7 +168,7 @@ def finish_kernel(
 @triton.jit(do_not_specialize=["n_samples", "groups"])
 def apply_kernel(
     x,  # [N, C, P] through strides
-    y,  # the same
+    y,  # the same, or in the type of the arithmetic
     mean,  # [N, G]
     channel_bias,  # [N, C] or None
     maps,  # [2, N, C]: a, b
@@ -205,7 +205,7 @@ def apply_kernel(
 @triton.jit(do_not_specialize=["groups"])
 def whole_kernel(
     x,  # [N, C, P] through strides
-    y,  # the same
+    y,  # the same, or in the type of the arithmetic
     weight,  # [C] or None
     bias,  # [C] or None
     channel_bias,  # [N, C] or None
@@ -255,7 +255,23 @@ def reasons(op: str, *args: Any) -> list[str]:
     return tensor_reasons(arg for arg in args if isinstance(arg, Tensor))
 
 
-def group_norm_fwd(
+def group_norm_fwd(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _forward("group_norm_fwd", False, *args)
+
+
+def group_norm_wide_fwd(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Stores what it computes: the output in the type of the arithmetic, without a pass of its own over input or output."""
+    return _forward("group_norm_wide_fwd", True, *args)
+
+
+def group_norm(*args: Any) -> Tensor:
+    """The output alone; see :func:`group_norm_fwd`."""
+    return group_norm_fwd(*args)[0]
+
+
+def _forward(
+    op: str,
+    wide: bool,
     input: Tensor,
     num_groups: int,
     weight: Tensor | None,
@@ -266,9 +282,9 @@ def group_norm_fwd(
     eps: float,
     activation: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    plan = make_plan("group_norm_fwd", input, num_groups)
-    params = parameters(Operands("group_norm_fwd", input), plan, weight, bias, channel_bias, scale, shift)
-    x, y = dense(input, input), empty_like_layout(input)
+    plan = make_plan(op, input, num_groups)
+    params = parameters(Operands(op, input), plan, weight, bias, channel_bias, scale, shift)
+    x, y = dense(input, input), empty_like_layout(input, plan.opmath if wide else None)
     mean = torch.empty((plan.n, num_groups), dtype=plan.opmath, device=x.device)
     rstd = torch.empty_like(mean)
     if x.numel() == 0:  # no element has no mean
@@ -277,11 +293,6 @@ def group_norm_fwd(
     with on_device(x):
         run(plan, x, y, params, mean, rstd, float(eps), activation)
     return y, mean, rstd
-
-
-def group_norm(*args: Any) -> Tensor:
-    """The output alone; see :func:`group_norm_fwd`."""
-    return group_norm_fwd(*args)[0]
 
 
 def run_whole(

@@ -292,8 +292,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> group_norm_bwd(
     std::int64_t activation) {
   const Problem p = make_problem("group_norm_bwd", input, num_groups, weight, bias, channel_bias, scale, shift, 0.0, activation);
   const ScalarType dtype = input.scalar_type(), opmath = opmath_type(dtype);
-  STD_TORCH_CHECK(sizes_of(grad_output) == sizes_of(input) && grad_output.scalar_type() == dtype,
-                  "group_norm_bwd: grad_output must have the shape and dtype of input");
+  STD_TORCH_CHECK(sizes_of(grad_output) == sizes_of(input), "group_norm_bwd: grad_output must have the shape of input");
+  if (grad_output.scalar_type() != dtype) {  // that of group_norm_wide_fwd
+    const auto widened = [&](const Tensor& t) {
+      Tensor copy = empty_dense(t, is_channels_last(input), opmath);
+      torch::stable::copy_(copy, t);
+      return copy;
+    };
+    Tensor narrow = empty_dense(input, is_channels_last(input), dtype);
+    auto grads = group_norm_bwd(widened(grad_output), widened(input), mean, rstd, num_groups, weight, bias, channel_bias, scale,
+                                shift, activation);
+    torch::stable::copy_(narrow, std::get<0>(grads));
+    std::get<0>(grads) = narrow;
+    return grads;
+  }
   const std::vector<std::int64_t> group_sizes{p.n, p.groups};
   STD_TORCH_CHECK(sizes_of(mean) == group_sizes && sizes_of(rstd) == group_sizes && mean.scalar_type() == opmath &&
                       rstd.scalar_type() == opmath,

@@ -43,11 +43,12 @@ def group_norm(
         activation: None or ``"silu"``.
 
     The small tensors may have any of the four dtypes; statistics and arithmetic are in float32 (float64 for float64 input).
-    Under CUDA autocast the input is taken to float32, as ``torch.nn.functional.group_norm`` does; under CPU autocast it stays.
+    Under CUDA autocast the output of a float16 or bfloat16 input is float32, as that of ``torch.nn.functional.group_norm``,
+    without a float32 copy of the input; under CPU autocast it has the input's dtype.
 
     Returns:
-        A tensor of the shape and dtype of ``input``, channels-last if ``input`` is, else contiguous. Differentiable once in
-        every tensor argument.
+        A tensor of the shape and (but for CUDA autocast) dtype of ``input``, channels-last if ``input`` is, else contiguous.
+        Differentiable once in every tensor argument.
 
     Raises:
         TypeError: an argument is no tensor, or not of a floating-point dtype.
@@ -74,21 +75,28 @@ def group_norm(
     if shift is not None:
         _check_param("shift", shift, (n, c), input)
 
-    if input.is_cuda and torch.is_autocast_enabled("cuda"):
-        input = input.float()
-    function = _forward
+    wide = input.is_cuda and torch.is_autocast_enabled("cuda")
+    function = _forward_wide if wide else _forward
     if torch.is_grad_enabled() and _dispatch.needs_grad(input, weight, bias, channel_bias, scale, shift):
-        function = _differentiable
+        function = _differentiable_wide if wide else _differentiable
     if foreign(input, weight, bias, channel_bias, scale, shift):
-        function = in_float32("group_norm", function, input.dtype)
+        function = in_float32("group_norm", function, torch.float32 if wide else input.dtype)
     return function(input, num_groups, weight, bias, channel_bias, scale, shift, eps, code)
 
 
 _forward: Any = torch.ops.fastgen.group_norm.default
 
 
+def _forward_wide(*args: Any) -> Tensor:
+    return torch.ops.fastgen.group_norm_wide_fwd.default(*args)[0]
+
+
 def _differentiable(*args: Any) -> Tensor:
-    return apply(_GroupNorm, *args)[0]
+    return apply(_GroupNorm, *args, False)[0]
+
+
+def _differentiable_wide(*args: Any) -> Tensor:
+    return apply(_GroupNorm, *args, True)[0]
 
 
 def _refuse_input(input: Tensor, num_groups: int) -> NoReturn:
@@ -126,14 +134,14 @@ class _GroupNorm(torch.autograd.Function):
         shift: Tensor | None,
         eps: float,
         activation: int,
+        wide: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        return torch.ops.fastgen.group_norm_fwd.default(
-            input, num_groups, weight, bias, channel_bias, scale, shift, eps, activation
-        )
+        op = torch.ops.fastgen.group_norm_wide_fwd if wide else torch.ops.fastgen.group_norm_fwd
+        return op.default(input, num_groups, weight, bias, channel_bias, scale, shift, eps, activation)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-        input, ctx.num_groups, weight, bias, channel_bias, scale, shift, _, ctx.activation = inputs
+        input, ctx.num_groups, weight, bias, channel_bias, scale, shift, _, ctx.activation, _ = inputs
         _, mean, rstd = output
         ctx.mark_non_differentiable(mean, rstd)
         ctx.set_materialize_grads(False)  # zeros for the gradients of mean and rstd, which nobody reads
@@ -143,10 +151,10 @@ class _GroupNorm(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_output: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if grad_output is None:  # the output took no part in the loss
-            return (None,) * 9
+            return (None,) * 10
         input, mean, rstd, *params = ctx.saved_tensors
         grads = torch.ops.fastgen.group_norm_bwd.default(
             grad_output, input, mean, rstd, ctx.num_groups, *params, ctx.activation
         )
         params_grads = [None if p is None else g.to(p.dtype) for p, g in zip(params, grads[1:], strict=True)]
-        return grads[0], None, *params_grads, None, None
+        return grads[0], None, *params_grads, None, None, None

@@ -16,7 +16,7 @@ def _per_channel(p: Tensor, x: Tensor) -> Tensor:
     return p.to(x.dtype).reshape(*p.shape, *[1] * (x.dim() - 2))
 
 
-def group_norm_fwd(
+def group_norm_wide_fwd(
     input: Tensor,
     num_groups: int,
     weight: Tensor | None,
@@ -27,7 +27,7 @@ def group_norm_fwd(
     eps: float,
     activation: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns (output like input, mean [N, G], rstd [N, G]); statistics and arithmetic in fp32, or fp64 for fp64 input."""
+    """Returns (output, mean [N, G], rstd [N, G]), all of them and the arithmetic in fp32, or fp64 for fp64 input."""
     x = input.to(opmath_dtype(input.dtype))
     if channel_bias is not None:
         x = x + _per_channel(channel_bias, x)
@@ -46,7 +46,23 @@ def group_norm_fwd(
         y = y + _per_channel(shift, x)
     if ACTIVATIONS[activation] == "silu":
         y = y * torch.sigmoid(y)
-    return empty_like_layout(input).copy_(y), mean, rstd
+    return empty_like_layout(input, y.dtype).copy_(y), mean, rstd
+
+
+def group_norm_fwd(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    channel_bias: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    eps: float,
+    activation: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same, the output in the dtype of the input."""
+    y, mean, rstd = group_norm_wide_fwd(input, num_groups, weight, bias, channel_bias, scale, shift, eps, activation)
+    return y.to(input.dtype), mean, rstd
 
 
 def group_norm(
@@ -150,6 +166,21 @@ def group_norm_fwd_fake(
 ) -> tuple[Tensor, Tensor, Tensor]:
     statistics = input.new_empty((input.shape[0], num_groups), dtype=opmath_dtype(input.dtype))
     return empty_like_layout(input), statistics, torch.empty_like(statistics)
+
+
+def group_norm_wide_fwd_fake(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    channel_bias: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    eps: float,
+    activation: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    statistics = input.new_empty((input.shape[0], num_groups), dtype=opmath_dtype(input.dtype))
+    return empty_like_layout(input, statistics.dtype), statistics, torch.empty_like(statistics)
 
 
 def group_norm_bwd_fake(

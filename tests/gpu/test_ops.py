@@ -120,9 +120,13 @@ def test_sampler_step_gradient():
 
 
 def test_autocast_takes_norms_to_float32():
-    x = torch.randn(2, 8, 4, 4, device="cuda", dtype=torch.float16)
+    x = torch.randn(2, 8, 4, 4, device="cuda", dtype=torch.float16, requires_grad=True)
+    grad = torch.randn(2, 8, 4, 4, device="cuda")
     with torch.autocast("cuda", dtype=torch.float16):
-        assert group_norm(x, 4).dtype == torch.float32
+        y, beside = group_norm(x, 4), torch.nn.functional.group_norm(x, 4)
+    assert y.dtype == beside.dtype == torch.float32
+    torch.testing.assert_close(y, beside, rtol=1e-6, atol=1e-6)  # nothing was rounded to float16
+    torch.testing.assert_close(*(torch.autograd.grad(t, x, grad)[0] for t in (y, beside)), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -24,6 +24,10 @@ CALLS = {
         "input": X, "num_groups": GROUPS, "weight": X[0, :, 0, 0], "bias": X[0, :, 0, 1], "channel_bias": X[:, :, 0, 0],
         "scale": X[:, :, 0, 1], "shift": X[:, :, 0, 2], "eps": 1e-5, "activation": 1,
     },
+    "group_norm_wide_fwd": {
+        "input": X.half(), "num_groups": GROUPS, "weight": None, "bias": X[0, :, 0, 1], "channel_bias": None,
+        "scale": X[:, :, 0, 1], "shift": None, "eps": 1e-5, "activation": 0,
+    },
     "group_norm_bwd": {
         "grad_output": X, "input": X, "mean": X[:, :GROUPS, 0, 0], "rstd": X[:, :GROUPS, 0, 1].abs(), "num_groups": GROUPS,
         "weight": X[0, :, 0, 0], "bias": X[0, :, 0, 1], "channel_bias": X[:, :, 0, 0], "scale": X[:, :, 0, 1],
@@ -58,7 +62,8 @@ CALLS = {
 }  # fmt: skip
 # What gives the sizes that others are held against: of them nothing can be too short.
 MAIN = {
-    "group_norm_fwd": "input", "group_norm_bwd": "input", "sampler_step_fwd": "sample", "sampler_step_out": "sample",
+    "group_norm_fwd": "input", "group_norm_wide_fwd": "input", "group_norm_bwd": "input",
+    "sampler_step_fwd": "sample", "sampler_step_out": "sample",
     "q_sample_fwd": "x0", "q_sample_bwd": "grad", "diffusion_loss_fwd": "x0", "diffusion_loss_bwd": "x0",
 }  # fmt: skip
 
