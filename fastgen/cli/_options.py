@@ -17,6 +17,13 @@ class Parser(argparse.ArgumentParser):
         self.exit(EXIT_USAGE, f"{self.prog}: error: {' '.join(message.split())} (see `{self.prog} --help`)\n")
 
 
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Help with the defaults of the options that have one to show."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
 def count(text: str) -> int:
     """An integer of at least 1."""
     value = _integer(text)

@@ -42,7 +42,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="train a small diffusion model on real data",
         description="Train a model by one of the recipes. The weights written are the moving average (EMA). "
         "Ctrl-C saves a checkpoint and stops; --resume goes on.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_options.Help,
     )
     defaults = TrainingOptions()
     parser.add_argument("recipe", choices=RECIPES, help="what to train")
@@ -72,13 +72,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     parser.add_argument("--model-channels", type=_options.count, default=48, help="width of the first level")
     parser.add_argument("--dropout", type=_options.number, default=0.0, help="rate inside the residual blocks")
-    parser.add_argument("--checkpoint", type=_options.path, help="state to resume from (None: beside --out)")
+    parser.add_argument("--checkpoint", type=_options.path, help="state to resume from (default: beside --out)")
     parser.add_argument("--checkpoint-every", type=_options.count, default=1000, metavar="STEPS", help="and at the end")
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--resume", action="store_true", help="continue from the checkpoint, bit for bit")
     existing.add_argument("--overwrite", action="store_true", help="begin anew where there are files already")
     parser.add_argument("--device", type=_options.device, default="cpu", help="cpu or cuda")
-    parser.add_argument("--threads", type=_options.count, help="threads of torch (None: torch's own choice)")
+    parser.add_argument("--threads", type=_options.count, help="threads of torch (default: its own choice)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser
 

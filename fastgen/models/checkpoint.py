@@ -77,7 +77,7 @@ def json_metadata(path: str | os.PathLike[str], metadata: Mapping[str, str], key
         raise CheckpointError(f"{path}: no {key!r} in the metadata (found: {found}); was it saved by fastgen?")
     try:
         value = json.loads(metadata[key])
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise CheckpointError(f"{path}: {key!r} in the metadata is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: {key!r} in the metadata must be a JSON object, got {type(value).__name__}")

@@ -60,6 +60,14 @@ def test_a_failed_write_leaves_the_old_file(model, tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == [path.name]
 
 
+def test_it_waits_for_the_disk(model, tmp_path, monkeypatch):
+    forced = []
+    monkeypatch.setattr(os, "fsync", lambda handle: forced.append(os.readlink(f"/proc/self/fd/{handle}")))
+    model.save(tmp_path / "unet.safetensors")
+    file, folder = forced
+    assert file.endswith(".tmp/unet.safetensors") and folder == str(tmp_path)
+
+
 def test_the_file_has_the_usual_permissions(model, tmp_path):
     model.save(tmp_path / "unet.safetensors")
     (tmp_path / "other").touch()
@@ -87,6 +95,7 @@ def test_a_cut_file(model, tmp_path, keep):
     [
         ({"config": None}, r"no 'config' in the metadata \(found: format, model\)"),
         ({"config": "{"}, r"'config' in the metadata is not JSON"),
+        ({"config": "[" * 100_000}, r"'config' in the metadata is not JSON"),
         ({"config": "[]"}, r"'config' in the metadata must be a JSON object, got list"),
         ({"config": '{"depth": 3}'}, r"the config in the metadata is not valid: .*unknown keys \['depth'\]"),
         ({"config": '{"model_channels": "x"}'}, r"the config in the metadata is not valid: .*model_channels must be"),

@@ -20,6 +20,7 @@ import torch, fastgen
 y = fastgen.ops.group_norm(torch.randn(2, 8, 4, 4), 4, activation="silu")
 assert fastgen._library.ISA is not None, fastgen._library.FAILURES
 assert "site-packages" in fastgen.__file__, fastgen.__file__
+import fastgen.cli.demo, fastgen.training
 from fastgen.models import find_weights
 assert find_weights("digits-ddpm").exists()
 print(fastgen._library.ISA, y.shape)
