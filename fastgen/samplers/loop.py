@@ -11,17 +11,29 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from .arguments import (
+    check_classes,
+    check_device,
+    check_dtype,
+    check_inpainting,
+    check_kwargs,
+    check_model,
+    check_shape,
+    check_start,
+)
 from .engine.brownian import BrownianTree
+from .engine.compile import check_guidance_scale
+from .engine.memory import nobody_else_holds
 from .engine.noise import Generators, NoiseSource
 from .engine.plan import Plan
+from .engine.progress import progress_bar
 from .engine.trace import Symbol
 from .guidance import ClassifierFreeGuidance, Guidance, Model
 from .guidance.base import ALONE, Call
 from .solvers import Solver, make_solver
 
-Callback = Callable[[int, int, Tensor], None]
+Callback = Callable[[int, float, Tensor], None]
 
 
 @torch.no_grad()
@@ -69,7 +81,7 @@ def sample(
         known, mask: inpainting, both broadcastable to ``shape``: where ``mask`` is 0 the samples follow the noised known
             image and end in it.
         callback: called as ``callback(i, t, x)`` after each step.
-        progress: show a progress bar.
+        progress: show a progress bar where standard error is a terminal.
         dtype: of the samples.
         device: of the samples; that of the model's first parameter, or the CPU.
 
@@ -77,8 +89,8 @@ def sample(
         [N, C, *], as the last step leaves them.
 
     Raises:
-        TypeError: ``dtype`` is not floating-point, or seeds are no integers.
-        ValueError: an argument does not fit; the message names it.
+        TypeError: an argument is of the wrong kind; the message names it, here and in the other errors.
+        ValueError: an argument does not fit.
     """
     run, x = prepare(
         model, shape, solver, steps=steps, seeds=seeds, generator=generator, guidance_scale=guidance_scale, guidance=guidance,
@@ -105,14 +117,13 @@ class Run:
         """From ``x`` to the samples; ``owned``: nobody else wants the memory of ``x``."""
         plan, calls = self.plan, self.plan.calls()
         history: dict[Symbol, Tensor] = {}
-        for i, t in enumerate(tqdm(plan.timesteps, disable=None if progress else True, unit="step", leave=False)):
+        for i, t in enumerate(progress_bar(plan.timesteps, progress)):
             stage = plan.stages[i]
-            holders = _holders(x)
             model_output, uncond = x, None
             if stage.calls_model:
                 model_output, uncond = self.predict(x.detach(), self.timesteps[i].expand(len(x)), calls[i])
             # else the model, or whoever gave x or is shown it, has kept it
-            ours = owned and callback is None and not stage.keeps_sample and _holders(x) == holders
+            ours = owned and callback is None and not stage.keeps_sample and nobody_else_holds(x)
             drawn: dict[str, Tensor] = {}
             if plan.draws_noise[i]:
                 drawn = {"noise": self.tree(*stage.interval)} if self.tree and stage.interval else self.source.step()
@@ -147,25 +158,26 @@ def prepare(
     device: torch.device | str | None = None,
 ) -> tuple[Run, Tensor]:
     """Check the arguments of `sample` and put what they need on the device; the run, and where it starts."""
-    shape = tuple(shape)
-    if len(shape) < 2:
-        raise ValueError(f"shape must be [N, C, *], got {shape}")
-    if not dtype.is_floating_point:
-        raise TypeError(f"dtype must be floating-point, got {dtype}")
-    place = torch.device(device) if device is not None else _device_of(model)
+    shape = check_shape(shape)
+    check_dtype(dtype)
+    check_model(model, guidance)
+    check_guidance_scale(guidance_scale)
+    chosen = _solver(solver)
+    place = check_device(device, model)
     source = NoiseSource(shape, place, dtype, seeds, generator)
-    chosen = make_solver(solver) if isinstance(solver, str) else solver
-    kwargs = dict(model_kwargs or {})
+    kwargs = check_kwargs("model_kwargs", model_kwargs)
     if classes is not None:
         if "y" in kwargs:
             raise ValueError("give classes or model_kwargs['y'], not both")
-        kwargs["y"] = _check_classes(classes, shape[0], model).to(place)
-    predict = _guidance(guidance, model, kwargs, guidance_scale, uncond_kwargs)
+        kwargs["y"] = check_classes(classes, shape[0], model).to(place)
+    predict = _guidance(guidance, model, kwargs, guidance_scale, check_kwargs("uncond_kwargs", uncond_kwargs))
     plan = chosen.plan(steps, guidance_scale=predict.scale).to(place, dtype)
     tree = _brownian_tree(plan, source, shape, place, dtype) if brownian else None
 
-    x = _check_start(noise, shape, place, dtype) if noise is not None else source.initial()
-    inpainting = _inpainting(known, mask, shape, place, dtype, source)
+    x = check_start(noise, shape, place, dtype) if noise is not None else source.initial()
+    inpainting = check_inpainting(known, mask, shape, place, dtype)
+    if inpainting:
+        inpainting["known_noise"] = source.known()
     return Run(plan, predict, source, _on_device(plan.timesteps, place), tree, inpainting), x
 
 
@@ -181,11 +193,6 @@ def _brownian_tree(
     return BrownianTree(source.seeds, shape, min(1e-3, min(ends)), max(1e3, max(ends)), dtype=dtype, device=device)
 
 
-def _holders(x: Tensor) -> int:
-    """How many tensors share the memory of ``x``: the same before and after a model that keeps nothing of it."""
-    return torch._C._storage_Use_Count(x.untyped_storage()._cdata)
-
-
 def _on_device(timesteps: Sequence[float], device: torch.device) -> Tensor:
     """The model's timesteps: int64 where all are whole, else float32."""
     whole = all(float(t).is_integer() for t in timesteps)
@@ -194,29 +201,13 @@ def _on_device(timesteps: Sequence[float], device: torch.device) -> Tensor:
     )
 
 
-def _device_of(model: Model | None) -> torch.device:
-    parameter = next(model.parameters(), None) if isinstance(model, torch.nn.Module) else None
-    return torch.device("cpu") if parameter is None else parameter.device
-
-
-def _check_classes(classes: Tensor | Sequence[int], n: int, model: Model | None) -> Tensor:
-    """Labels as int64. Out of range, they would be an assertion on the device that ends the process's use of it."""
-    labels = torch.as_tensor(classes)
-    if labels.shape != (n,) or labels.dtype == torch.bool or labels.is_floating_point() or labels.is_complex():
-        raise ValueError(f"classes must be [N] = [{n}] integers, got shape {tuple(labels.shape)} of {labels.dtype}")
-    num_classes, null_label = getattr(model, "num_classes", None), getattr(model, "null_label", None)
-    if isinstance(num_classes, int):
-        known = num_classes + (null_label == num_classes)
-        wrong = sorted({label for label in labels.tolist() if not 0 <= label < known})
-        if wrong:
-            raise ValueError(f"classes must be in [0, {known}), got {wrong}")
-    return labels.long()
-
-
-def _check_start(noise: Tensor, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    if noise.shape != shape:
-        raise ValueError(f"noise must have the shape {shape} of the samples, got {tuple(noise.shape)}")
-    return noise.to(device, dtype)
+def _solver(solver: Solver | str) -> Solver:
+    if isinstance(solver, str):
+        return make_solver(solver)
+    if not isinstance(solver, Solver):
+        what = f"the class {solver.__name__}: call it" if isinstance(solver, type) else type(solver).__name__
+        raise TypeError(f"solver must be a Solver or a name of SOLVERS, got {what}")
+    return solver
 
 
 class _Unguided(Guidance):
@@ -232,7 +223,7 @@ def _guidance(
     model: Model | None,
     kwargs: Mapping[str, Any],
     guidance_scale: float,
-    uncond_kwargs: Mapping[str, Any] | None,
+    uncond_kwargs: Mapping[str, Any],
 ) -> Guidance:
     """The guidance given, or that of the arguments."""
     if guidance is not None:
@@ -242,11 +233,11 @@ def _guidance(
             )
         return guidance
     if model is None:
-        raise ValueError("model may be None only with a guidance, which holds its own")
+        raise AssertionError("check_model lets no model be None without a guidance")
     if guidance_scale == 1:
         return _Unguided(model, kwargs)
-    uncond = {**kwargs, **(uncond_kwargs or {})}
-    if "y" in kwargs and "y" not in (uncond_kwargs or {}):
+    uncond = {**kwargs, **uncond_kwargs}
+    if "y" in kwargs and "y" not in uncond_kwargs:
         null_label = getattr(model, "null_label", None)
         if null_label is None:
             raise ValueError("guidance needs uncond_kwargs: the model has no null_label to stand for no class")
@@ -256,24 +247,3 @@ def _guidance(
             "guidance_scale other than 1 needs a condition: give classes, or model_kwargs and uncond_kwargs"
         )
     return ClassifierFreeGuidance(model, kwargs, uncond, guidance_scale)
-
-
-def _inpainting(
-    known: Tensor | None,
-    mask: Tensor | None,
-    shape: tuple[int, ...],
-    device: torch.device,
-    dtype: torch.dtype,
-    source: NoiseSource,
-) -> dict[str, Tensor]:
-    if (known is None) != (mask is None):
-        raise ValueError("known and mask come together")
-    if known is None or mask is None:
-        return {}
-    spread = {}
-    for name, tensor in (("known", known), ("mask", mask)):
-        try:
-            spread[name] = tensor.to(device, dtype).expand(shape).contiguous()
-        except RuntimeError:
-            raise ValueError(f"{name} must broadcast to {shape}, got shape {tuple(tensor.shape)}") from None
-    return {**spread, "known_noise": source.known()}

@@ -62,10 +62,7 @@ def timestep_spacing(
         TypeError: ``steps`` is no integer.
         ValueError: ``spacing`` is not known, or ``steps`` is out of range.
     """
-    if not isinstance(steps, Integral) or isinstance(steps, bool):
-        raise TypeError(f"steps must be an integer, got {steps!r}")
-    if not 1 <= steps <= num_train_timesteps:
-        raise ValueError(f"steps must be in [1, {num_train_timesteps}], got {steps}")
+    steps = check_steps(steps, most=num_train_timesteps)
     if spacing == "linspace":
         timesteps: np.ndarray = np.linspace(0, num_train_timesteps - 1, steps).round()[::-1]
     elif spacing == "leading":
@@ -131,6 +128,16 @@ def zero_terminal_snr(betas: Tensor) -> Tensor:
     root = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
     bars = root**2
     return 1 - torch.cat([bars[:1], bars[1:] / bars[:-1]])
+
+
+def check_steps(steps: int, name: str = "steps", least: int = 1, most: int | None = None) -> int:
+    """``steps`` as a Python integer; raises TypeError where it is none and ValueError where it is out of range."""
+    if not isinstance(steps, Integral) or isinstance(steps, bool):
+        raise TypeError(f"{name} must be an integer, got {steps!r}")
+    if steps < least or (most is not None and steps > most):
+        allowed = f"at least {least}" if most is None else f"in [{least}, {most}]"
+        raise ValueError(f"{name} must be {allowed}, got {steps}")
+    return int(steps)
 
 
 def _check(num_train_timesteps: int, beta_start: float, beta_end: float) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 
 from .plan import Plan, Stage
 from .table import coefficient_table
@@ -24,8 +25,9 @@ def compile_trace(
         ValueError: a step would have to keep more than its two further outputs hold.
     """
     steps = trace.steps
-    if isinstance(guidance_scales, (int, float)):
-        guidance_scales = [float(guidance_scales)] * len(steps)
+    scales = list(guidance_scales) if isinstance(guidance_scales, Sequence) else [guidance_scales] * len(steps)
+    for scale in scales:
+        check_guidance_scale(scale)
     last_use = _last_uses(steps)
     rows, histories, stages, clean = [], [], [], []
     for i, step in enumerate(steps):
@@ -34,7 +36,7 @@ def compile_trace(
         reads = tuple(sorted({s for e in expressions for s in e.terms if not _own(s, i)}, key=lambda s: (-s[1], s[0])))
         columns = {kind: step.result.terms.get((kind, i), 0.0) for kind in _KINDS}
         row = {**columns, **_conversion(trace, step, i, expressions + ([second[1]] if second else []))}
-        row["guidance_scale"] = guidance_scales[i]
+        row["guidance_scale"] = scales[i]
         row["known"], row["known_noise"] = step.known or (0.0, 0.0)
         if step.log_noise is not None:
             row["log_noise"], row["log_noise_slope"] = step.log_noise
@@ -43,7 +45,7 @@ def compile_trace(
                 row[f"{name}_{kind}"] = output[1].terms.get((kind, i), 0.0) if output else 0.0
         rows.append(row)
         histories.append([e.terms.get(symbol, 0.0) for e in expressions for symbol in reads])
-        clean += [_clean_row(trace, step, guidance_scales[i])]
+        clean += [_clean_row(trace, step, scales[i])]
         stages.append(
             Stage(
                 alpha=step.alpha * step.scale,
@@ -71,6 +73,14 @@ def compile_trace(
         coefficient_table(clean + unclipped),
         learned_variance,
     )
+
+
+def check_guidance_scale(scale: float) -> None:
+    """A finite number: NaN would be in every sample."""
+    if not isinstance(scale, Real):
+        raise TypeError(f"guidance_scale must be a number, got {scale!r}")
+    if not math.isfinite(scale):
+        raise ValueError(f"guidance_scale must be finite, got {scale}")
 
 
 def _added(step: Step, i: int, keeps: bool, last_use: dict[Symbol, int]) -> float | None:

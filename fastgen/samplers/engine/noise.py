@@ -28,7 +28,9 @@ def draw_normal(
     shape = tuple(shape)
     if generator is None:
         return torch.randn(shape, device=device, dtype=dtype)
-    generators = [generator] if isinstance(generator, torch.Generator) else list(generator)
+    generators = [generator] if isinstance(generator, torch.Generator) else generator
+    if not isinstance(generators, Sequence) or not all(isinstance(g, torch.Generator) for g in generators):
+        raise TypeError(f"generator must be a torch.Generator or a list of them, got {generator!r}")
     if len(generators) not in (1, shape[0]):
         raise ValueError(f"generator must be one, or one a sample ({shape[0]}), got {len(generators)}")
     kind = generators[0].device.type

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from ..engine.progress import progress_bar
 from ..engine.table import coefficient_table
 from ._trajectory import step
 
@@ -155,7 +155,7 @@ def integrate_fixed(
     times = torch.tensor([[a + (b - a) * node for node in tableau.nodes] for a, b in spans], dtype=torch.float64)
     times = times.to(x.device, wide)
     total = None
-    for i, (_, after) in enumerate(tqdm(spans, disable=None if progress else True, unit="step", leave=False)):
+    for i, (_, after) in enumerate(progress_bar(spans, progress)):
         outputs, at = [], x
         for j in range(s):
             output, beside = evaluate(at, times[i, j])

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from ...ops import sampler_step
+from ..arguments import check_device, check_dtype, check_shape, check_start
+from ..engine.memory import nobody_else_holds
 from ..engine.noise import Generators, NoiseSource
-from ..loop import _device_of, _holders
 
 Callback = Callable[[int, float, Tensor], None]
 
@@ -35,12 +36,8 @@ class Trajectory:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
     ) -> None:
-        self.shape = tuple(shape)
-        if not self.shape:
-            raise ValueError("shape must be [N, *], got ()")
-        if not dtype.is_floating_point:
-            raise TypeError(f"dtype must be floating-point, got {dtype}")
-        self.dtype, self.device = dtype, torch.device(device) if device is not None else _device_of(model)
+        self.shape = check_shape(shape, "[N, *]", least=1)
+        self.dtype, self.device = check_dtype(dtype), check_device(device, model)
         self.source = NoiseSource(self.shape, self.device, dtype, seeds, generator)
         self.wide = torch.float64 if dtype == torch.float64 else torch.float32
 
@@ -49,9 +46,7 @@ class Trajectory:
         if noise is None:
             x = self.source.initial()
             return x if scale == 1 else x.mul_(scale)
-        if noise.shape != self.shape:
-            raise ValueError(f"noise must have the shape {self.shape} of the samples, got {tuple(noise.shape)}")
-        return noise.to(self.device, self.dtype)
+        return check_start(noise, self.shape, self.device, self.dtype)
 
     def table(self, table: Tensor) -> Tensor:
         """A float64 table, where the samples are and in the precision of their arithmetic."""
@@ -71,12 +66,11 @@ def call_model(model: Callable[..., Tensor], x: Tensor, t: Tensor, keep: bool = 
 
     That is x itself, or None (fresh memory) where the model holds on to x or the caller wants to ``keep`` it.
     """
-    before = _holders(x)
     output = model(x.detach(), t.expand(x.shape[0]))
     if not isinstance(output, Tensor) or output.shape != x.shape:
         came = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise ValueError(f"the model must return the shape {tuple(x.shape)} of its input, got {came}")
-    return output, None if keep or _holders(x) != before else x
+    return output, x if not keep and nobody_else_holds(x) else None
 
 
 def step(x: Tensor, output: Tensor, table: Tensor, row: int, **kwargs: Any) -> Tensor:

@@ -12,13 +12,12 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..engine.noise import Generators
+from ..engine.progress import progress_bar
 from ..engine.table import coefficient_table
-from ..schedules import alphas_cumprod, linear_betas
+from ..schedules import alphas_cumprod, check_steps, linear_betas
 from ._trajectory import Callback, Trajectory, step
-from .sde import check_steps
 
 Restorer = Callable[[Tensor, Tensor], Tensor]  # x_t, t [N] int64 -> a guess of x0
 ALGORITHMS = ("naive", "improved")
@@ -298,7 +297,7 @@ def sample_corruption(
         x = start.to(trajectory.device)
     levels = torch.arange(corruption.levels + 1, device=trajectory.device)
     rounds = range(corruption.levels, 0, -1)
-    for i, t in enumerate(tqdm(rounds, disable=None if progress else True, unit="step", leave=False)):
+    for i, t in enumerate(progress_bar(rounds, progress)):
         guess = restorer(x, levels[t].expand(len(x)))
         x = corruption.posterior(x, guess, t, trajectory.normal(i))
         if callback is not None:
@@ -355,7 +354,7 @@ def cold_diffusion(
     table = _on(coefficient_table([{"sample": 1.0, "model": 1.0}], [[-1.0]]), start)
     levels = torch.arange(corruption.levels + 1, device=start.device)
     x, rounds = start, range(corruption.levels, 0, -1)
-    for i, t in enumerate(tqdm(rounds, disable=None if progress else True, unit="step", leave=False)):
+    for i, t in enumerate(progress_bar(rounds, progress)):
         guess = restorer(x, levels[t].expand(len(x)))
         _check_shapes("cold_diffusion", x, guess)
         if estimate_noise and noise_of is not None:

@@ -15,6 +15,7 @@ from ...ops import philox_normal
 from ...ops.philox_normal import check_seeds
 from ..engine.noise import Generators, draw_normal
 from ..engine.table import coefficient_table
+from ..schedules import check_steps
 from ._runge_kutta import (
     TABLEAUS,
     Coefficients,
@@ -27,7 +28,7 @@ from ._runge_kutta import (
 )
 from ._trajectory import Callback, Trajectory, call_model, step
 from .reverse import time_grid
-from .sde import SDE, ScoreFunction, check_eps, check_steps, model_factor
+from .sde import SDE, ScoreFunction, check_eps, model_factor
 
 DIVERGENCES = ("hutchinson", "exact")
 PROBES = ("rademacher", "gaussian")

@@ -10,12 +10,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..engine.noise import Generators
+from ..engine.progress import progress_bar
 from ..engine.table import coefficient_table
+from ..schedules import check_steps
 from ._trajectory import Callback, Trajectory, call_model, step
-from .sde import SDE, ScoreFunction, check_eps, check_steps, model_factor
+from .sde import SDE, ScoreFunction, check_eps, model_factor
 
 PREDICTORS = ("reverse_diffusion", "euler_maruyama", "none")
 NORMS = ("expected", "sample", "batch")
@@ -136,8 +137,8 @@ def predictor_corrector(
     The other arguments, the result and what is raised are those of :func:`reverse_sde`; ``prediction_type="epsilon"`` costs the
     corrector nothing either.
     """
-    check_steps(steps)
-    check_steps(corrector_steps, "corrector_steps", 0)
+    steps = check_steps(steps)
+    corrector_steps = check_steps(corrector_steps, "corrector_steps", 0)
     if predictor not in PREDICTORS:
         raise ValueError(f"predictor must be one of {PREDICTORS}, got {predictor!r}")
     if predictor == "none" and corrector_steps == 0:
@@ -158,7 +159,7 @@ def predictor_corrector(
 
     x = trajectory.start(noise, sde.prior_std)
     row = 0
-    for i in tqdm(range(steps), disable=None if progress else True, unit="step", leave=False):
+    for i in progress_bar(range(steps), progress):
         for _ in range(corrector_steps):
             output, out = call_model(score, x, times[i], callback is not None or x is noise)
             if norms == "expected":

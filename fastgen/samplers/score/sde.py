@@ -261,15 +261,6 @@ def check_eps(sde: SDE, eps: float | None) -> float:
     return end
 
 
-def check_steps(steps: int, name: str = "steps", least: int = 1) -> int:
-    """``steps`` itself; raises TypeError where it is no integer and ValueError where it is below ``least``."""
-    if not isinstance(steps, int) or isinstance(steps, bool):
-        raise TypeError(f"{name} must be an integer, got {steps!r}")
-    if steps < least:
-        raise ValueError(f"{name} must be at least {least}, got {steps}")
-    return steps
-
-
 def _time(t: float | Tensor, end: float) -> tuple[Any, Any]:
     if isinstance(t, Tensor):
         return t, torch

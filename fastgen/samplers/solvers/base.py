@@ -14,7 +14,7 @@ from ..engine.plan import Plan
 from ..engine.prediction import Prediction
 from ..engine.trace import Trace
 from ..guidance.base import Call
-from ..schedules import SIGMA_SPACINGS, alphas_cumprod, linear_betas, spaced_sigmas, timestep_spacing
+from ..schedules import SIGMA_SPACINGS, alphas_cumprod, check_steps, linear_betas, spaced_sigmas, timestep_spacing
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)  # tensors inside have no single truth value to compare by
@@ -46,7 +46,7 @@ class Solver(ABC):
             ValueError: ``steps`` is out of range.
         """
         trace = Trace(self.prediction())
-        self.follow(trace, steps)
+        self.follow(trace, check_steps(steps))
         scales: float | list[float]
         if callable(guidance_scale):
             scales = [guidance_scale(call) for call in compile_trace(trace).calls()]
@@ -205,7 +205,3 @@ class SigmaSolver(DiscreteSolver):
         timesteps, sigmas = self.sigmas(steps)
         norms = [math.hypot(1.0, s) for s in sigmas]
         return Path(timesteps, [1 / n for n in norms], [s / n for s, n in zip(sigmas, norms, strict=True)])
-
-
-def check_steps(steps: int) -> None:
-    timestep_spacing(max(int(steps), 1) if isinstance(steps, int) else 1, steps)

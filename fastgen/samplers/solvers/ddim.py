@@ -77,11 +77,11 @@ class DDIM(DiscreteSolver):
             raise ValueError(f"eta must be in [0, 1], got {self.eta}")
 
     def follow(self, trace: Trace, steps: int) -> None:
-        stride = self.num_train_timesteps // steps if isinstance(steps, int) and steps else 1
         bars = self.alpha_bars()
         final = 1.0 if self.set_alpha_to_one else bars[0]
         x = None
-        for t in self.trajectory(steps):
+        timesteps, stride = self.trajectory(steps), self.num_train_timesteps // steps
+        for t in timesteps:
             here, there = bars[t], bars[t - stride] if t >= stride else final
             point, end = (t, math.sqrt(here), math.sqrt(1 - here)), (math.sqrt(there), math.sqrt(1 - there))
             x = ddim_step(trace, x, point, end, eta=self.eta, use_clipped_model_output=self.use_clipped_model_output)

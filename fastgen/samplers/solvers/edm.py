@@ -7,7 +7,7 @@ from ..engine.path import Path
 from ..engine.prediction import Prediction
 from ..engine.trace import Trace
 from ..schedules import spaced_sigmas
-from .base import Solver, check_steps
+from .base import Solver
 from .dpm_solver import multistep
 from .euler import euler
 from .heun import heun
@@ -34,7 +34,6 @@ class EDMSolver(Solver):
         return Prediction(prediction_type=self.prediction_type, sigma_data=self.sigma_data)
 
     def sigma_path(self, steps: int) -> Path:
-        check_steps(steps)
         sigmas = [*spaced_sigmas(steps, self.sigma_min, self.sigma_max, "karras", self.rho), 0.0]
         return Path([edm_timestep(s) for s in sigmas[:-1]], [1.0] * len(sigmas), sigmas, edm_timestep)
 

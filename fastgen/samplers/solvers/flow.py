@@ -9,7 +9,7 @@ from ..engine.path import Path
 from ..engine.prediction import Prediction
 from ..engine.trace import Trace
 from ..schedules import flow_shift
-from .base import Solver, check_steps
+from .base import Solver
 from .stochastic import NO_CHURN, Churn
 
 
@@ -33,7 +33,6 @@ class FlowSolver(Solver):
         return Prediction(prediction_type="flow_prediction")
 
     def flow_path(self, steps: int) -> Path:
-        check_steps(steps)
         sigmas = [flow_shift(float(s), self.shift) for s in np.linspace(1, 0, steps + 1)]
         return Path([s * self.num_train_timesteps for s in sigmas[:-1]], [1 - s for s in sigmas], sigmas)
 

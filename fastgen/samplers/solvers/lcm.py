@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from ..engine.path import Path
 from ..engine.trace import Trace
+from ..schedules import check_steps
 from .base import DiscreteSolver
 
 
@@ -38,7 +39,7 @@ class LCM(DiscreteSolver):
 
     def path(self, steps: int) -> Path:
         """``steps`` of the timesteps of the distillation, evenly chosen."""
-        _require(1 <= steps <= self.original_steps, f"steps must be in [1, {self.original_steps}], got {steps}")
+        check_steps(steps, most=self.original_steps)
         stride = self.num_train_timesteps // self.original_steps
         origin = [stride * (i + 1) - 1 for i in reversed(range(self.original_steps))]
         times = [origin[i * self.original_steps // steps] for i in range(steps)]
@@ -47,8 +48,3 @@ class LCM(DiscreteSolver):
 
     def follow(self, trace: Trace, steps: int) -> None:
         lcm(trace, self.path(steps), timestep_scaling=self.timestep_scaling)
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)

@@ -97,7 +97,7 @@ class PNDM(DiscreteSolver):
     warm_up: bool = False
 
     def follow(self, trace: Trace, steps: int) -> None:
-        stride, times = self.num_train_timesteps // steps, self.trajectory(steps)
+        times, stride = self.trajectory(steps), self.num_train_timesteps // steps
         levels = [(math.sqrt(bar), math.sqrt(1 - bar)) for bar in self.alpha_bars()]
         if self.prediction_type == "sample":
             raise ValueError("prediction_type must be 'epsilon' or 'v_prediction' for PNDM, got 'sample'")

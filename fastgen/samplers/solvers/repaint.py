@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..engine.trace import Trace
-from ..schedules import timestep_spacing
+from ..schedules import check_steps
 from .base import DiscreteSolver
 from .ddim import ddim_step
 
@@ -42,8 +42,7 @@ class RePaint(DiscreteSolver):
     jump_n_sample: int = 10
 
     def follow(self, trace: Trace, steps: int) -> None:
-        stride = self.num_train_timesteps // steps if isinstance(steps, int) and steps > 0 else 1
-        timestep_spacing(self.num_train_timesteps, steps)  # checks steps
+        stride = self.num_train_timesteps // check_steps(steps, most=self.num_train_timesteps)
         levels = [(math.sqrt(bar), math.sqrt(1 - bar)) for bar in self.alpha_bars()]
         times = [t * stride for t in jumping_timesteps(steps, self.jump_length, self.jump_n_sample)]
         repaint(trace, times, lambda t: levels[t] if t >= 0 else (1.0, 0.0), stride, eta=self.eta)
