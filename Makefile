@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
 
-.PHONY: docs demo test test-slow lint bench bench-full gpu build setup peers wheel clean
+.PHONY: docs demo test test-oldest test-slow lint bench bench-full gpu build setup peers wheel clean
 .DEFAULT_GOAL := build
 
 demo: build
@@ -14,6 +14,10 @@ demo: build
 
 test: build peers lint
 	FASTGEN_REQUIRE=cpu,triton,peers $(BIN)/python -m pytest -m "not slow" --durations=10
+
+# The same suite with the oldest torch, Triton and NumPy that fastgen promises, against the wheel installed beside them.
+test-oldest: build
+	bash tools/test_oldest.sh "$(PYTHON)"
 
 test-slow: build peers
 	FASTGEN_REQUIRE=cpu,triton,peers $(BIN)/python -m pytest -m slow --durations=10

@@ -1,6 +1,14 @@
-"""A required backend or peer that is missing fails the whole run at once, rather than test by test."""
+"""A required backend or peer that is missing fails the whole run at once, rather than test by test.
+
+`FASTGEN_WHEEL` names the installed wheel that a run tests; a run that would import the checkout instead fails at once too.
+"""
+
+import os
+from pathlib import Path
 
 import pytest
+
+import fastgen
 
 from .backends import MISSING, NAMES, REQUIRED
 
@@ -13,3 +21,5 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     if absent:
         lines = "; ".join(f"{name}: {reason}" for name, reason in absent.items())
         raise pytest.UsageError(f"FASTGEN_REQUIRE names what is missing: {lines}")
+    if "FASTGEN_WHEEL" in os.environ and Path(__file__).parents[1] in Path(fastgen.__file__).parents:
+        raise pytest.UsageError(f"FASTGEN_WHEEL is to be tested, but fastgen comes from {fastgen.__file__}")

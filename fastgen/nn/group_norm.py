@@ -20,7 +20,8 @@ class GroupNorm(nn.GroupNorm):
     Args:
         num_groups: divides ``num_channels``.
         num_channels: C of the input [N, C, *spatial], 0 to 3 spatial dimensions.
-        eps, affine, device, dtype, bias: as in :class:`torch.nn.GroupNorm`.
+        eps, affine, device, dtype: as in :class:`torch.nn.GroupNorm`.
+        bias: whether an affine layer has a bias too, as in :class:`torch.nn.GroupNorm` of a torch that knows it.
         activation: None or ``"silu"``.
 
     Raises:
@@ -34,6 +35,7 @@ class GroupNorm(nn.GroupNorm):
         eps: float = 1e-5,
         affine: bool = True,
         *,
+        bias: bool = True,
         activation: str | None = None,
         **factory: Any,
     ) -> None:
@@ -45,7 +47,16 @@ class GroupNorm(nn.GroupNorm):
                 f"num_channels={num_channels}"
             )
         super().__init__(num_groups, num_channels, eps, affine, **factory)
+        if not bias:
+            self.register_parameter("bias", None)
         self.activation = activation
+
+    def reset_parameters(self) -> None:
+        """The identity: weight 1, bias 0. Own, because that of torch 2.11 knows no layer without bias."""
+        if self.weight is not None:
+            nn.init.ones_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
     def forward(
         self,
