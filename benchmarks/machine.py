@@ -68,7 +68,8 @@ def name(device: torch.device) -> str:
     facts = describe(device)
     maker = next((word for word in _CPU_FAMILIES if word in facts["cpu"].lower()), _slug(facts["cpu"]))
     widest = next((isa for flag, isa in _CPU_ISAS.items() if flag in facts["cpu_flags"]), platform.machine())
-    return f"{maker}-{widest}-{torch.get_num_threads()}-threads"
+    threads = torch.get_num_threads()
+    return f"{maker}-{widest}-{threads}-thread{'s' if threads > 1 else ''}"
 
 
 def _slug(text: str) -> str:

@@ -29,6 +29,7 @@ FAMILY_MARKERS = "osD^vP*Xh"
 GREY = "#555555"
 _ROW_INCHES, _WIDTH = 0.21, 10.0
 _STYLE = {"font.size": 10, "axes.titlesize": 12, "axes.spines.top": False, "axes.spines.right": False}
+NOT_MEMORY = ("dispatch",)  # a call's cost, not its traffic
 STANDING_OUT = 4  # rows of the roofline that get a number at either end
 
 
@@ -152,7 +153,8 @@ def roofline(documents: Sequence[Document]) -> Figure:
     axis.set_title(
         f"fastgen's memory rate beside a copy of the same size\n{_where(documents)}" if documents else "", loc="left"
     )
-    rows = [row for document in documents for row in document["rows"] if row["green"] and row["floors"]]
+    bound = (document for document in documents if document["family"] not in NOT_MEMORY)
+    rows = [row for document in bound for row in document["rows"] if row["green"] and row["floors"]]
     families = list(dict.fromkeys(row["family"] for row in rows))
     for i, family in enumerate(families):
         points = [_point(row) for row in rows if row["family"] == family]
