@@ -91,7 +91,7 @@ def run_family(
     cases = [case for case in cases if case.id not in known]
     started, spent_before = time.monotonic(), document["seconds"]
     budget = min(settings["budget"], max(0.0, deadline - started))
-    set_up = 0.0
+    set_up, longest = 0.0, 0.0
     for i, case in enumerate(cases):
         spent = time.monotonic() - started
         if spent > OVERTIME * budget:
@@ -103,10 +103,13 @@ def run_family(
             device,
             seconds=max(0.0, min(settings["seconds"], TIMED_SHARE * left)),
             min_rounds=MIN_ROUNDS if left > 0 else LATE_ROUNDS,
-            allow_compile=settings["compile"] and set_up <= COMPILE_SHARE * budget * (i + 1) / len(cases),
+            allow_compile=settings["compile"]
+            and set_up <= COMPILE_SHARE * budget * (i + 1) / len(cases)
+            and spent + longest < budget,
             raw=settings["raw"],
         )
         set_up += row["set_up_seconds"]
+        longest = max(longest, row["set_up_seconds"])
         document["rows"].append(row)
         document["seconds"] = round(spent_before + time.monotonic() - started, 1)
         results.save(document, out)

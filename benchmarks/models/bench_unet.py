@@ -15,16 +15,16 @@ from fastgen.nn import PlainGroupNorm
 from ..cases import DTYPES, Case, Provider, Workload, compiled, random_tensor
 from ..verify import Values
 
-# The U-Net of an 8x8 digits model, and that of DDPM on CIFAR-10 (Ho et al. 2020, appendix B).
+# The U-Net of DDPM on CIFAR-10 (Ho et al. 2020, appendix B), and that of an 8x8 digits model.
 CONFIGS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
+    "unet_cifar": (
+        (4, 3, 32, 32),
+        {"in_channels": 3, "model_channels": 128, "channel_mult": (1, 2, 2, 2), "attention_resolutions": (2,)},
+    ),
     "unet_digits": (
         (100, 1, 8, 8),
         {"in_channels": 1, "model_channels": 32, "channel_mult": (1, 2), "attention_resolutions": (2,),
          "use_scale_shift_norm": True, "num_groups": 8},
-    ),
-    "unet_cifar": (
-        (4, 3, 32, 32),
-        {"in_channels": 3, "model_channels": 128, "channel_mult": (1, 2, 2, 2), "attention_resolutions": (2,)},
     ),
 }  # fmt: skip
 
@@ -34,7 +34,7 @@ def cases(device: torch.device, full: bool) -> list[Case]:
     return [
         Case(
             "model", mode, shape, dtype, functools.partial(build, mode, layout, dtype, device),
-            f"whole U-Net, {mode.removeprefix('unet_')}", layout=layout,
+            f"whole U-Net, {mode.removeprefix('unet_')}{', channels-last' if layout == 'NHWC' else ''}", layout=layout,
         )
         for mode, (shape, _) in CONFIGS.items()
         for layout in ("NCHW", "NHWC")

@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from benchmarks import cases, machine, results, run
+from benchmarks import cases, machine, pictures, results, run
 from benchmarks.cases import Case, Provider, Workload
 from benchmarks.verify import Values
 
@@ -25,8 +25,9 @@ def fake(mode, build=None, allowed=None):
 
 @pytest.fixture
 def toys(monkeypatch):
-    """Runs `benchmarks.run` over the cases it is given, without machine limits to measure."""
+    """Runs `benchmarks.run` over the cases it is given, without machine limits to measure and pictures to draw."""
     monkeypatch.setattr(machine, "gemm_rates", lambda device: {"fp32": 1e11})
+    monkeypatch.setattr(pictures, "draw", lambda documents, out: None)
 
     def start(*listed, argv=(), families=None):
         monkeypatch.setattr(run, "collect", lambda *args: (families or {"toy": list(listed)}, []))
@@ -115,6 +116,14 @@ def test_a_family_ends_with_its_budget_and_says_so(toys, tmp_path, monkeypatch):
     document = results.load(tmp_path / "toy.json")
     assert 1 < len(document["rows"]) < 20 and document["cases"] == 50
     assert "cases were not measured: the time was spent" in document["notes"][0]
+
+
+def test_a_deadline_ends_the_family_it_falls_into(toys, tmp_path, monkeypatch):
+    clock = iter(float(k) for k in range(1000))
+    monkeypatch.setattr(run.time, "monotonic", lambda: next(clock))
+    toys(*(fake(f"m{k}") for k in range(50)), argv=["--out", str(tmp_path), "--deadline", "10"])
+    document = results.load(tmp_path / "toy.json")
+    assert 1 < len(document["rows"]) < 20 and "the time was spent" in document["notes"][0]
 
 
 def test_past_the_deadline_no_family_begins(toys, tmp_path, capsys):

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from benchmarks import measure, results, verify
+from benchmarks import measure, results, tables, verify
 from benchmarks.cases import Case, Provider, Workload
+from benchmarks.timing import CudaClock, HostClock
 from benchmarks.verify import Normals, Values
 
 EXPECTED = torch.linspace(1, 2, 64, dtype=torch.float64)
@@ -125,6 +126,35 @@ def test_the_calls_that_are_timed_are_the_calls_that_were_checked():
     assert row["green"] and set(row["ratios"]) == {"eager"} and row["rounds"] >= 3
     assert len(called) > verify.CALLS
     results._check_keys(row, results._ROW_KEYS, "row")
+
+
+def test_on_a_gpu_device_time_and_host_time_stand_apart(monkeypatch):
+    class Fixed(HostClock):
+        def __init__(self, seconds, captured=()):
+            self.seconds, self.captured = seconds, list(captured)
+
+        def round(self, calls, iterations):
+            return dict.fromkeys(calls, self.seconds)
+
+    monkeypatch.setattr(measure, "clock_for", lambda device, kind, calls: Fixed(2.0, ["fastgen"]))
+    monkeypatch.setattr(measure, "HostLaunchClock", lambda: Fixed(3.0))
+    case = Case("toy", "toy", (64,), "fp32", lambda _: workload(eager=RIGHT, fastgen=RIGHT), "toys")
+    row = measure.measure(case, torch.device("cuda"), seconds=0.0, min_rounds=3, allow_compile=False)
+    assert row["times"] == {name: [2.0] * 3 for name in ("eager", "fastgen")} and row["captured"] == ["fastgen"]
+    assert row["host"] == {name: [3.0] * 3 for name in ("eager", "fastgen")}
+    lines = tables.host_times([row]).splitlines()[2:]
+    assert ["graph" in line for line in lines] == [False, True] and all("3 s" in line for line in lines)
+
+
+@pytest.mark.gpu
+def test_a_call_that_can_be_captured_is_replayed_and_one_that_waits_is_not():
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    x = torch.randn(64, device="cuda")
+    clock = CudaClock(torch.device("cuda"), {"add": lambda: x + 1, "waits": lambda: (x + 1).cpu()})
+    assert clock.captured == ["add"]
+    times = clock.round({"add": lambda: x + 1, "waits": lambda: (x + 1).cpu()}, {})
+    assert all(0 < seconds < 1 for seconds in times.values())
 
 
 def test_samples_are_kept_only_where_they_are_asked_for():
