@@ -1,6 +1,7 @@
 """Files that are there whole or not at all: written beside their place, then renamed into it."""
 
 import contextlib
+import errno
 import fcntl
 import glob
 import os
@@ -50,9 +51,9 @@ def remove_leftovers(path: str | os.PathLike[str]) -> None:
 def check_writable(path: str | os.PathLike[str]) -> None:
     """Raise OSError, naming ``path``, where a file of that name could not be written; its folder is made where it is missing."""
     path = Path(path)
-    if path.is_dir():
-        raise IsADirectoryError(f"{path}: is a folder, the name of a file is wanted")
     try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder, the name of a file is wanted")
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
             pass

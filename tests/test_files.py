@@ -85,10 +85,12 @@ def test_names_with_wildcards(tmp_path):
 def test_where_nothing_can_be_written(tmp_path):
     check_writable(tmp_path / "new" / "x")
     assert names(tmp_path) == ["new"] and names(tmp_path / "new") == []
-    with pytest.raises(IsADirectoryError, match="new: is a folder"):
+    with pytest.raises(OSError, match="new: cannot be written: it is a folder"):
         check_writable(tmp_path / "new")
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=r"file/x: cannot be written: (Not a directory|File exists)"):
         check_writable(tmp_path / "file" / "x")
     with pytest.raises(OSError, match=r"/proc/x: cannot be written"):
         check_writable("/proc/x")
+    with pytest.raises(OSError, match="x: cannot be written: File name too long"):
+        check_writable(tmp_path / ("x" * 300))

@@ -64,7 +64,7 @@ def device(text: str) -> torch.device:
         found = torch.device(text)
     except RuntimeError:
         found = None
-    if found is None or found.type not in ("cpu", "cuda"):
+    if found is None or found.type not in ("cpu", "cuda") or (found.type == "cpu" and found.index):
         raise argparse.ArgumentTypeError(f"must be cpu, cuda or cuda:N, got {text!r}")
     return found
 

@@ -27,6 +27,10 @@ class TrainingRecord:
             CheckpointError: a field is none that a training could have had; the message names file and field.
         """
         metadata = read_metadata(path)
+        if {"options", "step"} <= metadata.keys():
+            raise CheckpointError(
+                f"{path}: the state of a training, not weights: `fastgen train --resume` goes on from it"
+            )
         if "training" not in metadata:
             return cls()
         saved = json_metadata(path, metadata, "training")

@@ -139,6 +139,7 @@ REFUSED = [
     (["--seed", str(2**63 - 1), "--num", "2"], "that of the last image, SEED + 1, must be below 2^63"),
     (["--num", "-3"], "--num: must be at least 1, got -3"),
     (["--device", "cuda:99"], "--device cuda:99: torch finds"),
+    (["--device", "cpu:1"], "--device: must be cpu, cuda or cuda:N, got 'cpu:1'"),
     (["--device", "abacus"], "--device: must be cpu, cuda or cuda:N, got 'abacus'"),
     (["--sampler", "euler", "--eta", "0.5"], "--sampler euler has no option 'eta'; its options are clip_sample, "),
     (

@@ -129,7 +129,7 @@ def test_an_unwritable_place_is_found_before_the_first_step(tmp_path, capsys, mo
     for option in ("--out", "--checkpoint"):
         line = refused(capsys, *command(tmp_path, option, str(tmp_path / "file" / "x.safetensors")))
         assert "file/x.safetensors: cannot be written" in line
-    assert "is a folder" in refused(capsys, *command(tmp_path, "--checkpoint", str(tmp_path)))
+    assert "it is a folder" in refused(capsys, *command(tmp_path, "--checkpoint", str(tmp_path)))
     assert names(tmp_path) == ["file"]
 
 

@@ -51,6 +51,12 @@ def test_malformed_fields(tmp_path, field, value):
         TrainingRecord.read(tmp_path / "w.safetensors")
 
 
+def test_the_state_of_a_training_is_told_from_weights(tmp_path):
+    make_trainer().save(tmp_path / "c.safetensors")
+    with pytest.raises(CheckpointError, match=r"c\.safetensors: the state of a training, not weights"):
+        TrainingRecord.read(tmp_path / "c.safetensors")
+
+
 def test_what_is_no_object(tmp_path):
     make_model().save(tmp_path / "w.safetensors", {"training": "[1]"})
     with pytest.raises(CheckpointError, match="'training' in the metadata must be a JSON object, got list"):
