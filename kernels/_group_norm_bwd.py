@@ -15,8 +15,8 @@ import triton.language as tl
 from torch import Tensor
 
 from fastgen.kernels._group_norm_plan import (
-    WHOLE_NUMBERS,
     Plan,
+    channels_of_a_group,
     group_size,
     load_or,
     make_plan,
@@ -24,7 +24,7 @@ from fastgen.kernels._group_norm_plan import (
     tile_of,
 )
 from fastgen.kernels._launch import launch, on_device
-from fastgen.kernels._operands import Operands, dense
+from fastgen.kernels._operands import Operands, aligned, dense
 from fastgen.reference._layout import empty_like_layout
 
 WARPS = 8  # 8 elements of a tile a thread: with 16 the sums take 145 registers on sm_80
@@ -268,13 +268,14 @@ def whole_bwd_kernel(
     stride_c,
     stride_p,
     SILU: tl.constexpr,
+    UNIT: tl.constexpr,  # divides the channels of a group
     BLOCK_P: tl.constexpr,
     BLOCK_D: tl.constexpr,
     ACC: tl.constexpr,
 ):
     program = tl.program_id(0).to(tl.int64)
     n, g = program // groups, program % groups
-    per_group = channels // groups
+    per_group = channels_of_a_group(channels, groups, UNIT)
     d = tl.arange(0, BLOCK_D)
     p = tl.arange(0, BLOCK_P)
     c, inside = g * per_group + d, d < per_group
@@ -330,7 +331,7 @@ def group_norm_bwd(
         empty((plan.n, plan.channels), dtype=plan.opmath, device=x.device) for _ in range(3)
     )
     if x.numel() > 0:
-        run = run_whole if plan.whole_numbers(an_element(plan)) <= WHOLE_NUMBERS else run_split
+        run = run_whole if plan.fits_whole(an_element(plan)) else run_split
         grads = (by_sample, d_channel_bias, d_scale, d_shift)
         with on_device(x):
             run(plan, x, dy, dx, mean, rstd, params, grads, activation)
@@ -354,7 +355,7 @@ def run_whole(
     activation: int,
 ) -> None:
     launch(
-        whole_bwd_kernel, plan.n * plan.groups, x, dy, dx, mean, rstd, *params, *grads, plan.n, plan.channels,
+        whole_bwd_kernel, plan.n * plan.groups, aligned(x), aligned(dy), dx, mean, rstd, *params, *grads, plan.n, plan.channels,
         plan.pixels, plan.groups, plan.stride_c, plan.stride_p, SILU=activation == 1, **plan.whole_launch(an_element(plan)),
         enable_fp_fusion=True,
     )  # fmt: skip

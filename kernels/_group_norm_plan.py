@@ -90,11 +90,18 @@ class Plan:
         """What a program that keeps a whole group holds, in numbers of fp32, at ``an_element`` numbers an element."""
         return math.prod(self.group_tile) * an_element * (2 if self.wide else 1)
 
+    def fits_whole(self, an_element: int) -> bool:
+        """Whether one program keeps a group. Where a thread loads element by element, each at an address of its own, half as much
+        fits its registers."""
+        limit = WHOLE_NUMBERS if self.stride_p == 1 and self.pixels % 16 == 0 else WHOLE_NUMBERS // 2
+        return self.whole_numbers(an_element) <= limit
+
     def whole_launch(self, an_element: int) -> dict[str, Any]:
-        """Tile and warps of such a program."""
+        """Tile, warps and what divides the channels of a group, of such a program."""
         block_p, block_d = self.group_tile
         warps = min(triton.next_power_of_2(triton.cdiv(self.whole_numbers(an_element), 512)), 16)
-        return {"BLOCK_P": block_p, "BLOCK_D": block_d, "ACC": self.accumulate, "num_warps": warps}
+        unit = math.gcd(self.per_group, 16)
+        return {"UNIT": unit, "BLOCK_P": block_p, "BLOCK_D": block_d, "ACC": self.accumulate, "num_warps": warps}
 
 
 def make_plan(op: str, x: Tensor, groups: int) -> Plan:
@@ -147,6 +154,12 @@ def tile_of(block, channels, pixels, first_p, BLOCK_P: tl.constexpr, BLOCK_C: tl
     c = block * BLOCK_C + tl.arange(0, BLOCK_C)
     p = first_p + tl.arange(0, BLOCK_P)
     return p, c, (p < pixels)[:, None] & (c < channels)[None, :]
+
+
+@triton.jit
+def channels_of_a_group(channels, groups, UNIT: tl.constexpr):
+    """Channels a group, known to be a multiple of ``UNIT``: channels-last input is loaded in vectors of as many."""
+    return tl.multiple_of(channels // groups, UNIT)
 
 
 @triton.jit

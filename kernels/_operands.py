@@ -68,6 +68,11 @@ def dense(t: Tensor, like: Tensor) -> Tensor:
     return empty_like_layout(like, t.dtype).copy_(t)
 
 
+def aligned(t: Tensor) -> Tensor:
+    """``t``, dense, itself where it begins at a multiple of 16 bytes, else a copy: for kernels that cannot do without vectors."""
+    return t if t.data_ptr() % 16 == 0 else t.clone()
+
+
 @functools.lru_cache(1024)
 def _strides(shape: torch.Size, channels_last: bool) -> tuple[int, ...]:
     return tuple(dense_strides(shape, channels_last))

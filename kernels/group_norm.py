@@ -17,8 +17,8 @@ from torch import Tensor
 
 from fastgen.kernels._group_norm_bwd import group_norm_bwd
 from fastgen.kernels._group_norm_plan import (
-    WHOLE_NUMBERS,
     Plan,
+    channels_of_a_group,
     group_size,
     load_or,
     make_plan,
@@ -28,7 +28,7 @@ from fastgen.kernels._group_norm_plan import (
     tile_of,
 )
 from fastgen.kernels._launch import launch, on_device
-from fastgen.kernels._operands import Operands, dense, tensor_reasons
+from fastgen.kernels._operands import Operands, aligned, dense, tensor_reasons
 from fastgen.reference._layout import empty_like_layout
 
 __all__ = ["group_norm", "group_norm_bwd", "group_norm_fwd", "group_norm_wide_fwd", "reasons"]
@@ -220,13 +220,14 @@ def whole_kernel(
     stride_p,
     EPS: tl.constexpr,
     SILU: tl.constexpr,
+    UNIT: tl.constexpr,  # divides the channels of a group
     BLOCK_P: tl.constexpr,
     BLOCK_D: tl.constexpr,
     ACC: tl.constexpr,
 ):
     program = tl.program_id(0).to(tl.int64)
     n, g = program // groups, program % groups
-    per_group = channels // groups
+    per_group = channels_of_a_group(channels, groups, UNIT)
     d = tl.arange(0, BLOCK_D)
     p = tl.arange(0, BLOCK_P)
     c = g * per_group + d
@@ -289,7 +290,7 @@ def _forward(
     rstd = torch.empty_like(mean)
     if x.numel() == 0:  # no element has no mean
         return y, mean.fill_(float("nan")), rstd.fill_(float("nan"))
-    run = run_whole if plan.whole_numbers(1) <= WHOLE_NUMBERS else run_split
+    run = run_whole if plan.fits_whole(1) else run_split
     with on_device(x):
         run(plan, x, y, params, mean, rstd, float(eps), activation)
     return y, mean, rstd
@@ -306,7 +307,7 @@ def run_whole(
     activation: int,
 ) -> None:
     launch(
-        whole_kernel, plan.n * plan.groups, x, y, *params, mean, rstd, plan.channels, plan.pixels, plan.groups,
+        whole_kernel, plan.n * plan.groups, aligned(x), y, *params, mean, rstd, plan.channels, plan.pixels, plan.groups,
         plan.stride_c, plan.stride_p, EPS=eps, SILU=activation == 1, **plan.whole_launch(1), enable_fp_fusion=True,
     )  # fmt: skip
 

@@ -10,11 +10,9 @@ from fastgen.reference import group_norm as reference
 from fastgen.reference._layout import output_strides
 from tests.kernels.interpreter.checks import close, group_norm_case, guarded_outputs, on_device
 
-forward_module, backward_module = (
-    importlib.import_module(f"fastgen.kernels.{n}") for n in ("group_norm", "_group_norm_bwd")
-)
-group_norm_wide_fwd = on_device(forward_module.group_norm_wide_fwd)
-group_norm_bwd = on_device(forward_module.group_norm_bwd)
+module, plan = (importlib.import_module(f"fastgen.kernels.{name}") for name in ("group_norm", "_group_norm_plan"))
+group_norm_wide_fwd = on_device(module.group_norm_wide_fwd)
+group_norm_bwd = on_device(module.group_norm_bwd)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
@@ -23,11 +21,7 @@ group_norm_bwd = on_device(forward_module.group_norm_bwd)
 def test_group_norm_wide(shape, groups, layout, split):
     x, grad, params = group_norm_case(shape, torch.float16, layout, True)
     grad, wide = grad.float(), [p.double() for p in params]
-    numbers = 0 if split else forward_module.WHOLE_NUMBERS
-    with (
-        mock.patch.object(forward_module, "WHOLE_NUMBERS", numbers),
-        mock.patch.object(backward_module, "WHOLE_NUMBERS", numbers),
-    ):
+    with mock.patch.object(plan, "WHOLE_NUMBERS", 0 if split else plan.WHOLE_NUMBERS):
         with guarded_outputs():
             forward = group_norm_wide_fwd(x, groups, *params, 1e-5, 1)
         with guarded_outputs():
