@@ -56,6 +56,9 @@ def _defaults(name: str, plain: Solver, learned: bool) -> dict[str, Any]:
 def _read_options(args: argparse.Namespace, solver: Solver) -> dict[str, Any]:
     """``--eta`` and each ``--set NAME=VALUE``, read as what the option is by default."""
     defaults = {field.name: getattr(solver, field.name) for field in fields(solver) if field.name not in _NOT_OPTIONS}
+    for field in fields(solver):
+        if field.name in defaults and defaults[field.name] != field.default:
+            del defaults[field.name]  # the name decides it, as dpmpp_3m the order
     given: Sequence[str] = [*([] if args.eta is None else [f"eta={args.eta!r}"]), *args.set]
     options = {}
     for text in given:

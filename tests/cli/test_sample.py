@@ -146,6 +146,10 @@ REFUSED = [
         ["--sampler", "ddim", "--set", "s_churn=1"],
         "--sampler ddim has no option 's_churn'; its options are clip_sample, ",
     ),
+    (
+        ["--sampler", "dpmpp_3m", "--set", "order=2"],
+        "--sampler dpmpp_3m has no option 'order'; its options are algorithm",
+    ),
     (["--set", "eta"], "--set takes NAME=VALUE, got 'eta'"),
     (["--set", "eta=much"], "--set eta: must be a number, got 'much'"),
     (["--set", "eta=nan"], "--set eta: must be a number, got 'nan'"),
