@@ -12,6 +12,13 @@ import fastgen
 
 from .backends import MISSING, NAMES, REQUIRED
 
+# asserts of the case files and of what they share say what they compared, as those of test files do
+pytest.register_assert_rewrite(
+    "tests.ops.numerics",
+    "tests.kernels.device",
+    *(f"tests.ops.{path.stem}" for path in (Path(__file__).parent / "ops").glob("*_cases.py")),
+)
+
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     unknown = [name for name in REQUIRED if name not in NAMES]

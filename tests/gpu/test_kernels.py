@@ -12,8 +12,9 @@ for backend in ("cuda", "triton"):
         pytest.skip(MISSING[backend], allow_module_level=True)
 
 _checks = importlib.import_module("tests.kernels.interpreter.checks")
-for _module in (_checks, importlib.import_module("tests.kernels.interpreter.training_checks")):
-    globals().update({name: check for name, check in vars(_module).items() if name.startswith("test_")})
+globals().update(
+    {name: value for name, value in vars(_checks).items() if name.startswith("test_") or name == "kernels"}
+)
 pytestmark = pytest.mark.gpu
 
 

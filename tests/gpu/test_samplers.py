@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastgen.samplers import SOLVERS, CapturedSampler, sample
+from fastgen.samplers import DDIM, SOLVERS, CapturedSampler, sample
 
 from ..backends import requires_cuda
 
@@ -29,6 +29,32 @@ def test_captured(name):
     for seeds in ([1, 2, 3], [7, 8, 9]):
         expected = sample(model, SHAPE, name, steps=8, seeds=seeds, device="cuda", progress=False)
         torch.testing.assert_close(captured(seeds), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_steps_of_a_plan_without_synchronisation_and_in_a_graph():
+    seeds = torch.tensor([1, 2]).cuda()
+    plan = DDIM(eta=1.0).plan(8).to("cuda")
+    start, output = (torch.randn(2, 3, 32, 32, device="cuda") for _ in range(2))
+
+    def loop() -> torch.Tensor:
+        x = start
+        for i in range(len(plan)):
+            x = plan.step(output, i, x, seeds=seeds)
+        return x
+
+    expected = loop()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        loop()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = loop()
+    captured.zero_()
+    graph.replay()
+    assert torch.equal(captured, expected)
 
 
 def test_a_model_that_waits_is_refused():

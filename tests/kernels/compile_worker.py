@@ -1,11 +1,13 @@
 """Compiles every Triton kernel for one architecture without a GPU and prints what it costs, as JSON lines.
 
-Run as `python -m tests.kernels.compile_worker 90`. The launchers themselves are called, with CPU tensors; instead of running,
+Run as `python -m tests.kernels.compile_worker 90`. What is called stands in the `gates` of the case files,
+`tests/ops/<family>_cases.py`. The launchers themselves are called, with CPU tensors; instead of running,
 each launch is compiled for the arguments it was given, specialised as Triton specialises them: 1 becomes a constant, multiples
 of 16 and aligned pointers are known to be so. So a kernel is compiled exactly as calls compile it.
 """
 
 import contextlib
+import importlib
 import inspect
 import json
 import re
@@ -24,13 +26,13 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-import fastgen  # noqa: F401  (makes fastgen.kernels importable)
-from fastgen.kernels import diffusion_loss, group_norm, philox_normal, q_sample, sampler_step
+import fastgen.kernels
+from fastgen import _dispatch
+from tests.ops import families
 
 POINTERS = {
     torch.float64: "*fp64", torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int64: "*i64",
 }  # fmt: skip
-NAMES = {torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 ALIGNED = [["tt.divisibility", 16]]
 OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 
@@ -75,99 +77,17 @@ def launches(found: Callable[[JITFunction, ASTSource, dict[str, Any]], None]) ->
         yield
 
 
-def _image(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool) -> Tensor:
-    x = torch.zeros(shape, dtype=dtype)
-    return x.contiguous(memory_format=torch.channels_last) if channels_last else x
+def kernels() -> Iterator[JITFunction]:
+    """Every kernel there is: the jitted functions of `fastgen.kernels` whose names end in `_kernel`."""
+    for file in sorted(Path(fastgen.kernels.__path__[0]).glob("*.py")):
+        module = importlib.import_module(f"fastgen.kernels.{file.stem}")
+        for name, value in vars(module).items():
+            if isinstance(value, JITFunction) and name.endswith("_kernel") and value.fn.__module__ == module.__name__:
+                yield value
 
 
-def _group_norm(shape: tuple[int, ...], groups: int, dtype: torch.dtype, channels_last: bool, full: bool) -> None:
-    x = _image(shape, dtype, channels_last)
-    n, c = shape[:2]
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    params = [torch.zeros(size, dtype=wide) if full else None for size in ((c,), (c,), (n, c), (n, c), (n, c))]
-    _, mean, rstd = group_norm.group_norm_fwd(x, groups, *params, 1e-5, int(full))
-    group_norm.group_norm_bwd(x, x, mean, rstd, groups, *params, int(full))
-
-
-def _sampler_step(
-    shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool, full: bool, table_dtype: torch.dtype
-) -> None:
-    x = _image(shape, dtype, channels_last)
-    table = torch.zeros(2, 27, dtype=table_dtype)
-    if full:
-        seeds = torch.zeros(shape[0], dtype=torch.int64)
-        sampler_step.sampler_step_fwd(
-            x, x, table, 1, x, [x] * 4, None, seeds, x, x, x, x, torch.zeros(shape[0]), True, True
-        )
-    else:
-        sampler_step.sampler_step_fwd(x, x, table, 0, None, [], x, None, None, None, None, None, None, False, False)
-
-
-def _q_sample(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool, table_dtype: torch.dtype) -> None:
-    x = _image(shape, dtype, channels_last)
-    t, seeds = torch.zeros(shape[0], dtype=torch.int64), torch.zeros(shape[0], dtype=torch.int64)
-    tables = torch.zeros(1000, dtype=table_dtype), torch.zeros(1000, dtype=table_dtype)
-    for target in (-1, 2):
-        q_sample.q_sample_fwd(x, t, *tables, None, seeds, 5, target)
-        q_sample.q_sample_fwd(x, t, *tables, x, None, 0, target)
-        q_sample.q_sample_bwd(x, x if target >= 0 else None, t, *tables, target, True, True)
-
-
-def _table_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _diffusion_loss(
-    shape: tuple[int, ...],
-    dtype: torch.dtype,
-    channels_last: bool,
-    hybrid: bool,
-    prediction: int,
-    table_dtype: torch.dtype,
-) -> None:
-    n, c, *spatial = shape
-    x, model = _image(shape, dtype, channels_last), _image((n, (1 + hybrid) * c, *spatial), dtype, channels_last)
-    table, bound = torch.zeros(1000, dtype=table_dtype), torch.zeros(1000, 3, dtype=table_dtype) if hybrid else None
-    weights = table if hybrid else None
-    arguments = (model, x, x, torch.zeros(n, dtype=torch.int64), table, table, weights, bound, prediction, 0.001)
-    losses = diffusion_loss.diffusion_loss_fwd(*arguments)
-    diffusion_loss.diffusion_loss_bwd(losses, *arguments)
-
-
-def cases(arch: int) -> Iterator[tuple[str, Callable[[], None]]]:
-    """Name and call of what is compiled. Everything for sm_90; the others leave out what differs in loads and stores alone."""
-    for dtype, name in NAMES.items():
-        for layout in ("contiguous", "channels-last"):
-            last = layout == "channels-last"
-            yield f"split {layout} {name}", lambda d=dtype, cl=last: _group_norm((2, 320, 64, 64), 32, d, cl, True)
-            if arch == 90 or dtype in (torch.bfloat16, torch.float64):
-                yield f"whole {layout} {name}", lambda d=dtype, cl=last: _group_norm((2, 320, 16, 16), 32, d, cl, True)
-            yield (
-                f"step {layout} {name}",
-                lambda d=dtype, cl=last: _sampler_step((2, 4, 64, 64), d, cl, True, torch.float32),
-            )
-            yield f"noising {layout} {name}", lambda d=dtype, cl=last: _q_sample((2, 4, 64, 64), d, cl, _table_dtype(d))
-            for hybrid in (False, True):
-                prediction = 2 if last else 0
-                yield (
-                    f"{'hybrid ' * hybrid}loss {layout} {name}",
-                    lambda d=dtype, cl=last, h=hybrid, p=prediction: _diffusion_loss(
-                        (2, 4, 64, 64), d, cl, h, p, _table_dtype(d)
-                    ),
-                )
-        # the largest groups that one program takes, forward and backward
-        yield f"largest forward {name}", lambda d=dtype: _group_norm((2, 512, 32, 32), 32, d, False, True)
-        yield f"largest backward {name}", lambda d=dtype: _group_norm((2, 256, 32, 32), 32, d, False, True)
-        yield f"plain step {name}", lambda d=dtype: _sampler_step((2, 4, 64, 64), d, False, False, torch.float32)
-    single = torch.float32
-    yield "one of everything", lambda: _group_norm((1, 1, 1, 1), 1, single, False, True)
-    yield "bare batch of one, odd sizes", lambda: _group_norm((1, 33, 77, 77), 3, single, False, False)
-    yield "odd sizes, channels-last", lambda: _group_norm((1, 33, 77, 77), 3, single, True, True)
-    yield "odd step, fp64 table", lambda: _sampler_step((1, 3, 7, 5), single, True, True, torch.float64)
-    yield "odd noising, fp64 table", lambda: _q_sample((1, 3, 7, 5), single, True, torch.float64)
-    yield "odd loss, fp64 table", lambda: _diffusion_loss((1, 3, 7, 5), single, True, True, 3, torch.float64)
-    yield "normals", lambda: philox_normal.philox_normal(torch.zeros(2, dtype=torch.int64), (2, 4096), 1)
-    yield "normals, odd", lambda: philox_normal.philox_normal(torch.zeros(1, dtype=torch.int64), (1, 33), -1)
+def name_of(kernel: JITFunction) -> str:
+    return f"{kernel.fn.__module__.rpartition('.')[2]}.{kernel.fn.__name__}"
 
 
 def _resources(cubin: bytes) -> dict[str, int]:
@@ -192,13 +112,14 @@ def main(arch: int) -> None:
         seen.add(key)
         compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
         instructions = re.findall(r"^\s+(?:@%p\d+ )?(\S*\.f64\S*)", compiled.asm["ptx"], re.MULTILINE)
-        record = {"case": case, "kernel": kernel.fn.__name__, "arch": arch, **options, "f64": sorted(set(instructions))}
+        record = {"case": case, "kernel": name_of(kernel), "arch": arch, **options, "f64": sorted(set(instructions))}
         print(json.dumps(record | _resources(compiled.asm["cubin"])), flush=True)
 
-    for name, call in cases(arch):
-        case = name
+    for call in families.calls("gates", arch):
+        case = call.name
         with launches(compile_launch):
-            call()
+            _dispatch.Triton.kernel(call.op)(*call.make())
+    print(json.dumps({"all kernels": sorted(map(name_of, kernels()))}))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,25 @@
 """Arguments of `diffusion_loss` for its tests, and the same losses as their papers and guided-diffusion write them."""
 
+import importlib
 import itertools
 import math
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
+from fastgen import _dispatch
+from fastgen._schema import PREDICTION_TYPES
+from fastgen.ops import diffusion_loss
+from fastgen.reference import diffusion_loss as reference
+from fastgen.reference._layout import output_strides
 from fastgen.samplers import alphas_cumprod, linear_betas, noising_tables, squared_cosine_betas, vlb_table
 
-from .numerics import place, randn
+from .families import Call
+from .numerics import DTYPES, LAYOUTS, STRIDES, dtype_name, laid_out, place, randn, strided, widened
 
 STEPS = 20
 BETAS = {"linear": linear_betas(STEPS, 1e-3, 0.3), "cosine": squared_cosine_betas(STEPS)}
@@ -140,3 +150,176 @@ def example(dtype: torch.dtype) -> dict[str, Any]:
     model, x0, noise = make((3, 4, 5, 7), [dtype], ["contiguous"])
     named = {"model_output": model, "x0": x0, "noise": noise, "t": timesteps(3), **noising(tables())}
     return {**named, "prediction_type": "v_prediction"}
+
+
+NO_STORAGE_TYPE = {"diffusion_loss.diffusion_loss_finish_kernel"}  # it merges partial sums
+
+
+def forward(shape, dtype, layout, hybrid, prediction, kind=None) -> tuple[Any, ...]:
+    """Arguments of `diffusion_loss_fwd` whose bound is well conditioned, so that float32 can be held to a tolerance."""
+    model, x0, noise = (
+        v.clone() for v in make(shape, [torch.float64], ["contiguous"], hybrid, PREDICTION_TYPES[prediction])
+    )
+    model, x0, noise = model.to(dtype), x0.to(dtype), noise.to(torch.float32)
+    if kind is None:
+        model, x0 = laid_out(model, layout), laid_out(x0, layout)
+    else:
+        model, x0, noise = (strided(v, kind) for v in (model, x0, noise))
+    alphas, sigmas = (0.4 + randn(STEPS, seed=90 + k).sigmoid() for k in range(2))
+    weights, table = 0.5 + randn(STEPS, seed=6).sigmoid(), randn(STEPS, 3, seed=5).sigmoid()
+    table[:, 1] = 20.0
+    options = (weights, table) if hybrid else (None, None)
+    return (model, x0, noise, timesteps(shape[0]), alphas, sigmas, *options, prediction, 0.7)
+
+
+def backward(shape, dtype, *args, **options) -> tuple[Any, ...]:
+    grad = torch.linspace(0.5, 2, shape[0]).to(torch.promote_types(dtype, torch.float32))
+    return (grad, *forward(shape, dtype, *args, **options))
+
+
+def calls() -> Iterator[Call]:
+    def both(name, shape, dtype, layout, hybrid, prediction, kind=None):
+        args = (shape, dtype, layout, hybrid, prediction, kind)
+        name, cut = f"{'hybrid ' * hybrid}{name}", shape[1] if hybrid else None
+        yield Call(name, "diffusion_loss_fwd", partial(forward, *args))
+        yield Call(name, "diffusion_loss_bwd", partial(backward, *args), least=0.0, cut=cut)
+
+    for hybrid in (False, True):
+        for dtype, (prediction, target), layout in itertools.product(DTYPES, enumerate(PREDICTION_TYPES), LAYOUTS):
+            name = f"{target} {layout} {dtype_name(dtype)}"
+            yield from both(name, (2, 3, 19, 21), dtype, layout, hybrid, prediction)
+        for shape in ((3, 5), (2, 1, 9), (2, 4, 8, 32), (1, 1030, 2, 2), (2, 2, 1, 1), (1, 2, 3, 4, 5)):
+            for layout in LAYOUTS:
+                yield from both(f"{shape} {layout}", shape, torch.float32, layout, hybrid, 2)
+        for kind in STRIDES:
+            yield from both(kind, (2, 4, 5, 6), torch.float32, None, hybrid, 2, kind)
+
+
+def check_many_partial_sums(kernels):
+    """More sums a sample than the second kernel reads at once."""
+    arguments = forward((2, 3, 64, 71), torch.float32, "contiguous", False, 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(importlib.import_module("fastgen.kernels.diffusion_loss"), "FINISH_BLOCK", 4)
+        losses = kernels.diffusion_loss_fwd(*arguments)
+    expected = reference.diffusion_loss_fwd(*widened(arguments))
+    torch.testing.assert_close(losses.double(), expected, rtol=4e-6, atol=0.0)
+
+
+@pytest.mark.parametrize("hybrid", [False, True])
+@pytest.mark.parametrize("prediction", range(len(PREDICTION_TYPES)))
+@pytest.mark.parametrize("bad", [-1, STEPS, 2**40, -(2**60)])
+def check_a_timestep_out_of_range_is_nan(kernels, bad, prediction, hybrid):
+    arguments = forward((3, 2, 5), torch.float32, "contiguous", hybrid, prediction)
+    arguments[3][1] = bad
+    losses, gradient = kernels.diffusion_loss_fwd(*arguments), kernels.diffusion_loss_bwd(torch.ones(3), *arguments)
+    for result in (losses, gradient):
+        assert result[1].isnan().all() and result[0].isfinite().all() and result[2].isfinite().all()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("half", [0, 1])
+@pytest.mark.parametrize("n", [0, 1])
+def check_not_finite(kernels, n, half, value):
+    """Also where the likelihood is clamped, at t = 0: a minimum that swallowed NaN would hide a broken model."""
+    arguments = forward((3, 2, 5, 3), torch.float32, "contiguous", True, 0)
+    arguments[0][n, 2 * half, 3, 1] = value
+    losses = kernels.diffusion_loss_fwd(*arguments)
+    if n == 0 or math.isnan(value):
+        assert not losses[n].isfinite()
+    assert losses[[k for k in range(3) if k != n]].isfinite().all()
+
+
+def check_nothing(kernels):
+    for shape, hybrid in (((2, 3, 0), False), ((0, 3, 4), True)):
+        x0, t, table = torch.zeros(shape), torch.zeros(shape[0]).long(), torch.zeros(STEPS)
+        model = torch.zeros(shape[0], 2 * shape[1], *shape[2:]) if hybrid else x0
+        arguments = (model, x0, x0, t, table, table, None, torch.zeros(STEPS, 3) if hybrid else None, 0, 1.0)
+        losses = kernels.diffusion_loss_fwd(*arguments)
+        assert losses.shape == shape[:1] and losses.isnan().all()
+        assert kernels.diffusion_loss_bwd(losses, *arguments).shape == model.shape
+
+
+def check_reasons(kernels):
+    reasons = _dispatch.Triton.reasons
+    x, byte, t = torch.zeros(1, 1), torch.zeros(1, 1, dtype=torch.uint8), torch.zeros(1).long()
+    dtype = ["the kernels take float64, float32, bfloat16 and float16, not torch.uint8"]
+    assert reasons("diffusion_loss_fwd", x, x, x, t, x, x, None, None, 0, 1.0) == []
+    assert reasons("diffusion_loss_bwd", byte, x, x, x, t, x, x, None, None, 0, 1.0) == dtype
+    assert reasons("diffusion_loss_fwd", x, x, x, t, x, x, byte, None, 0, 1.0) == dtype
+
+
+def zeros(shape, dtype, layout, hybrid, prediction, table_dtype, grad=False) -> tuple[Any, ...]:
+    """Arguments of the forward or the backward without values."""
+    n, c, *spatial = shape
+    x, model = (laid_out(torch.zeros(n, k, *spatial, dtype=dtype), layout) for k in (c, (1 + hybrid) * c))
+    table, t = torch.zeros(1000, dtype=table_dtype), torch.zeros(n, dtype=torch.int64)
+    options = (table, torch.zeros(1000, 3, dtype=table_dtype)) if hybrid else (None, None)
+    arguments = (model, x, x, t, table, table, *options, prediction, 0.001)
+    return (torch.zeros(n, dtype=torch.promote_types(dtype, torch.float32)), *arguments) if grad else arguments
+
+
+def gates(arch: int) -> Iterator[Call]:
+    def both(name, *args):
+        yield Call(name, "diffusion_loss_fwd", partial(zeros, *args))
+        yield Call(name, "diffusion_loss_bwd", partial(zeros, *args, grad=True))
+
+    for dtype, layout, hybrid in itertools.product(DTYPES, LAYOUTS, (False, True)):
+        prediction, wide = 2 if layout == "channels_last" else 0, torch.promote_types(dtype, torch.float32)
+        name = f"{'hybrid ' * hybrid}loss {layout} {dtype_name(dtype)}"
+        yield from both(name, (2, 4, 64, 64), dtype, layout, hybrid, prediction, wide)
+    yield from both("odd loss, fp64 table", (1, 3, 7, 5), torch.float32, "channels_last", True, 3, torch.float64)
+
+
+def loss_and_gradient(function, model):
+    leaf = model.detach().requires_grad_()
+    losses = function(leaf)
+    return losses.detach(), torch.autograd.grad(losses.sum(), leaf)[0]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("hybrid", [False, True])
+@pytest.mark.parametrize("prediction", PREDICTION_TYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def gpu_values_and_gradients(dtype, prediction, hybrid, layout):
+    on_cpu = make((3, 4, 33, 21), [dtype], [layout], hybrid, prediction)
+    t, named = timesteps(3), tables()
+    weights, bound = named.pop("weights"), named.pop("vlb_table")
+    options = {"weights": weights, "vlb_table": bound if hybrid else None}
+    on_gpu = {name: None if value is None else value.cuda() for name, value in {**named, **options, "t": t}.items()}
+    model, x0, noise = (v.cuda() for v in on_cpu)
+
+    def fused(m):
+        return diffusion_loss(m, x0, noise, **on_gpu, prediction_type=prediction, reduction="none")
+
+    def exact(m):
+        arguments = (m, *(v.double() for v in on_cpu[1:]), t, prediction)
+        if hybrid:
+            return plain_hybrid(*arguments, BETAS["linear"], 1.0, **named, weights=weights)
+        return plain_simple(*arguments, **named, weights=weights)
+
+    losses, gradient = loss_and_gradient(fused, model)
+    expected, expected_gradient = loss_and_gradient(exact, on_cpu[0].double())
+    wide = dtype == torch.float64
+    # divided differences of a likelihood that float32 knows to a few parts in a million
+    torch.testing.assert_close(losses.cpu().double(), expected, rtol=1e-9 if wide else 2e-5, atol=1e-12)
+    for half in (slice(None, 4), slice(4, None)) if hybrid else (slice(None),):
+        scale = expected_gradient[:, half].abs().max()
+        error = (gradient.cpu().double() - expected_gradient)[:, half].abs().max()
+        floor = 2.0**-25 if dtype == torch.float16 else 0.0
+        assert error <= {torch.float64: 1e-9, torch.float32: 2e-5}.get(dtype, 1e-2) * scale + floor
+    assert list(gradient.stride()) == output_strides(model)
+    again = loss_and_gradient(fused, model)
+    assert torch.equal(losses, again[0]) and torch.equal(gradient, again[1])
+
+
+@pytest.mark.parametrize("hybrid", [False, True])
+def gpu_waits_for_nothing(hybrid):
+    model, x0, noise = (v.cuda() for v in make((3, 4, 8, 8), [torch.float32], ["contiguous"], hybrid))
+    named = {name: table.cuda() for name, table in tables().items() if hybrid or name != "vlb_table"}
+    t, leaf = timesteps(3).cuda(), model.requires_grad_()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        diffusion_loss(leaf, x0, noise, t, **named).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert leaf.grad.isfinite().all()

@@ -1,18 +1,61 @@
-"""The case files of all op families, found by name: `tests/ops/<family>_cases.py`.
+"""The case files of all op families, found by name: one `tests/ops/<family>_cases.py` feeds the tests of every device.
 
-A case file gives what the tests of every device share:
+What a case file may hold, besides the arguments of its own CPU tests:
 
-    example(dtype)   keyword arguments of the public op, its floating tensors in ``dtype``
+    example(dtype)      keyword arguments of the public op, its floating tensors in ``dtype``: the dtype policy
+    calls()             small :class:`Call` of every raw op, held to the reference in float64: Triton's interpreter, a GPU
+    check_*(kernels)    what else the Triton kernels must show there; ``kernels.<op>`` runs one on the device under test
+    gates(arch)         large :class:`Call` that are compiled for sm_``arch`` and not run. A name that ends in fp64 may use
+                        fp64 instructions, one that ends in "fp64 table" may round its coefficients, no other may
+    NO_STORAGE_TYPE     names of kernels that see no operand of the storage type, and so are the same for all of them
+    gpu_*()             what the public op must show on a GPU
+
+Checks are plain pytest functions: parametrised by marks, taken over by the file that runs them.
 """
 
 import importlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
+
+import torch
 
 SUFFIX = "_cases"
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a raw op. Without ``tolerance`` each output is held to the tolerance of its own dtype."""
+
+    name: str
+    op: str
+    make: Callable[[], tuple[Any, ...]]  # its arguments, on the CPU
+    tolerance: torch.dtype | None = None  # float32 where normals, made in float32, enter a float64 output
+    least: float = (
+        1e-2  # an error is relative to the largest value or this: 1, the size of the terms, for sums that cancel
+    )
+    cut: int | None = None  # the channel at which outputs are cut in two, each part relative to its own largest value
 
 
 def case_files() -> dict[str, ModuleType]:
     """Family -> its case file."""
     names = sorted(path.stem for path in Path(__file__).parent.glob(f"*{SUFFIX}.py"))
     return {name.removesuffix(SUFFIX): importlib.import_module(f"{__package__}.{name}") for name in names}
+
+
+def calls(kind: str = "calls", *args: Any) -> Iterator[Call]:
+    """All families' ``calls()``, or their ``gates(arch)``."""
+    for module in case_files().values():
+        yield from getattr(module, kind, lambda *_: ())(*args)
+
+
+def checks(prefix: str) -> dict[str, Callable[..., None]]:
+    """All families' functions that begin with ``prefix``, as pytest wants to find them."""
+    return {
+        f"test_{family}_{name.removeprefix(prefix)}": function
+        for family, module in case_files().items()
+        for name, function in vars(module).items()
+        if name.startswith(prefix)
+    }

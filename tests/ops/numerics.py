@@ -38,6 +38,33 @@ def place(t: Tensor, layout: str) -> Tensor:
     return wide[..., ::2]
 
 
+STRIDES = ("transposed", "sliced", "expanded", "channels")
+
+
+def strided(x: Tensor, kind: str) -> Tensor:
+    """``x`` [N, C, H, W] in memory that is neither contiguous nor channels-last: one of STRIDES."""
+    n, c, h, w = x.shape
+    if kind == "transposed":
+        return x.transpose(2, 3).contiguous().transpose(2, 3)
+    if kind == "expanded":
+        return x[:1, :, :, :1].expand(x.shape)
+    if kind == "channels":
+        return torch.cat([x, x], 1).contiguous(memory_format=torch.channels_last)[:, :c]
+    every_second = torch.full((n, c, h, 2 * w), float("nan"), dtype=x.dtype)
+    every_second[..., ::2] = x
+    return every_second[..., ::2]
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """fp64, fp32, bf16 or fp16."""
+    return {torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
+
+
+def widened(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The same with every floating tensor in float64."""
+    return tree_map_only(Tensor, lambda t: t.double() if t.is_floating_point() else t, arguments)
+
+
 def poison_allocator(bytes_each: int) -> None:
     """Fill freed blocks with NaN, so that memory an op forgets to write is seen."""
     blocks = [torch.full((max(bytes_each // 4, 1),), float("nan")) for _ in range(8)]

@@ -1,16 +1,33 @@
 """Arguments of `sampler_step` for its tests, and the comparison with the reference."""
 
 import itertools
+import math
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
+from fastgen import _dispatch
 from fastgen.ops import COLUMNS, sampler_step
 from fastgen.reference import sampler_step as reference
 from fastgen.reference._layout import output_strides
 
-from .numerics import assert_bar, place, poison_allocator, randn
+from .families import Call
+from .numerics import (
+    DTYPES,
+    LAYOUTS,
+    STRIDES,
+    assert_bar,
+    dtype_name,
+    laid_out,
+    place,
+    poison_allocator,
+    randn,
+    strided,
+)
 
 TENSORS = ("sample", "model_output", "uncond", "noise", "variance", "mask", "known", "known_noise")
 SHAPE = (2, 3, 5, 7)
@@ -103,3 +120,128 @@ def check(arguments: dict, table: Tensor, step: int = STEP) -> None:
 def example(dtype: torch.dtype) -> dict[str, Any]:
     arguments = make(OPTIONS["everything"], [dtype], ["contiguous"])
     return {**arguments, "table": make_table(), "step": STEP, "return_prediction": True, "return_corrected": True}
+
+
+# Options of the Triton kernel, and which of the two further outputs are wanted.
+KERNEL_OPTIONS = {
+    "plain": ((), (False, False)),
+    "guided, noise": (("uncond", "noise"), (False, False)),
+    "history, seeds, variance, outputs": (("uncond", "seeds", "variance", "history 4"), (True, True)),
+    "threshold": (("threshold",), (False, True)),
+    "inpainting": (("seeds", "mask", "known", "known_noise"), (True, False)),
+    "inpainting without noise": (("mask", "known"), (False, False)),
+}
+
+
+def step_arguments(names, wanted, dtype, layout, shape) -> tuple[Any, ...]:
+    """Arguments of `sampler_step_fwd`: the sample in ``dtype`` and ``layout``, the others contiguous, in two dtypes."""
+    arguments = make(names, [torch.float32, torch.float16], ["contiguous"], shape)
+    arguments["sample"] = laid_out(arguments["sample"].to(dtype), layout)
+    return raw(arguments, make_table(history=8), STEP, wanted)
+
+
+def strided_arguments(kind: str) -> tuple[Any, ...]:
+    sample, model, mask = (randn(2, 4, 5, 6, seed=k, dtype=torch.float32) for k in range(3))
+    table = make_table(torch.float32).repeat_interleave(2, 1)[:, ::2]
+    seeds = torch.tensor([5, 6])
+    inputs = (model, table, STEP, None, [mask], None, seeds, None, mask, model, None, None, True, True)
+    return (strided(sample, kind), *inputs)
+
+
+def calls() -> Iterator[Call]:
+    shapes = [(2, 3, 19, 21), (3, 4, 10, 11)]
+    for (case, (names, wanted)), dtype, layout, shape in itertools.product(
+        KERNEL_OPTIONS.items(), DTYPES, LAYOUTS, shapes
+    ):
+        # normals are made in float32, so even a float64 sample carries their rounding
+        tolerance = torch.float32 if dtype == torch.float64 and "seeds" in names else None
+        arguments = partial(step_arguments, names, wanted, dtype, layout, shape)
+        yield Call(f"{case} {shape} {layout} {dtype_name(dtype)}", "sampler_step_fwd", arguments, tolerance)
+    for kind in STRIDES:
+        yield Call(kind, "sampler_step_fwd", partial(strided_arguments, kind))
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 19, 21), (2, 4, 8, 16), (3, 7), (2,)])
+def check_draws_the_normals_of_philox_normal(kernels, shape):
+    """x = 0 + 1 * noise: the normals drawn inside a step, in either layout, have the bits of `philox_normal`."""
+    table = torch.zeros(4, len(COLUMNS))
+    table[:, COLUMNS.index("noise")] = 1
+    seeds = torch.arange(shape[0]) - 1
+    expected = kernels.philox_normal(seeds, shape, 3)
+    for sample in (laid_out(torch.zeros(shape), layout) for layout in LAYOUTS):
+        drawn = kernels.sampler_step_fwd(sample, sample, table, 3, None, [], None, seeds, *[None] * 5, False, False)[0]
+        assert torch.equal(drawn, expected)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def check_out(kernels, layout):
+    """Into the sample itself, and into memory of other strides."""
+
+    def written(sample: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
+        second = torch.zeros(*sample.shape[:-1], 2 * sample.shape[-1], device=sample.device)[..., ::2]
+        third = torch.zeros_like(sample, memory_format=torch.contiguous_format)
+        sample = sample.clone()
+        _dispatch.Triton.kernel("sampler_step_out")(sample, *inputs, sample, second, third)
+        return sample, second, third
+
+    sample, model = (randn(2, 4, 9, 7, seed=k, dtype=torch.float32) for k in range(2))
+    sample = laid_out(sample, layout)
+    inputs = (model, make_table(torch.float32), STEP, None, [model], None, torch.tensor([5, 6]), *[None] * 5)
+    expected = kernels.sampler_step_fwd(sample, *inputs, True, True)
+    assert all(torch.equal(a, e) for a, e in zip(kernels.on_device(written)(sample, *inputs), expected, strict=True))
+
+
+def check_nothing(kernels):
+    empty, table = torch.zeros(2, 0, 3), torch.zeros(1, len(COLUMNS))
+    arguments = (empty, table, 0, None, [], None, torch.zeros(2).long(), *[None] * 5, True, True)
+    assert all(output.shape == (2, 0, 3) for output in kernels.sampler_step_fwd(empty, *arguments))
+
+
+def check_reasons(kernels):
+    x, byte = torch.zeros(1, 1), torch.zeros(1, 1, dtype=torch.uint8)
+
+    def step(model, history):
+        arguments = (x, model, x, 0, None, history, *[None] * 7, False, False)
+        return _dispatch.Triton.reasons("sampler_step_fwd", *arguments)
+
+    assert step(x, [x] * 9) == ["the kernel takes at most 8 history tensors, got 9"]
+    assert step(x, [x] * 8) == []
+    assert step(byte, []) == ["the kernels take float64, float32, bfloat16 and float16, not torch.uint8"]
+
+
+def zeros(shape, dtype, layout="contiguous", full=True, table_dtype=torch.float32) -> tuple[Any, ...]:
+    """Arguments without values: every operand with seeds, or the fewest with noise."""
+    x, table = laid_out(torch.zeros(shape, dtype=dtype), layout), torch.zeros(2, len(COLUMNS) + 8, dtype=table_dtype)
+    if not full:
+        return (x, x, table, 0, None, [], x, *[None] * 6, False, False)
+    seeds, threshold = torch.zeros(shape[0], dtype=torch.int64), torch.zeros(shape[0])
+    return (x, x, table, 1, x, [x] * 4, None, seeds, x, x, x, x, threshold, True, True)
+
+
+def gates(arch: int) -> Iterator[Call]:
+    shape = (2, 4, 64, 64)
+    for dtype in DTYPES:
+        for layout in LAYOUTS:
+            yield Call(f"step {layout} {dtype_name(dtype)}", "sampler_step_fwd", partial(zeros, shape, dtype, layout))
+        yield Call(f"plain step {dtype_name(dtype)}", "sampler_step_fwd", partial(zeros, shape, dtype, full=False))
+    odd = partial(zeros, (1, 3, 7, 5), torch.float32, "channels_last", table_dtype=torch.float64)
+    yield Call("odd step, fp64 table", "sampler_step_fwd", odd)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def gpu_is_that_of_the_cpu(dtype, layout):
+    arguments = make(OPTIONS["everything of seeds"], [dtype], [layout], (2, 3, 19, 21))
+    on_gpu = {name: [h.cuda() for h in v] if name == "history" else v.cuda() for name, v in arguments.items()}
+    cpu = sampler_step(**arguments, table=make_table(), step=STEP, return_prediction=True, return_corrected=True)
+    table = make_table().cuda()
+    gpu = sampler_step(**on_gpu, table=table, step=STEP, return_prediction=True, return_corrected=True)
+    tolerance = {torch.float64: 1e-6, torch.float32: 3e-6, torch.bfloat16: 2e-2, torch.float16: 2e-3}[dtype]
+    for g, c in zip(gpu, cpu, strict=True):
+        torch.testing.assert_close(g.cpu(), c, rtol=tolerance, atol=tolerance)
+        assert g.stride() == c.stride()
+
+
+def gpu_gradcheck():
+    x, table = randn(2, 3, 4, 4).cuda().requires_grad_(), make_table(clip=math.inf).cuda()
+    assert torch.autograd.gradcheck(lambda t: sampler_step(t, t * 2, table, 2, seeds=[1, 2]), (x,))
