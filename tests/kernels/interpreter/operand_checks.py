@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fastgen.reference import _layout
-from tests.kernels.interpreter.checks import DEVICE, moved
+from tests.kernels.device import DEVICE, moved
 
 modules = {
     name: importlib.import_module(f"fastgen.kernels.{name}")
