@@ -4,10 +4,10 @@ Needs matplotlib. Colours are those of Okabe and Ito, which colour-blind readers
 """
 
 import math
-import re
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import matplotlib
@@ -15,22 +15,19 @@ import matplotlib
 matplotlib.use("Agg")
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import FormatStrFormatter, NullLocator
+from matplotlib.ticker import NullLocator
 
 from fastgen._files import write_atomically
 
+from .cases import AS_USED
 from .results import Document, Row, baselines, fastest_baseline, speedup
-from .tables import TORCH
+from .tables import TORCH, Group, groups
 
 COLOURS = {"eager": "#D55E00", "compile": "#009E73", "peer": "#0072B2"}
 MARKERS = {"eager": "s", "compile": "^", "peer": "o"}
-FAMILY_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999", "#8C564B")
-FAMILY_MARKERS = "osD^vP*Xh"
 GREY = "#555555"
 _ROW_INCHES, _WIDTH = 0.21, 10.0
 _STYLE = {"font.size": 10, "axes.titlesize": 12, "axes.spines.top": False, "axes.spines.right": False}
-NOT_MEMORY = ("dispatch",)  # a call's cost, not its traffic
-STANDING_OUT = 4  # rows of the roofline that get a number at either end
 
 
 def draw(documents: Sequence[Document], out: Path) -> None:
@@ -62,45 +59,54 @@ def kind(provider: str) -> str:
 
 
 def speed_ups(document: Document) -> Figure:
-    """A line a row on one logarithmic axis, the greatest speed-up over the fastest baseline first; red rows last."""
-    rows = sorted(document["rows"], key=lambda row: -(speedup(row, "fastest") or 0.0))
+    """A line a row on one logarithmic axis, as used before other ways, the greatest speed-up over the fastest baseline first."""
+    rows = sorted(document["rows"], key=lambda row: (row["how"] != AS_USED, -(speedup(row, "fastest") or 0.0)))
     figure = Figure(figsize=(_WIDTH, 1.7 + _ROW_INCHES * max(len(rows), 3)), layout="constrained")
     axis = figure.subplots()
     axis.set_title(f"{document['family']}: times of the others over fastgen's\n{_where([document])}", loc="left")
     low, high = _limits(rows)
-    axis.set_xscale("log")
-    axis.set_xlim(low, high)
-    axis.set_ylim(len(rows) - 0.4, -0.6)
-    ticks = log_ticks(low, high)
-    axis.set_xticks(ticks, [f"{tick:g}x" for tick in ticks])
-    axis.xaxis.set_minor_locator(NullLocator())
-    axis.grid(axis="x", color="#e4e4e4", linewidth=0.8)
-    axis.axvline(1, color="black", linewidth=1.2)
+    _ratio_axis(axis, low, high, len(rows))
     names: dict[str, list[str]] = {}
     for place, row in enumerate(rows):
         for name in baselines(row):
             names.setdefault(kind(name), []).append(name)
         _row(axis, place, row)
     axis.set_yticks(range(len(rows)), [_label(row) for row in rows], fontsize=9)
-    axis.tick_params(axis="y", length=0)
     axis.text(1.01, 1.0, "over the\nfastest", transform=axis.transAxes, fontsize=9, fontweight="bold", va="bottom")
     _legend(figure, names)
     return figure
 
 
+def _ratio_axis(axis: Any, low: float, high: float, rows: int) -> None:
+    """Ratios on a logarithmic axis with a line at 1, a place for each row below the other."""
+    axis.set_xscale("log")
+    axis.set_xlim(low, high)
+    axis.set_ylim(rows - 0.4, -0.6)
+    ticks = log_ticks(low, high)
+    axis.set_xticks(ticks, [f"{tick:g}x" for tick in ticks])
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.grid(axis="x", color="#e4e4e4", linewidth=0.8)
+    axis.axvline(1, color="black", linewidth=1.2)
+    axis.tick_params(axis="y", length=0)
+
+
+def _beside(axis: Any, place: int, words: str, **style: Any) -> None:
+    """Words right of the axis, at the height of a row."""
+    axis.text(1.01, place, words, transform=axis.get_yaxis_transform(), va="center", fontsize=9, **style)
+
+
 def _row(axis: Any, place: int, row: Row) -> None:
-    beside = {"x": 1.01, "y": place, "transform": axis.get_yaxis_transform(), "va": "center", "fontsize": 9}
     if not row["green"]:
-        axis.text(**beside, s="red", color="#C00000", fontweight="bold")
+        _beside(axis, place, "red", color="#C00000", fontweight="bold")
         return
     for name in baselines(row):
-        median, q1, q3 = row["ratios"][name]
+        middle, q1, q3 = row["ratios"][name]
         axis.plot([q1, q3], [place, place], color=COLOURS[kind(name)], linewidth=1.6, alpha=0.6)
         axis.plot(
-            [median], [place], MARKERS[kind(name)], color=COLOURS[kind(name)], markersize=5.5, markeredgecolor="white"
+            [middle], [place], MARKERS[kind(name)], color=COLOURS[kind(name)], markersize=5.5, markeredgecolor="white"
         )
     best = fastest_baseline(row)
-    axis.text(**beside, s=f"{row['ratios'][best][0]:.2f}" if best else "none", fontweight="bold" if best else "normal")
+    _beside(axis, place, f"{row['ratios'][best][0]:.2f}" if best else "none", fontweight="bold" if best else "normal")
 
 
 def _label(row: Row) -> str:
@@ -144,77 +150,35 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def roofline(documents: Sequence[Document]) -> Figure:
-    """Memory rate of fastgen over the least traffic of a case, under the rate of a copy of the same size.
-
-    The rows nearest to their limits and furthest from them have a number, and their names stand below.
-    """
-    figure = Figure(figsize=(_WIDTH, 8.0), layout="constrained")
+    """How many times its own limit (a copy, or the least pass and the noise, timed in the same rounds) each row takes: a line a
+    group on one axis, 1 is the roof. The row furthest from it is named."""
+    rows = [row for document in documents for row in document["rows"] if "floor" in row["ratios"]]
+    found = sorted(groups(rows), key=lambda group: median(_over_floor(row) for row in group.rows))
+    figure = Figure(figsize=(_WIDTH + 2, 1.6 + 0.27 * max(len(found), 3)), layout="constrained")
     axis = figure.subplots()
-    axis.set_title(
-        f"fastgen's memory rate beside a copy of the same size\n{_where(documents)}" if documents else "", loc="left"
-    )
-    bound = (document for document in documents if document["family"] not in NOT_MEMORY)
-    rows = [row for document in bound for row in document["rows"] if row["green"] and row["floors"]]
-    families = list(dict.fromkeys(row["family"] for row in rows))
-    for i, family in enumerate(families):
-        points = [_point(row) for row in rows if row["family"] == family]
-        style = {"marker": FAMILY_MARKERS[i % len(FAMILY_MARKERS)], "color": FAMILY_COLOURS[i % len(FAMILY_COLOURS)]}
-        axis.scatter(
-            *zip(*points, strict=True), s=38, edgecolor="white", linewidth=0.6, label=family, zorder=3, **style
+    axis.set_title(f"fastgen's time over the machine's own limit\n{_where(documents)}" if documents else "", loc="left")
+    values = [_over_floor(row) for row in rows] + [1.0]
+    room = max(1.1, (max(values) / min(values)) ** 0.05)
+    _ratio_axis(axis, min(values) / room, max(values) * room, len(found))
+    for place, group in enumerate(found):
+        ordered = sorted(group.rows, key=_over_floor)
+        axis.plot(
+            [_over_floor(row) for row in ordered], [place] * len(ordered), "o", color=GREY, markersize=4, alpha=0.5
         )
-    _copy_line(axis, rows)
-    axis.set_xscale("log")
-    axis.set_yscale("log")
-    axis.set_xlabel("least traffic of the case (MiB)")
-    axis.set_ylabel("least traffic / time (GB/s)")
-    axis.grid(True, which="major", color="#e4e4e4", linewidth=0.8)
-    for scale in (axis.xaxis, axis.yaxis):
-        scale.set_major_formatter(FormatStrFormatter("%g"))
-    if rows:
-        axis.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False)
-        figure.supxlabel(_name_what_stands_out(axis, rows), fontsize=9, x=0.02, ha="left")
+        axis.plot(
+            [_over_floor(ordered[-1])], [place], "o", color=COLOURS["eager"], markersize=6, markeredgecolor="white"
+        )
+        words = f"{_over_floor(ordered[-1]):.2f}" + (f"  {_label(ordered[-1])}" if len(ordered) > 1 else "")
+        _beside(axis, place, words)
+    axis.set_yticks(range(len(found)), [_group_label(group) for group in found], fontsize=9)
+    axis.text(1.01, 1.0, "the furthest row", transform=axis.transAxes, fontsize=9, fontweight="bold", va="bottom")
     return figure
 
 
-def _point(row: Row) -> tuple[float, float]:
-    return row["min_bytes"] / 2**20, row["min_bytes"] / row["times"]["fastgen"][0] / 1e9
+def _group_label(group: Group) -> str:
+    how = "" if group.how == AS_USED else f", {group.how}"
+    return f"{group.title}{how}, {group.dtype}".replace("`", "")
 
 
-def copy_rates(rows: Sequence[Row]) -> list[tuple[float, float]]:
-    """(bytes moved, bytes per second) of every copy that was timed: two passes over a tensor of the row's shape."""
-    size = {"fp32": 4, "bf16": 2, "fp16": 2}
-    found = []
-    for row in rows:
-        if "copy" in row["floors"]:
-            moved = 2 * size[row["dtype"]] * math.prod(map(int, re.findall(r"\d+", row["shape"])))
-            found.append((moved, moved / row["times"]["copy"][0]))
-    return sorted(found)
-
-
-def _copy_line(axis: Any, rows: Sequence[Row]) -> None:
-    rates: dict[float, list[float]] = {}
-    for size, rate in copy_rates(rows):
-        rates.setdefault(size, []).append(rate)
-    line = [(size / 2**20, sorted(found)[len(found) // 2] / 1e9) for size, found in rates.items()]
-    if line:
-        axis.plot(
-            *zip(*line, strict=True), color=GREY, linewidth=1.8, marker="_", markersize=9, label="a copy", zorder=2
-        )
-
-
-def _name_what_stands_out(axis: Any, rows: Sequence[Row]) -> str:
-    """Numbers at the rows nearest to their limit and furthest from it, a family at most once at either end; returns their names."""
-    ordered = sorted((row for row in rows if "floor" in row["ratios"]), key=lambda row: row["ratios"]["floor"][0])
-    chosen: list[Row] = []
-    for end in (ordered, ordered[::-1]):
-        firsts = {row["family"]: row for row in reversed(end)}  # of each family the row nearest to this end
-        ranked = sorted(firsts.values(), key=end.index)[:STANDING_OUT]
-        chosen += [row for row in ranked if row not in chosen]
-    lines = []
-    for number, row in enumerate(chosen, 1):
-        axis.annotate(
-            str(number), _point(row), (0, 9), textcoords="offset points", ha="center", fontsize=9, fontweight="bold", zorder=5,
-            bbox={"boxstyle": "circle,pad=0.15", "facecolor": "white", "edgecolor": GREY, "linewidth": 0.8},
-        )  # fmt: skip
-        lines.append(f"{number}  {row['id']}: {row['ratios']['floor'][0]:.2f} times its limit")
-    return "\n".join(lines)
+def _over_floor(row: Row) -> float:
+    return row["ratios"]["floor"][0]

@@ -6,6 +6,7 @@ Rows that lose look like rows that win; a red one has no figure.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from .cases import AS_USED
 from .results import Row, baselines, speedup
 from .timing import geometric_mean
 
@@ -99,11 +100,12 @@ class Group:
 
 
 def groups(rows: Iterable[Row]) -> list[Group]:
-    """In the order of their first rows, ways of measuring after one another: as used, then the others."""
+    """In the order of their first rows, those measured as used before the others."""
     found: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
         found.setdefault((row["group"], row["how"], row["dtype"]), []).append(row)
-    return [Group(*key, members) for key, members in found.items()]
+    made = [Group(*key, members) for key, members in found.items()]
+    return sorted(made, key=lambda group: group.how != AS_USED)
 
 
 def means(rows: Sequence[Row]) -> str:
@@ -140,7 +142,7 @@ def headlines(rows: Sequence[Row]) -> str:
         red = f", {group.red} red" if group.red else ""
         cells = [_headline(group.speedups(baseline), len(group.rows)) for baseline in columns]
         names = sorted({name for row in group.rows if (name := peer(row))})
-        cells[2] += f" {', '.join(names)}" if cells[2] and names else ""
+        cells[2] = f"{', '.join(names)}: {cells[2]}" if cells[2] else ""
         lines.append([f"{group.title}, {group.dtype}, {count}{red}", group.how, *cells])
     return table(("", "measured", *columns.values()), lines)
 

@@ -25,7 +25,8 @@ def fake(mode, build=None, allowed=None):
 
 @pytest.fixture
 def toys(monkeypatch):
-    """Runs `benchmarks.run` over the cases it is given, without machine limits to measure and pictures to draw."""
+    """Runs `benchmarks.run` over the cases it is given, at a commit without changes; no limits are measured, no pictures drawn."""
+    monkeypatch.setattr(machine, "commit", lambda: {"id": "0" * 40, "dirty": False, "time": None})
     monkeypatch.setattr(machine, "gemm_rates", lambda device: {"fp32": 1e11})
     monkeypatch.setattr(pictures, "draw", lambda documents, out: None)
 
@@ -136,6 +137,7 @@ def test_compilation_is_spread_over_a_familys_cases(tmp_path, monkeypatch):
     allowed = []
     listed = [fake(f"m{k}", allowed=allowed) for k in range(10)]
     monkeypatch.setattr(machine, "gemm_rates", lambda device: {"fp32": 1e11})
+    monkeypatch.setattr(run.results, "save", lambda document, out: None)
     settings = {"seconds": 0.0, "budget": 100.0, "compile": True, "raw": False}
     document = run.document_for("toy", listed, torch.device("cpu"), settings)
     real = run.measure
