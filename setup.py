@@ -151,11 +151,17 @@ class Ninja:
             return sum(pool.map(run, self.compilations)) or sum(pool.map(run, self.links))
 
 
+def hidden_paths(compiler_includes: list[Path]) -> str:
+    """Flags by which no library says where it was built: paths in messages and debug information begin below these."""
+    return " ".join(f"-ffile-prefix-map={path}/=" for path in (ROOT, *compiler_includes))
+
+
 def describe_build(package: Path, objects: Path) -> Ninja:
     """All compile and link steps that leave ``package/lib/libfastgen_*.so`` and ``package/_cpu*.so``."""
     ninja, torch, compiler = Ninja(objects), torch_root(), find_compiler()
     includes = f"-I{ROOT / 'csrc'} -isystem {torch / 'include'} -isystem {torch / 'include/torch/csrc/api/include'}"
     common = "-std=c++20 -O3 -fPIC -fvisibility=hidden -fvisibility-inlines-hidden -fno-math-errno -fno-trapping-math"
+    common += f" {hidden_paths([torch / 'include'])}"
     # gcc 12 warns of its own AVX-512 header (gcc bug 105593).
     warnings = "-Wall -Wextra -Wno-psabi -Wno-uninitialized -Wno-maybe-uninitialized"
     symbols = ROOT / "csrc/common/hidden.map"  # exports nothing: variants must never share an inline function
@@ -179,6 +185,7 @@ def describe_build(package: Path, objects: Path) -> Ninja:
     if not (python_include / "Python.h").exists():
         fail("Python.h is missing (Debian/Ubuntu: apt-get install python3-dev)")
     flags = f"-std=c++17 -O2 -fPIC -fvisibility=hidden -isystem {python_include} -isystem {pybind11_include()}"
+    flags += f" {hidden_paths([python_include, pybind11_include()])}"
     record = f"-DFASTGEN_BUILT_ISAS='\"{','.join(selected_isas())}\"'"
     module = ninja.build(
         objects / "python/cpu.o", "compile", [ROOT / "csrc/python/cpu.cpp"], flags=f"{flags} {warnings} {record}"
@@ -193,6 +200,7 @@ def describe_build(package: Path, objects: Path) -> Ninja:
         generate = " ".join(f"-gencode arch=compute_{arch},code=sm_{arch}" for arch in archs)
         generate += f" -gencode arch=compute_{archs[-1]},code=compute_{archs[-1]}"
         flags = f"-std=c++20 -O3 --expt-relaxed-constexpr -Xcompiler -fPIC,-fvisibility=hidden {TORCH_TARGET} {generate} {includes}"
+        flags += f" -Xcompiler {hidden_paths([torch / 'include']).replace(' ', ',')}"
         ninja.rule("nvcc", f"{nvcc} -ccbin {compiler} $flags -MMD -MF $out.d -c $in -o $out", depfile=True)
         ninja.rule("nvlink", f"{nvcc} -ccbin {compiler} -shared --cudart static $in -o $out $flags")
         compiled = [ninja.build(objects / "cuda" / f"{s.stem}.o", "nvcc", [s], flags=flags) for s in CUDA_SOURCES]
@@ -226,7 +234,8 @@ class BuildExt(build_ext):
             fail("the compiler reported the errors above")
 
     def get_source_files(self) -> list[str]:
-        return [str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/**/*") if path.is_file()]
+        files = [*ROOT.glob("csrc/**/*"), *ROOT.glob("kernels/*.py")]
+        return [str(path.relative_to(ROOT)) for path in files if path.is_file()]
 
     def get_outputs(self) -> list[str]:
         package = Path(self.build_lib) / "fastgen"

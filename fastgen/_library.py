@@ -8,8 +8,10 @@ import importlib
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -50,8 +52,45 @@ def define() -> None:
         schema, module = op + _schema.SCHEMAS[family][op], reference(op)
         ops.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
         cuda.define(schema)
-        ops.impl(op, getattr(module, op), "CompositeExplicitAutograd")
-        torch.library.register_fake(f"{_schema.NAMESPACE}::{op}", getattr(module, f"{op}_fake"), lib=ops)
+        check = getattr(module, f"{op}_check")
+        ops.impl(op, _checked(check, getattr(module, op)), "CompositeExplicitAutograd")
+        fake = _checked(check, getattr(module, f"{op}_fake"))
+        torch.library.register_fake(f"{_schema.NAMESPACE}::{op}", fake, lib=ops)
+        if not getattr(torch.ops.fastgen, op).default._schema.is_mutable:
+            torch.library.register_vmap(f"{_schema.NAMESPACE}::{op}", _one_by_one(op), lib=ops)
+
+
+def _checked(check: Callable[..., None], function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function``, once ``check`` has looked at the same arguments: what a kernel refuses, its reference and fake refuse."""
+
+    def call(*args: Any) -> Any:
+        check(*args)
+        return function(*args)
+
+    return call
+
+
+def _one_by_one(op: str) -> Callable[..., Any]:
+    """The batching rule of `torch.func.vmap`: the op for each slice in turn; inside a slice the samples go together."""
+
+    def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        function = getattr(torch.ops.fastgen, op).default
+
+        def slice_of(arg: Any, dim: Any, i: int) -> Any:
+            if isinstance(arg, list):
+                return [slice_of(a, d, i) for a, d in zip(arg, dim or [None] * len(arg), strict=True)]
+            return arg if dim is None else arg.select(dim, i)
+
+        if info.batch_size == 0:
+            raise RuntimeError(f"{op}: a vmap over a dimension of size 0 has no result to take the shape from")
+        slices = ([slice_of(a, d, i) for a, d in zip(args, in_dims, strict=True)] for i in range(info.batch_size))
+        results = [function(*given) for given in slices]
+        if isinstance(results[0], torch.Tensor):
+            return torch.stack(results), 0
+        stacked = tuple(torch.stack(parts) for parts in zip(*results, strict=True))
+        return stacked, (0,) * len(stacked)
+
+    return rule
 
 
 def load() -> None:

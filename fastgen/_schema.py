@@ -62,13 +62,13 @@ SCHEMAS: dict[str, dict[str, str]] = {
     "sampler_step": {
         # row `step` of a coefficient table applied to a sample; returns (x_next, prediction, corrected), the last two empty where
         # they were not asked for
-        "sampler_step_fwd": "(Tensor sample, Tensor model_output, Tensor table, int step, Tensor? uncond, Tensor[] history, Tensor? noise, Tensor? seeds, Tensor? variance, Tensor? mask, Tensor? known, Tensor? known_noise, Tensor? threshold, bool return_prediction, bool return_corrected) -> (Tensor, Tensor, Tensor)",
+        "sampler_step_fwd": "(Tensor sample, Tensor model_output, Tensor table, SymInt step, Tensor? uncond, Tensor[] history, Tensor? noise, Tensor? seeds, Tensor? variance, Tensor? mask, Tensor? known, Tensor? known_noise, Tensor? threshold, bool return_prediction, bool return_corrected) -> (Tensor, Tensor, Tensor)",
         # the same into memory that is there; `out` may be `sample`
-        "sampler_step_out": "(Tensor sample, Tensor model_output, Tensor table, int step, Tensor? uncond, Tensor[] history, Tensor? noise, Tensor? seeds, Tensor? variance, Tensor? mask, Tensor? known, Tensor? known_noise, Tensor? threshold, Tensor(a!) out, Tensor(b!)? prediction, Tensor(c!)? corrected) -> ()",
+        "sampler_step_out": "(Tensor sample, Tensor model_output, Tensor table, SymInt step, Tensor? uncond, Tensor[] history, Tensor? noise, Tensor? seeds, Tensor? variance, Tensor? mask, Tensor? known, Tensor? known_noise, Tensor? threshold, Tensor(a!) out, Tensor(b!)? prediction, Tensor(c!)? corrected) -> ()",
     },
     "q_sample": {
         # x_t = alphas[t_n] x0 + sigmas[t_n] epsilon, epsilon given or drawn; returns (x_t, target), the second empty where target is -1
-        "q_sample_fwd": "(Tensor x0, Tensor t, Tensor alphas, Tensor sigmas, Tensor? noise, Tensor? seeds, int step, int target) -> (Tensor, Tensor)",
+        "q_sample_fwd": "(Tensor x0, Tensor t, Tensor alphas, Tensor sigmas, Tensor? noise, Tensor? seeds, SymInt step, int target) -> (Tensor, Tensor)",
         # returns the gradients of (x0, noise), empty where not wanted
         "q_sample_bwd": "(Tensor? grad, Tensor? grad_target, Tensor t, Tensor alphas, Tensor sigmas, int target, bool wants_x0, bool wants_noise) -> (Tensor, Tensor)",
     },
@@ -80,7 +80,7 @@ SCHEMAS: dict[str, dict[str, str]] = {
     },
     "philox_normal": {
         # standard normals of Philox4x32-10, key = seeds[n], counter = (element, step); returns [N, *] in float32
-        "philox_normal": "(Tensor seeds, int[] shape, int step) -> Tensor",
+        "philox_normal": "(Tensor seeds, SymInt[] shape, SymInt step) -> Tensor",
     },
 }
 # fmt: on

@@ -38,7 +38,8 @@ class Operands {
 
   // `like` is the name of the argument whose sizes these are.
   Operand operator()(const char* name, const Tensor& t, const char* like, const std::vector<std::int64_t>& sizes) {
-    STD_TORCH_CHECK(sizes_of(t) == sizes, op_, ": ", name, " must have the shape of ", like);
+    FASTGEN_CHECK(sizes_of(t) == sizes, op_, ": ", name, " must have the shape of ", like);
+    check_floating(op_, name, t);
     kept_.push_back(as_dense(t, channels_last_));
     return {op_, kept_.back().data_ptr(), t.scalar_type()};
   }
@@ -71,8 +72,8 @@ struct SeededNormals {
   SeededNormals() = default;
   SeededNormals(const char* op, const Tensor& seeds, std::int64_t step, const Tensor& like, bool channels_last)
       : seed_stride(seeds.dim() == 1 ? seeds.stride(0) : 0), step(step), channels_last(channels_last) {
-    STD_TORCH_CHECK(seeds.dim() == 1 && seeds.scalar_type() == ScalarType::Long && like.dim() >= 1 && seeds.size(0) == like.size(0),
-                    op, ": seeds must be int64, one per sample");
+    FASTGEN_CHECK(seeds.dim() == 1 && seeds.scalar_type() == ScalarType::Long && like.dim() >= 1 && seeds.size(0) == like.size(0),
+                  op, ": seeds must be int64, one per sample");
     this->seeds = static_cast<const std::int64_t*>(seeds.data_ptr());
     if (channels_last) channels = like.size(1);
     pixels = like.size(0) == 0 || channels == 0 ? 0 : like.numel() / (like.size(0) * channels);

@@ -1,16 +1,17 @@
-// What kernels need of tensors over the LibTorch stable ABI: layouts, allocation, dtype dispatch, small parameters, threads.
+// What kernels need of tensors over the LibTorch stable ABI: layouts, allocation, dtype dispatch, small parameters, threads; and what
+// they ask of them before the first element is read: a raw op can be called with anything.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <optional>
 #include <utility>
 #include <vector>
 
+#include "common/check.h"
 #include "common/simd.h"
 
 namespace fastgen {
@@ -39,8 +40,14 @@ inline auto dispatch_dtype(const char* op, ScalarType dtype, F&& f) {
     case ScalarType::BFloat16: return f.template operator()<BFloat16>();
     case ScalarType::Half: return f.template operator()<Float16>();
     case ScalarType::Double: return f.template operator()<double>();
-    default: STD_TORCH_CHECK(false, op, ": the CPU kernels take float64, float32, bfloat16 and float16");
+    default: fail(op, ": the CPU kernels take float64, float32, bfloat16 and float16");
   }
+}
+
+inline void check_floating(const char* op, const char* name, const Tensor& t) {
+  const ScalarType dtype = t.scalar_type();
+  FASTGEN_CHECK(dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || dtype == ScalarType::Half || dtype == ScalarType::Double,
+                op, ": ", name, " must be float64, float32, bfloat16 or float16");
 }
 
 inline ScalarType opmath_type(ScalarType dtype) { return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float; }
@@ -104,19 +111,19 @@ inline bool is_dense(const Tensor& t, bool channels_last) {
 
 inline Tensor as_dense(const Tensor& t, bool channels_last) { return is_dense(t, channels_last) ? t : copy_dense(t, channels_last); }
 
-// An optional [C] or [N, C] parameter of any of the four dtypes and any strides, read a row at a time into opmath.
+// An optional parameter of any of the four dtypes and any strides, read a row at a time into opmath: [C], or [N, C] if there is one
+// `per_sample`.
 class Parameter {
  public:
-  Parameter(const char* op, const char* name, const OptionalTensor& t, std::int64_t n, std::int64_t c) {
+  Parameter(const char* op, const char* name, const OptionalTensor& t, bool per_sample, std::int64_t n, std::int64_t c) {
     if (!t.has_value()) return;
-    const bool per_sample = t->dim() == 2;
-    STD_TORCH_CHECK(per_sample ? t->size(0) == n && t->size(1) == c : t->dim() == 1 && t->size(0) == c, op, ": ", name,
-                    " must be [C] or [N, C] with N = ", n, " and C = ", c);
+    check_floating(op, name, *t);
+    const bool fits = per_sample ? t->dim() == 2 && t->size(0) == n && t->size(1) == c : t->dim() == 1 && t->size(0) == c;
+    FASTGEN_CHECK(fits, op, ": ", name, per_sample ? " must be [N, C]" : " must be [C]", " with N = ", n, " and C = ", c);
     data_ = t->data_ptr();
     dtype_ = t->scalar_type();
     row_stride_ = per_sample ? t->stride(0) : 0;
     stride_ = t->stride(per_sample ? 1 : 0);
-    dispatch_dtype(op, dtype_, []<class T>() {});  // refuse other dtypes here, not in the middle
   }
 
   bool given() const { return data_ != nullptr; }

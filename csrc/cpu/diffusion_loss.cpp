@@ -268,9 +268,9 @@ Loss describe(Operands& operands, const Tensor& model_output, const Tensor& x0, 
   auto model_sizes = sizes;
   Loss loss;
   loss.bound = vlb_table.has_value();
-  STD_TORCH_CHECK(x0.dim() >= (loss.bound ? 2 : 1), "diffusion_loss: x0 must be [N, *], or [N, C, *] with a vlb_table");
-  STD_TORCH_CHECK(alphas.dim() == 1 && sigmas.dim() == 1, "diffusion_loss: alphas and sigmas must be [T]");
-  STD_TORCH_CHECK(prediction >= 0 && prediction < 4, "diffusion_loss: prediction is not an index of PREDICTION_TYPES");
+  FASTGEN_CHECK(x0.dim() >= (loss.bound ? 2 : 1), "diffusion_loss: x0 must be [N, *], or [N, C, *] with a vlb_table");
+  FASTGEN_CHECK(prediction >= 0 && prediction < kNumPredictions, "diffusion_loss: prediction must be an index of PREDICTION_TYPES, got ",
+                prediction);
   const bool channels_last = is_channels_last(model_output);
   if (loss.bound) {
     model_sizes[1] *= 2;
@@ -280,12 +280,13 @@ Loss describe(Operands& operands, const Tensor& model_output, const Tensor& x0, 
   }
   const std::int64_t samples = sizes[0];
   loss.size = samples == 0 ? 0 : x0.numel() / samples;
-  const Timesteps timesteps("diffusion_loss", t, samples, alphas.size(0));
+  const Timesteps timesteps("diffusion_loss", t, samples, alphas);
   const auto alpha = timesteps.read("alphas", alphas), sigma = timesteps.read("sigmas", sigmas);
   const auto weight = weights ? timesteps.read("weights", *weights) : std::vector<double>(samples, 1.0);
   std::vector<double> columns[kNumVlbColumns];
   if (loss.bound)
-    for (int column = 0; column < kNumVlbColumns; ++column) columns[column] = timesteps.read("vlb_table", *vlb_table, column);
+    for (int column = 0; column < kNumVlbColumns; ++column)
+      columns[column] = timesteps.read_column("vlb_table", *vlb_table, column, kNumVlbColumns);
 
   bool needs_x0 = false, needs_noise = false;
   for (std::int64_t n = 0; n < samples; ++n) {
@@ -305,7 +306,9 @@ Loss describe(Operands& operands, const Tensor& model_output, const Tensor& x0, 
     loss.samples.push_back(sample);
   }
   loss.model = operands("model_output", model_output, loss.bound ? "x0, with twice the channels" : "x0", model_sizes);
-  STD_TORCH_CHECK(sizes_of(noise) == sizes, "diffusion_loss: noise must have the shape of x0");
+  FASTGEN_CHECK(sizes_of(noise) == sizes, "diffusion_loss: noise must have the shape of x0");
+  check_floating("diffusion_loss", "x0", x0);
+  check_floating("diffusion_loss", "noise", noise);
   if (needs_x0) loss.x0 = operands("x0", x0, "x0", sizes);
   if (needs_noise) loss.noise = operands("noise", noise, "x0", sizes);
   for (const Operand* operand : {&loss.x0, &loss.noise}) loss.uniform &= !operand->data || operand->dtype == loss.model.dtype;
@@ -345,7 +348,7 @@ Tensor diffusion_loss_bwd(const Tensor& grad, const Tensor& model_output, const 
   const Loss loss =
       describe(operands, model_output, x0, noise, t, alphas, sigmas, weights, vlb_table, prediction, vlb_weight);
   const auto samples = static_cast<std::int64_t>(loss.samples.size());
-  STD_TORCH_CHECK(grad.dim() == 1 && grad.size(0) == samples, "diffusion_loss: grad must be one per sample");
+  FASTGEN_CHECK(grad.dim() == 1 && grad.size(0) == samples, "diffusion_loss: grad must be one per sample");
   std::vector<double> grads(samples);
   dispatch_dtype("diffusion_loss", grad.scalar_type(), [&]<class G>() {
     const G* p = static_cast<const G*>(grad.data_ptr());

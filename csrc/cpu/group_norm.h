@@ -64,19 +64,20 @@ struct Problem {
 inline Problem make_problem(const char* op, const Tensor& input, std::int64_t groups, const OptionalTensor& weight,
                             const OptionalTensor& bias, const OptionalTensor& channel_bias, const OptionalTensor& scale,
                             const OptionalTensor& shift, double eps, std::int64_t activation) {
-  STD_TORCH_CHECK(input.dim() >= 2, op, ": input must be [N, C, *spatial]");
+  FASTGEN_CHECK(input.dim() >= 2, op, ": input must be [N, C, *spatial]");
+  check_floating(op, "input", input);
   const std::int64_t n = input.size(0), c = input.size(1);
-  STD_TORCH_CHECK(groups >= 1 && c % groups == 0, op, ": num_groups must divide channels, got num_groups=", groups,
-                  " and ", c, " channels");
-  STD_TORCH_CHECK(activation == 0 || activation == 1, op, ": activation must be 0 (none) or 1 (silu), got ", activation);
+  FASTGEN_CHECK(groups >= 1 && c % groups == 0, op, ": num_groups must divide channels, got num_groups=", groups,
+                " and ", c, " channels");
+  FASTGEN_CHECK(activation == 0 || activation == 1, op, ": activation must be 0 (none) or 1 (silu), got ", activation);
   std::int64_t pixels = 1;
   for (std::int64_t d = 2; d < input.dim(); ++d) pixels *= input.size(d);
   // One element a row is a matrix [N, C]: it runs along the channels.
   const bool along_channels = is_channels_last(input) || pixels == 1;
   return {n, c, pixels, groups, c / groups, along_channels, activation == 1, eps,
-          Parameter(op, "weight", weight, n, c), Parameter(op, "bias", bias, n, c),
-          Parameter(op, "channel_bias", channel_bias, n, c), Parameter(op, "scale", scale, n, c),
-          Parameter(op, "shift", shift, n, c)};
+          Parameter(op, "weight", weight, false, n, c), Parameter(op, "bias", bias, false, n, c),
+          Parameter(op, "channel_bias", channel_bias, true, n, c), Parameter(op, "scale", scale, true, n, c),
+          Parameter(op, "shift", shift, true, n, c)};
 }
 
 template <class A>

@@ -292,7 +292,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> group_norm_bwd(
     std::int64_t activation) {
   const Problem p = make_problem("group_norm_bwd", input, num_groups, weight, bias, channel_bias, scale, shift, 0.0, activation);
   const ScalarType dtype = input.scalar_type(), opmath = opmath_type(dtype);
-  STD_TORCH_CHECK(sizes_of(grad_output) == sizes_of(input), "group_norm_bwd: grad_output must have the shape of input");
+  check_floating("group_norm_bwd", "grad_output", grad_output);
+  FASTGEN_CHECK(sizes_of(grad_output) == sizes_of(input), "group_norm_bwd: grad_output must have the shape of input");
   if (grad_output.scalar_type() != dtype) {  // that of group_norm_wide_fwd
     const auto widened = [&](const Tensor& t) {
       Tensor copy = empty_dense(t, is_channels_last(input), opmath);
@@ -307,9 +308,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> group_norm_bwd(
     return grads;
   }
   const std::vector<std::int64_t> group_sizes{p.n, p.groups};
-  STD_TORCH_CHECK(sizes_of(mean) == group_sizes && sizes_of(rstd) == group_sizes && mean.scalar_type() == opmath &&
-                      rstd.scalar_type() == opmath,
-                  "group_norm_bwd: mean and rstd must be [N, num_groups] in the dtype of the statistics");
+  FASTGEN_CHECK(sizes_of(mean) == group_sizes && sizes_of(rstd) == group_sizes && mean.scalar_type() == opmath &&
+                    rstd.scalar_type() == opmath,
+                "group_norm_bwd: mean and rstd must be [N, num_groups] in the dtype of the statistics");
   Tensor d_input = empty_dense(input, is_channels_last(input), dtype);
   Tensor d_weight = empty_contiguous(input, {p.channels}, opmath), d_bias = empty_contiguous(input, {p.channels}, opmath);
   const auto per_sample = [&] { return empty_contiguous(input, {p.n, p.channels}, opmath); };

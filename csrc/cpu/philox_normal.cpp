@@ -11,12 +11,12 @@ namespace {
 constexpr std::int64_t kPiece = 8192;  // 32 KB: fits the first-level cache, and is some 5 us of work
 
 Tensor philox_normal(const Tensor& seeds, std::vector<std::int64_t> shape, std::int64_t step) {
-  STD_TORCH_CHECK(seeds.dim() == 1 && seeds.scalar_type() == ScalarType::Long, "philox_normal: seeds must be int64 [N]");
-  STD_TORCH_CHECK(!shape.empty() && shape[0] == seeds.size(0), "philox_normal: shape must begin with the number of seeds");
+  FASTGEN_CHECK(seeds.dim() == 1 && seeds.scalar_type() == ScalarType::Long, "philox_normal: seeds must be int64 [N]");
+  FASTGEN_CHECK(!shape.empty() && shape[0] == seeds.size(0), "philox_normal: shape must begin with the number of seeds");
   std::int64_t size = 1;
   for (std::size_t d = 0; d < shape.size(); ++d) {
-    STD_TORCH_CHECK(shape[d] >= 0, "philox_normal: shape must not be negative");
-    if (d > 0) size *= shape[d];
+    FASTGEN_CHECK(shape[d] >= 0, "philox_normal: shape must not be negative");
+    FASTGEN_CHECK(d == 0 || !__builtin_mul_overflow(size, shape[d], &size), "philox_normal: shape has more than 2^63 elements");
   }
   Tensor out = empty_contiguous(seeds, shape, ScalarType::Float);
   float* data = static_cast<float*>(out.mutable_data_ptr());

@@ -67,8 +67,8 @@ void run(const Mix& m) {
 // The coefficients of every sample: rows (x_t, target) over columns (x0, epsilon), transposed for the backward. `target` is an
 // index of PREDICTION_TYPES, or negative for none.
 void fill_coefficients(Mix& m, const Tensor& t, const Tensor& alphas, const Tensor& sigmas, std::int64_t target, bool transposed) {
-  STD_TORCH_CHECK(alphas.dim() == 1 && sigmas.dim() == 1, "q_sample: alphas and sigmas must be [T]");
-  const Timesteps timesteps("q_sample", t, m.samples, alphas.size(0));
+  FASTGEN_CHECK(target >= -1 && target < kNumPredictions, "q_sample: target must be -1 or an index of PREDICTION_TYPES, got ", target);
+  const Timesteps timesteps("q_sample", t, m.samples, alphas);
   const auto alpha = timesteps.read("alphas", alphas), sigma = timesteps.read("sigmas", sigmas);
   const auto set = [&](int row, int column, bool taken, std::int64_t n, double value) {
     Output& output = m.outputs[transposed ? column : row];
@@ -89,8 +89,8 @@ void fill_coefficients(Mix& m, const Tensor& t, const Tensor& alphas, const Tens
 
 std::tuple<Tensor, Tensor> q_sample_fwd(const Tensor& x0, const Tensor& t, const Tensor& alphas, const Tensor& sigmas,
                                         OptionalTensor noise, OptionalTensor seeds, std::int64_t step, std::int64_t target) {
-  STD_TORCH_CHECK(x0.dim() >= 1, "q_sample: x0 must be [N, *]");
-  STD_TORCH_CHECK(noise.has_value() != seeds.has_value(), "q_sample: give either noise or seeds");
+  FASTGEN_CHECK(x0.dim() >= 1, "q_sample: x0 must be [N, *]");
+  FASTGEN_CHECK(noise.has_value() != seeds.has_value(), "q_sample: give either noise or seeds");
   const bool channels_last = is_channels_last(x0);
   const auto sizes = sizes_of(x0);
   Operands operands("q_sample", channels_last);
@@ -114,9 +114,9 @@ std::tuple<Tensor, Tensor> q_sample_fwd(const Tensor& x0, const Tensor& t, const
 
 std::tuple<Tensor, Tensor> q_sample_bwd(OptionalTensor grad, OptionalTensor grad_target, const Tensor& t, const Tensor& alphas,
                                         const Tensor& sigmas, std::int64_t target, bool wants_x0, bool wants_noise) {
-  STD_TORCH_CHECK(grad.has_value() || grad_target.has_value(), "q_sample: there is no gradient to take back");
+  FASTGEN_CHECK(grad.has_value() || grad_target.has_value(), "q_sample: there is no gradient to take back");
   const Tensor like = grad ? *grad : *grad_target;
-  STD_TORCH_CHECK(like.dim() >= 1, "q_sample: gradients must be [N, *]");
+  FASTGEN_CHECK(like.dim() >= 1, "q_sample: gradients must be [N, *]");
   const bool channels_last = is_channels_last(like);
   const auto sizes = sizes_of(like);
   Operands operands("q_sample", channels_last);

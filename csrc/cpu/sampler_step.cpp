@@ -3,6 +3,7 @@
 // A tile of kTile elements of one sample is owned by one thread and stays in the first-level cache: each operand is read
 // once (and widened, if it has another dtype), the noise is drawn into the tile, the result is written once. Elements are
 // independent, so tiles may be cut anywhere; the normals are indexed by logical (contiguous) element in either layout.
+#include "common/memory.h"
 #include "common/operand.h"
 
 namespace fastgen {
@@ -123,9 +124,10 @@ void run(const Step& s, const std::vector<double>& row) {
 }
 
 std::vector<double> read_row(const Tensor& table, std::int64_t step, std::size_t history) {
-  STD_TORCH_CHECK(table.dim() == 2 && step >= 0 && step < table.size(0), "sampler_step: step ", step, " is not a row of the table");
+  check_floating("sampler_step", "table", table);
+  FASTGEN_CHECK(table.dim() == 2 && step >= 0 && step < table.size(0), "sampler_step: step ", step, " is not a row of the table");
   const std::int64_t columns = kNumColumns + static_cast<std::int64_t>(history);
-  STD_TORCH_CHECK(table.size(1) >= columns, "sampler_step: the table needs ", columns, " columns, it has ", table.size(1));
+  FASTGEN_CHECK(table.size(1) >= columns, "sampler_step: the table needs ", columns, " columns, it has ", table.size(1));
   std::vector<double> row(columns);
   dispatch_dtype("sampler_step", table.scalar_type(), [&]<class T>() {
     const T* p = static_cast<const T*>(table.data_ptr()) + step * table.stride(0);
@@ -135,7 +137,8 @@ std::vector<double> read_row(const Tensor& table, std::int64_t step, std::size_t
 }
 
 std::vector<double> read_inverses(const Tensor& threshold, std::int64_t samples) {
-  STD_TORCH_CHECK(threshold.dim() == 1 && threshold.size(0) == samples, "sampler_step: threshold must be one per sample");
+  check_floating("sampler_step", "threshold", threshold);
+  FASTGEN_CHECK(threshold.dim() == 1 && threshold.size(0) == samples, "sampler_step: threshold must be one per sample");
   std::vector<double> inverses(samples);
   dispatch_dtype("sampler_step", threshold.scalar_type(), [&]<class T>() {
     const T* p = static_cast<const T*>(threshold.data_ptr());
@@ -144,13 +147,19 @@ std::vector<double> read_inverses(const Tensor& threshold, std::int64_t samples)
   return inverses;
 }
 
-// Writes into `out` and, where they are given, `prediction` and `corrected`. An output may be `sample` itself: an element is
-// read before it is written.
-void sampler_step_out(
+void check_sample(const Tensor& sample) {
+  check_floating("sampler_step", "sample", sample);
+  FASTGEN_CHECK(sample.dim() >= 1, "sampler_step: sample must be [N, *], got a scalar");
+}
+
+// Writes into `out` and, where they are given, `prediction` and `corrected`. An element of sample, model_output and uncond is read
+// before any output of it is written, one of the other operands after.
+void write_step(
     const Tensor& sample, const Tensor& model_output, const Tensor& table, std::int64_t step, OptionalTensor uncond,
     std::vector<Tensor> history, OptionalTensor noise, OptionalTensor seeds, OptionalTensor variance, OptionalTensor mask,
     OptionalTensor known, OptionalTensor known_noise, OptionalTensor threshold, Tensor out, OptionalTensor prediction,
     OptionalTensor corrected) {
+  check_sample(sample);
   const auto sizes = sizes_of(sample);
   const ScalarType dtype = sample.scalar_type();
   Step s;
@@ -163,7 +172,7 @@ void sampler_step_out(
   s.uncond = optional("uncond", uncond);
   s.noise = optional("noise", noise);
   s.variance = optional("variance", variance);
-  STD_TORCH_CHECK(mask.has_value() == known.has_value(), "sampler_step: mask and known come together");
+  FASTGEN_CHECK(mask.has_value() == known.has_value(), "sampler_step: mask and known come together");
   s.mask = optional("mask", mask);
   s.known = optional("known", known);
   s.known_noise = optional("known_noise", known_noise);
@@ -171,7 +180,7 @@ void sampler_step_out(
 
   s.size = sample.numel();
   if (seeds) s.normals = SeededNormals("sampler_step", *seeds, step, sample, channels_last);
-  if (threshold) s.inverse_threshold = read_inverses(*threshold, sizes.at(0));
+  if (threshold) s.inverse_threshold = read_inverses(*threshold, sizes[0]);
   if (seeds || threshold) {
     s.samples = sizes[0];
     s.size = s.samples == 0 ? 0 : sample.numel() / s.samples;
@@ -180,8 +189,8 @@ void sampler_step_out(
 
   std::vector<std::pair<Tensor, Tensor>> copies;  // (what the caller gave, dense memory that stands for it)
   const auto output = [&](const char* name, const Tensor& t) {
-    STD_TORCH_CHECK(sizes_of(t) == sizes && t.scalar_type() == dtype, "sampler_step: ", name,
-                    " must have the shape and dtype of sample");
+    FASTGEN_CHECK(sizes_of(t) == sizes && t.scalar_type() == dtype, "sampler_step: ", name,
+                  " must have the shape and dtype of sample");
     Tensor dense = t;
     if (!is_dense(t, channels_last)) copies.emplace_back(t, dense = empty_dense(sample, channels_last, dtype));
     return dense.mutable_data_ptr();
@@ -193,18 +202,42 @@ void sampler_step_out(
   for (auto& [given, dense] : copies) torch::stable::copy_(given, dense);
 }
 
+void sampler_step_out(
+    const Tensor& sample, const Tensor& model_output, const Tensor& table, std::int64_t step, OptionalTensor uncond,
+    std::vector<Tensor> history, OptionalTensor noise, OptionalTensor seeds, OptionalTensor variance, OptionalTensor mask,
+    OptionalTensor known, OptionalTensor known_noise, OptionalTensor threshold, Tensor out, OptionalTensor prediction,
+    OptionalTensor corrected) {
+  Written written("sampler_step");
+  written.add("out", out);
+  if (prediction) written.add("prediction", *prediction);
+  if (corrected) written.add("corrected", *corrected);
+  written.read_first("sample", sample);
+  written.read_first("model_output", model_output);
+  if (uncond) written.read_first("uncond", *uncond);
+  written.read_later("table", table);
+  const auto later = [&](const char* name, const OptionalTensor& t) {
+    if (t) written.read_later(name, *t);
+  };
+  later("noise", noise), later("seeds", seeds), later("variance", variance), later("mask", mask), later("known", known);
+  later("known_noise", known_noise), later("threshold", threshold);
+  for (std::size_t k = 0; k < history.size(); ++k) written.read_later("history[" + std::to_string(k) + "]", history[k]);
+  write_step(sample, model_output, table, step, uncond, std::move(history), noise, seeds, variance, mask, known, known_noise,
+             threshold, out, prediction, corrected);
+}
+
 std::tuple<Tensor, Tensor, Tensor> sampler_step_fwd(
     const Tensor& sample, const Tensor& model_output, const Tensor& table, std::int64_t step, OptionalTensor uncond,
     std::vector<Tensor> history, OptionalTensor noise, OptionalTensor seeds, OptionalTensor variance, OptionalTensor mask,
     OptionalTensor known, OptionalTensor known_noise, OptionalTensor threshold, bool return_prediction, bool return_corrected) {
+  check_sample(sample);
   const bool channels_last = is_channels_last(sample);
   const auto fresh = [&] { return empty_dense(sample, channels_last, sample.scalar_type()); };
   Tensor out = fresh();
   OptionalTensor prediction, corrected;
   if (return_prediction) prediction = fresh();
   if (return_corrected) corrected = fresh();
-  sampler_step_out(sample, model_output, table, step, uncond, std::move(history), noise, seeds, variance, mask, known,
-                   known_noise, threshold, out, prediction, corrected);
+  write_step(sample, model_output, table, step, uncond, std::move(history), noise, seeds, variance, mask, known, known_noise,
+             threshold, out, prediction, corrected);
   const auto or_empty = [&](const OptionalTensor& t) { return t ? *t : empty_contiguous(sample, {0}, sample.scalar_type()); };
   return {out, or_empty(prediction), or_empty(corrected)};
 }

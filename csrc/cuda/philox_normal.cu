@@ -7,11 +7,11 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
 #include <vector>
 
+#include "common/check.h"
 #include "common/philox_scalar.h"
 
 namespace fastgen {
@@ -46,15 +46,17 @@ cudaStream_t current_stream(std::int32_t device) {
     void* library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
     return library ? reinterpret_cast<Function>(dlsym(library, "aoti_torch_get_current_cuda_stream")) : nullptr;
   }();
-  STD_TORCH_CHECK(function != nullptr, "philox_normal: libtorch_cuda.so does not say which stream is current");
+  FASTGEN_CHECK(function != nullptr, "philox_normal: libtorch_cuda.so does not say which stream is current");
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(function(device, &stream));
   return static_cast<cudaStream_t>(stream);
 }
 
 Tensor philox_normal(const Tensor& seeds, std::vector<std::int64_t> shape, std::int64_t step) {
-  STD_TORCH_CHECK(seeds.dim() == 1 && !shape.empty() && shape[0] == seeds.size(0),
-                  "philox_normal: shape must begin with the number of seeds");
+  FASTGEN_CHECK(seeds.dim() == 1 && seeds.scalar_type() == torch::headeronly::ScalarType::Long,
+                "philox_normal: seeds must be int64 [N]");
+  FASTGEN_CHECK(!shape.empty() && shape[0] == seeds.size(0), "philox_normal: shape must begin with the number of seeds");
+  for (const std::int64_t length : shape) FASTGEN_CHECK(length >= 0, "philox_normal: shape must not be negative");
   std::int64_t size = 1;
   std::vector<std::int64_t> strides(shape.size());
   for (std::size_t d = shape.size(); d-- > 0;) {
@@ -78,7 +80,7 @@ Tensor philox_normal(const Tensor& seeds, std::vector<std::int64_t> shape, std::
       blocks, total, static_cast<std::uint32_t>(step));
   const cudaError_t error = cudaGetLastError();
   if (before != device) cudaSetDevice(before);
-  STD_TORCH_CHECK(error == cudaSuccess, "philox_normal: ", cudaGetErrorString(error));
+  FASTGEN_CHECK(error == cudaSuccess, "philox_normal: ", cudaGetErrorString(error));
   return out;
 }
 

@@ -144,6 +144,8 @@ def _check_hybrid(model_output: Tensor, x0: Tensor, vlb_table: Tensor, alphas: T
 
 
 class _DiffusionLoss(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(*args: Any) -> Tensor:
         return _forward(*args)

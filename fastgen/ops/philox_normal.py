@@ -44,7 +44,7 @@ def philox_normal(
     """
     seeds = check_seeds("philox_normal", seeds, device)
     shape = tuple(shape)
-    if not shape or shape[0] != seeds.shape[0] or min(shape) < 0:
+    if not shape or shape[0] != seeds.shape[0] or any(size < 0 for size in shape):
         fail("philox_normal", f"shape must be [N, *] with N = len(seeds) = {seeds.shape[0]}, got {shape}")
     if not -(2**31) <= step < 2**32:
         fail("philox_normal", f"step must be in [-2^31, 2^32), got {step}")

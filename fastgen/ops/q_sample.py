@@ -92,6 +92,8 @@ def _differentiable(*args: Any) -> tuple[Tensor, Tensor]:
 class _QSample(torch.autograd.Function):
     """A map linear in (x0, noise): the backward needs the tables and no tensor of the size of the batch."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, Tensor]:
         return _forward(*args)
@@ -112,7 +114,7 @@ class _QSample(torch.autograd.Function):
         if grad is None and grad_target is None:
             return (None,) * 8
         # plain torch where gradients of these gradients may be asked for
-        function: Any = _reference.q_sample_bwd if torch.is_grad_enabled() else _backward
+        function: Any = _reference.adjoint if torch.is_grad_enabled() else _backward
         in_x0, in_noise = function(grad, grad_target, *ctx.saved_tensors, ctx.target, wants_x0, wants_noise)
         # autograd takes the gradient of the noise to its dtype
         return in_x0 if wants_x0 else None, None, None, None, in_noise if wants_noise else None, None, None, None

@@ -9,7 +9,7 @@ from torch import Tensor
 from .. import _dispatch
 from .._schema import COLUMNS
 from ..reference import sampler_step as _reference
-from ._autograd import apply
+from ._autograd import apply, transforms_active
 from ._check import TABLE_DTYPES, check_floating, check_like, check_main, fail, kind_of, shape_of
 from ._dtypes import foreign, in_float32
 from .philox_normal import check_seeds
@@ -65,9 +65,10 @@ def sampler_step(
         return_prediction: also return ``output_sample * x + output_prediction * p + output_model * g``.
         return_corrected: also return what a predictor-corrector starts its next step from, ``corrected_sample * x +
             corrected_prediction * p + corrected_model * g + sum_k e_k h_k``; the columns e_0, e_1, ... follow c_0, c_1, ...
-        out: where to write, as many tensors as are returned, shape and dtype of ``sample``. The first may be ``sample`` itself;
-            otherwise none may share memory with an argument. For loops without gradients: fresh memory of the size of
-            a batch costs more than the step.
+        out: where to write, as many tensors as are returned, shape and dtype of ``sample``. One may hold the very elements of
+            ``sample``, ``model_output`` or ``uncond``, which are read before they are written over; otherwise none may
+            overlap an argument, another of them or itself (from its first address to its last). For loops without gradients:
+            fresh memory of the size of a batch costs more than the step.
 
     Returns:
         x' in the shape, dtype and layout of ``sample``, or a tuple of it and the outputs asked for. Differentiable in sample,
@@ -77,6 +78,7 @@ def sampler_step(
         TypeError: an argument has the wrong type or dtype.
         ValueError: a shape, device or combination does not fit.
         IndexError: ``step`` is past the end of the table.
+        RuntimeError: one of ``out`` overlaps what it must not.
     """
     check_main("sampler_step", "sample", sample)
     _check_table(table, step, sample, 2 * len(history) if return_corrected else len(history))
@@ -135,8 +137,8 @@ def _into(
     return_prediction: bool,
     return_corrected: bool,
 ) -> Tensor | tuple[Tensor, ...]:
-    """The call with ``out``; by copies of what ``function`` returns under the compiler, which wants no side effects, and
-    where that is not the kernel itself."""
+    """The call with ``out``; by copies of what ``function`` returns under the compiler and the transforms of `torch.func`, which
+    want no side effects, and where that is not the kernel itself."""
     sample = inputs[0]
     targets = (out,) if isinstance(out, Tensor) else tuple(out)
     wanted = 1 + return_prediction + return_corrected
@@ -148,18 +150,12 @@ def _into(
             raise TypeError(
                 f"sampler_step: out[{i}] must have the dtype of sample ({sample.dtype}), got {target.dtype}"
             )
-    # What the kernel reads after it has begun to write; an element of sample, model_output and uncond is read before.
-    _, _, _, _, _, history, noise, _, variance, mask, known, known_noise, _ = inputs
-    read_later = [t for t in (*history, noise, variance, mask, known, known_noise) if t is not None]
-    if (read_later or wanted > 1) and sample.numel() and not torch.compiler.is_compiling():
-        taken = {t.data_ptr() for t in read_later} | ({sample.data_ptr()} if wanted > 1 else set())
-        for i, target in enumerate(targets):
-            if target.data_ptr() in taken and (i or target.data_ptr() != sample.data_ptr()):
-                fail("sampler_step", f"out[{i}] shares its memory with another argument")
-            taken.add(target.data_ptr())
     prediction = targets[1] if return_prediction else None
     corrected = targets[-1] if return_corrected else None
-    if torch.compiler.is_compiling() or function is not _forward:
+    traced = torch.compiler.is_compiling() or transforms_active()
+    if not traced and (function is not _forward or not sample.is_cpu):  # the CPU kernel asks by itself
+        _reference.refuse_shared_memory(*inputs, targets[0], prediction, corrected)
+    if traced or function is not _forward:
         results = function(*inputs, return_prediction, return_corrected)
         for written, result in zip((targets[0], prediction, corrected), results, strict=True):
             if written is not None:
@@ -254,6 +250,8 @@ _FIXED = 6  # arguments of _SamplerStep without gradient, before the tensors
 
 class _SamplerStep(torch.autograd.Function):
     """Forward by the kernel, backward by the vector-Jacobian product of the reference, itself differentiable."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:

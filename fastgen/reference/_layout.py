@@ -11,6 +11,11 @@ def is_channels_last(x: Tensor) -> bool:
     return x.dim() >= 3 and x.shape[1] > 1 and x.stride(1) == 1 and not x.is_contiguous()
 
 
+def _order(dims: int, channels_last: bool) -> list[int]:
+    """The dimensions of a dense tensor from the slowest to the fastest."""
+    return [0, *range(2, dims), 1] if channels_last else list(range(dims))
+
+
 def output_strides(x: Tensor) -> list[int]:
     """Dense strides for an output of the shape of ``x`` that keeps its layout: channels-last, or else contiguous."""
     return dense_strides(x.shape, is_channels_last(x))
@@ -18,10 +23,8 @@ def output_strides(x: Tensor) -> list[int]:
 
 def dense_strides(shape: Sequence[int], channels_last: bool) -> list[int]:
     """The strides of a tensor [N, C, *spatial] without gaps, its channels innermost or not."""
-    dims = len(shape)
-    order = [0, *range(2, dims), 1] if channels_last else list(range(dims))  # slowest to fastest
-    strides, step = [0] * dims, 1
-    for dim in reversed(order):
+    strides, step = [0] * len(shape), 1
+    for dim in reversed(_order(len(shape), channels_last)):
         strides[dim] = step
         step = step * max(shape[dim], 1)
     return strides
@@ -30,6 +33,14 @@ def dense_strides(shape: Sequence[int], channels_last: bool) -> list[int]:
 def empty_like_layout(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """An uninitialised tensor of the shape of ``x`` in the layout of :func:`output_strides`."""
     return torch.empty_strided(x.shape, output_strides(x), dtype=dtype or x.dtype, device=x.device)
+
+
+def copy_like(value: Tensor, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """A copy of ``value`` in the layout of :func:`output_strides` and the dtype of ``x``, or in ``dtype``; made without writing into
+    a tensor, which autograd and the transforms of `torch.func` can follow."""
+    order = _order(x.dim(), is_channels_last(x))
+    copy = value.permute(order).to(dtype or x.dtype, copy=True, memory_format=torch.contiguous_format)
+    return copy.permute([order.index(dim) for dim in range(x.dim())])
 
 
 def opmath_dtype(dtype: torch.dtype) -> torch.dtype:

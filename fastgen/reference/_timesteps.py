@@ -6,17 +6,19 @@ from torch import Tensor
 from .._schema import PREDICTION_TYPES
 
 
-def at_timesteps(op: str, t: Tensor, dtype: torch.dtype, *tables: Tensor) -> list[Tensor]:
-    """``table[t]`` [N, *rest] in ``dtype`` for each table [T, *rest].
+def check_range(op: str, t: Tensor, steps: int) -> None:
+    """On the CPU a timestep out of range raises; elsewhere asking would wait for the device."""
+    if t.device.type == "cpu":
+        outside = (t < 0) | (t >= steps)
+        if outside.any():
+            n = int(outside.nonzero()[0])
+            raise RuntimeError(f"{op}: t must be in [0, {steps}), got t[{n}] = {int(t[n])}")
 
-    On the CPU a timestep out of range raises; elsewhere, where asking would wait for the device, its row is NaN. No backend
-    reads past a table.
-    """
+
+def at_timesteps(t: Tensor, dtype: torch.dtype, *tables: Tensor) -> list[Tensor]:
+    """``table[t]`` [N, *rest] in ``dtype`` for each [T, *rest]; NaN where ``t`` is out of range: no table is read past its end."""
     steps = tables[0].shape[0]
     inside = (t >= 0) & (t < steps)
-    if t.device.type == "cpu" and not inside.all():
-        n = int((~inside).nonzero()[0])
-        raise RuntimeError(f"{op}: t must be in [0, {steps}), got t[{n}] = {int(t[n])}")
     index = t.clamp(0, steps - 1)
     rows = (table.to(dtype)[index] for table in tables)
     return [torch.where(inside.reshape(-1, *[1] * (row.dim() - 1)), row, torch.nan) for row in rows]

@@ -6,13 +6,15 @@ that depends on the timestep alone, and the mean of the model's Gaussian is off 
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .._schema import PREDICTION_TYPES, VLB_COLUMNS
-from ._layout import empty_like_layout, opmath_dtype
-from ._timesteps import at_timesteps, per_sample, target_of
+from ._check import check_floats, check_main, check_noising, check_prediction
+from ._layout import copy_like, empty_like_layout, opmath_dtype
+from ._timesteps import at_timesteps, check_range, per_sample, target_of
 
 BIN = 1 / 255  # half the width of a bin of an image of 256 levels in [-1, 1]
 LEAST_PROBABILITY = 1e-12
@@ -78,7 +80,8 @@ def _parts(
     """(residual, weight, bound in nats, derivative of the bound by v): an element each, but for the weight."""
     dtype = opmath_dtype(model_output.dtype)
     ones = torch.ones_like(alphas) if weights is None else weights
-    tables = at_timesteps("diffusion_loss", t, dtype, alphas, sigmas, ones)
+    check_range("diffusion_loss", t, alphas.shape[0])
+    tables = at_timesteps(t, dtype, alphas, sigmas, ones)
     alpha, sigma, weight = (per_sample(c, x0) for c in tables)
     model, clean = model_output.to(dtype), x0.to(dtype)
     v = None
@@ -87,7 +90,7 @@ def _parts(
     r = model - target_of(prediction, clean, noise.to(dtype), alpha, sigma)
     if vlb_table is None or v is None:
         return r, weight, None, None
-    (rows,) = at_timesteps("diffusion_loss", t, dtype, vlb_table)
+    (rows,) = at_timesteps(t, dtype, vlb_table)
     mean, inverse_deviation, value_range = (per_sample(c, x0) for c in rows[:, : len(VLB_COLUMNS)].unbind(1))
     gaussian = (mean * x0_error(prediction, alpha, sigma), inverse_deviation, value_range / 2)
     decodes = per_sample(t == 0, x0)
@@ -135,7 +138,35 @@ def diffusion_loss_bwd(
     gradient = 2 * factor * weight * r
     if by_v is not None:
         gradient = torch.cat([gradient, vlb_weight / math.log(2) * factor * by_v], dim=1)
-    return empty_like_layout(model_output).copy_(gradient)
+    return copy_like(gradient, model_output)
+
+
+def diffusion_loss_fwd_check(
+    model_output: Tensor,
+    x0: Tensor,
+    noise: Tensor,
+    t: Tensor,
+    alphas: Tensor,
+    sigmas: Tensor,
+    weights: Tensor | None,
+    vlb_table: Tensor | None,
+    prediction: int,
+    vlb_weight: float,
+) -> None:
+    op = "diffusion_loss"
+    check_main(op, "model_output", model_output)
+    check_main(op, "x0", x0, dims=1 if vlb_table is None else 2)
+    doubled = tuple(x0.shape) if vlb_table is None else (x0.shape[0], 2 * x0.shape[1], *x0.shape[2:])
+    check_floats(op, x0, doubled, model_output=model_output)
+    check_floats(op, x0, tuple(x0.shape), noise=noise)
+    check_noising(op, x0, t, alphas, sigmas=sigmas, weights=weights)
+    check_floats(op, x0, (alphas.shape[0], len(VLB_COLUMNS)), vlb_table=vlb_table)
+    check_prediction(op, "prediction", prediction)
+
+
+def diffusion_loss_bwd_check(grad: Tensor, model_output: Tensor, x0: Tensor, *rest: Any) -> None:
+    diffusion_loss_fwd_check(model_output, x0, *rest)
+    check_floats("diffusion_loss", x0, (x0.shape[0],), grad=grad)
 
 
 def diffusion_loss_fwd_fake(

@@ -2,12 +2,14 @@
 shift is that of Dhariwal and Nichol, "Diffusion Models Beat GANs", 2021, section 4 (adaptive group normalization)."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .._schema import ACTIVATIONS
-from ._layout import empty_like_layout, opmath_dtype
+from ._check import check_activation, check_floats, check_main, require
+from ._layout import copy_like, empty_like_layout, opmath_dtype
 
 
 def _per_channel(p: Tensor, x: Tensor) -> Tensor:
@@ -46,7 +48,7 @@ def group_norm_wide_fwd(
         y = y + _per_channel(shift, x)
     if ACTIVATIONS[activation] == "silu":
         y = y * torch.sigmoid(y)
-    return empty_like_layout(input, y.dtype).copy_(y), mean, rstd
+    return copy_like(y, input, y.dtype), mean, rstd
 
 
 def group_norm_fwd(
@@ -126,7 +128,7 @@ def group_norm_bwd(
         return t.sum(spatial) if spatial else t.clone()
 
     return (
-        empty_like_layout(input).copy_(dx),
+        copy_like(dx, input),
         over_space(du * x_hat).sum(0),
         over_space(du).sum(0),
         over_space(dx),
@@ -137,6 +139,40 @@ def group_norm_bwd(
 
 def _group_size(x: Tensor, num_groups: int) -> int:
     return x.shape[1] // num_groups * math.prod(x.shape[2:])
+
+
+def group_norm_check(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    channel_bias: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    eps: float,
+    activation: int,
+) -> None:
+    check_main("group_norm", "input", input, dims=2)
+    n, c = input.shape[:2]
+    require(
+        "group_norm", num_groups >= 1 and c % num_groups == 0, f"num_groups must divide channels: {num_groups}, {c}"
+    )
+    check_floats("group_norm", input, (c,), weight=weight, bias=bias)
+    check_floats("group_norm", input, (n, c), channel_bias=channel_bias, scale=scale, shift=shift)
+    check_activation("group_norm", activation)
+
+
+group_norm_fwd_check = group_norm_wide_fwd_check = group_norm_check
+
+
+def group_norm_bwd_check(
+    grad_output: Tensor, input: Tensor, mean: Tensor, rstd: Tensor, num_groups: int, *rest: Any
+) -> None:
+    *params, activation = rest
+    forward: Any = (*params, 0.0, activation)
+    group_norm_check(input, num_groups, *forward)
+    check_floats("group_norm", input, tuple(input.shape), grad_output=grad_output)
+    check_floats("group_norm", input, (input.shape[0], num_groups), mean=mean, rstd=rstd)
 
 
 def group_norm_fake(

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ._check import require
+
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
 ROUNDS = 10
@@ -62,6 +64,17 @@ def philox_normal(seeds: Tensor, shape: Sequence[int], step: int) -> Tensor:
     z2, z3 = box_muller(words[2], words[3])
     normals = torch.stack((z0, z1, z2, z3), dim=-1).reshape(n, 4 * block.shape[1])[:, :size]  # [N, size]
     return normals.to(torch.float32).reshape(tuple(shape)).contiguous()
+
+
+def philox_normal_check(seeds: Tensor, shape: Sequence[int], step: int) -> None:
+    one_a_sample = seeds.dim() == 1 and len(shape) > 0 and shape[0] == seeds.shape[0]
+    require("philox_normal", seeds.dtype == torch.int64, f"seeds must be int64, got {seeds.dtype}")
+    require(
+        "philox_normal",
+        one_a_sample,
+        f"seeds must be [N] and shape [N, *], got {tuple(seeds.shape)} and {tuple(shape)}",
+    )
+    require("philox_normal", all(size >= 0 for size in shape), f"shape must not be negative, got {tuple(shape)}")
 
 
 def philox_normal_fake(seeds: Tensor, shape: Sequence[int], step: int) -> Tensor:

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from .._schema import PREDICTION_TYPES
-from ._layout import empty_like_layout, opmath_dtype
-from ._timesteps import at_timesteps, per_sample, target_of
+from ._check import check_floats, check_main, check_noising, check_per_sample, check_prediction, require
+from ._layout import copy_like, empty_like_layout, opmath_dtype
+from ._timesteps import at_timesteps, check_range, per_sample, target_of
 from .philox_normal import philox_normal
 
 
@@ -23,16 +24,17 @@ def q_sample_fwd(
     target: int,
 ) -> tuple[Tensor, Tensor]:
     """Arithmetic in fp32, or fp64 for fp64 x0. Returns (x_t, target), both like x0; the second empty without a target."""
+    check_range("q_sample", t, alphas.shape[0])
     dtype = opmath_dtype(x0.dtype)
-    alpha, sigma = (per_sample(c, x0) for c in at_timesteps("q_sample", t, dtype, alphas, sigmas))
+    alpha, sigma = (per_sample(c, x0) for c in at_timesteps(t, dtype, alphas, sigmas))
     if seeds is not None:
         noise = philox_normal(seeds, x0.shape, step)
     assert noise is not None
     x, epsilon = x0.to(dtype), noise.to(dtype)
     second = x0.new_empty(0)
     if target >= 0:
-        second = empty_like_layout(x0).copy_(target_of(target, x, epsilon, alpha, sigma))
-    return empty_like_layout(x0).copy_(alpha * x + sigma * epsilon), second
+        second = copy_like(target_of(target, x, epsilon, alpha, sigma), x0)
+    return copy_like(alpha * x + sigma * epsilon, x0), second
 
 
 def q_sample_bwd(
@@ -46,10 +48,25 @@ def q_sample_bwd(
     wants_noise: bool,
 ) -> tuple[Tensor, Tensor]:
     """(alpha g + p h, sigma g + q h) for a target p x0 + q epsilon, g and h the gradients of x_t and of the target."""
+    check_range("q_sample", t, alphas.shape[0])
+    return adjoint(grad, grad_target, t, alphas, sigmas, target, wants_x0, wants_noise)
+
+
+def adjoint(
+    grad: Tensor | None,
+    grad_target: Tensor | None,
+    t: Tensor,
+    alphas: Tensor,
+    sigmas: Tensor,
+    target: int,
+    wants_x0: bool,
+    wants_noise: bool,
+) -> tuple[Tensor, Tensor]:
+    """The same for timesteps that the forward has found in range: nothing here asks for a value, so transforms can follow."""
     like = grad if grad is not None else grad_target
     assert like is not None
     dtype = opmath_dtype(like.dtype)
-    alpha, sigma = (per_sample(c, like) for c in at_timesteps("q_sample", t, dtype, alphas, sigmas))
+    alpha, sigma = (per_sample(c, like) for c in at_timesteps(t, dtype, alphas, sigmas))
     in_x0, in_noise = torch.zeros_like(like, dtype=dtype), torch.zeros_like(like, dtype=dtype)
     if grad is not None:
         in_x0, in_noise = in_x0 + alpha * grad.to(dtype), in_noise + sigma * grad.to(dtype)
@@ -60,10 +77,48 @@ def q_sample_bwd(
         if name != "sample":
             in_noise = in_noise + (alpha * h if name == "v_prediction" else h)
     grads = [
-        empty_like_layout(like).copy_(value) if wanted else like.new_empty(0)
+        copy_like(value, like) if wanted else like.new_empty(0)
         for value, wanted in ((in_x0, wants_x0), (in_noise, wants_noise))
     ]
     return grads[0], grads[1]
+
+
+def q_sample_fwd_check(
+    x0: Tensor,
+    t: Tensor,
+    alphas: Tensor,
+    sigmas: Tensor,
+    noise: Tensor | None,
+    seeds: Tensor | None,
+    step: int,
+    target: int,
+) -> None:
+    check_main("q_sample", "x0", x0)
+    require("q_sample", (noise is None) != (seeds is None), "give either noise or seeds")
+    check_floats("q_sample", x0, tuple(x0.shape), noise=noise)
+    if seeds is not None:
+        check_per_sample("q_sample", "seeds", seeds, x0)
+    check_noising("q_sample", x0, t, alphas, sigmas=sigmas)
+    check_prediction("q_sample", "target", target, least=-1)
+
+
+def q_sample_bwd_check(
+    grad: Tensor | None,
+    grad_target: Tensor | None,
+    t: Tensor,
+    alphas: Tensor,
+    sigmas: Tensor,
+    target: int,
+    wants_x0: bool,
+    wants_noise: bool,
+) -> None:
+    like = grad if grad is not None else grad_target
+    if like is None:
+        raise RuntimeError("q_sample: there is no gradient to take back")
+    check_main("q_sample", "grad", like)
+    check_floats("q_sample", like, tuple(like.shape), grad=grad, grad_target=grad_target)
+    check_noising("q_sample", like, t, alphas, sigmas=sigmas)
+    check_prediction("q_sample", "target", target, least=-1)
 
 
 def q_sample_fwd_fake(

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from .._schema import COLUMNS
-from ._layout import empty_like_layout, opmath_dtype
+from ._check import check_floats, check_main, check_per_sample, check_table, require
+from ._layout import copy_like, empty_like_layout, opmath_dtype
+from ._memory import refuse_overlap
 from .philox_normal import philox_normal
 
 
@@ -62,18 +64,53 @@ def sampler_step_fwd(
     second, third = sample.new_empty(0), sample.new_empty(0)
     if return_prediction:
         second = combined("output_sample", "output_prediction", "output_model")
-        second = empty_like_layout(sample).copy_(second)
+        second = copy_like(second, sample)
     if return_corrected:
         corrected = combined("corrected_sample", "corrected_prediction", "corrected_model")
         for e_k, h in zip(row[len(COLUMNS) + len(past) :], past, strict=False):
             corrected = corrected + e_k * h
-        third = empty_like_layout(sample).copy_(corrected)
-    return empty_like_layout(sample).copy_(x_next), second, third
+        third = copy_like(corrected, sample)
+    return copy_like(x_next, sample), second, third
 
 
 def _take(coefficient: Tensor, guided: Tensor) -> Tensor:
     """A coefficient of 0 takes nothing: an infinite model output that the clip tames must not come back as 0 * Inf."""
     return torch.where(coefficient == 0, torch.zeros_like(guided), coefficient * guided)
+
+
+def _check_inputs(
+    corrected: bool,
+    sample: Tensor,
+    model_output: Tensor,
+    table: Tensor,
+    step: int,
+    uncond: Tensor | None,
+    history: Sequence[Tensor],
+    noise: Tensor | None,
+    seeds: Tensor | None,
+    variance: Tensor | None,
+    mask: Tensor | None,
+    known: Tensor | None,
+    known_noise: Tensor | None,
+    threshold: Tensor | None,
+) -> None:
+    op = "sampler_step"
+    check_main(op, "sample", sample)
+    check_floats(
+        op, sample, tuple(sample.shape), model_output=model_output, uncond=uncond, noise=noise, variance=variance, mask=mask,
+        known=known, known_noise=known_noise, **{f"history[{k}]": h for k, h in enumerate(history)},
+    )  # fmt: skip
+    require(op, (mask is None) == (known is None), "mask and known come together")
+    check_floats(op, sample, (sample.shape[0],), threshold=threshold)
+    if seeds is not None:
+        check_per_sample(op, "seeds", seeds, sample)
+    check_table(op, "table", table, sample, len(COLUMNS) + (2 if corrected else 1) * len(history))
+    require(op, 0 <= step < table.shape[0], f"step {step} is not a row of the table")
+
+
+def sampler_step_fwd_check(*args: Any) -> None:
+    *inputs, _, return_corrected = args
+    _check_inputs(return_corrected, *inputs)
 
 
 def sampler_step_fwd_fake(
@@ -101,12 +138,34 @@ def sampler_step_fwd_fake(
 
 def sampler_step_out(*args: Any) -> None:
     """As :func:`sampler_step_fwd`, into the last three of its arguments: out, and prediction and corrected or None."""
+    refuse_shared_memory(*args)
     out, prediction, corrected = args[-3:]
     inputs: Any = (*args[:-3], prediction is not None, corrected is not None)
     results = sampler_step_fwd(*inputs)
     for target, result in zip((out, prediction, corrected), results, strict=True):
         if target is not None:
             target.copy_(result)
+
+
+def refuse_shared_memory(*args: Any) -> None:
+    """The outputs of :func:`sampler_step_out` may overlap nothing that a kernel reads once it has begun to write."""
+    sample, model_output, table, _, uncond, history, *small, out, prediction, corrected = args
+    names = ("noise", "seeds", "variance", "mask", "known", "known_noise", "threshold")
+    refuse_overlap(
+        "sampler_step",
+        {"out": out, "prediction": prediction, "corrected": corrected},
+        {"sample": sample, "model_output": model_output, "uncond": uncond},
+        {**dict(zip(names, small, strict=True)), "table": table, **{f"history[{k}]": h for k, h in enumerate(history)}},
+    )
+
+
+def sampler_step_out_check(*args: Any) -> None:
+    *inputs, out, prediction, corrected = args
+    _check_inputs(corrected is not None, *inputs)
+    sample = inputs[0]
+    check_floats("sampler_step", sample, tuple(sample.shape), out=out, prediction=prediction, corrected=corrected)
+    alike = all(t is None or t.dtype == sample.dtype for t in (out, prediction, corrected))
+    require("sampler_step", alike, f"out, prediction and corrected must have the dtype of sample, {sample.dtype}")
 
 
 def sampler_step_out_fake(*args: Any) -> None:

@@ -86,23 +86,3 @@ def test_errors(error, message, changes):
     arguments = {"sample": torch.zeros(X), "model_output": torch.zeros(X), "table": make_table(), "step": 0}
     with pytest.raises(error, match=f"sampler_step: {message}"):
         sampler_step(**{**arguments, **changes})
-
-
-@pytest.mark.parametrize("name", ["noise", "history", "mask", "known", "known_noise"])
-def test_out_may_not_be_read_later(name):
-    arguments = {
-        "sample": torch.zeros(X),
-        "model_output": torch.zeros(X),
-        "mask": torch.zeros(X),
-        "known": torch.zeros(X),
-    }
-    shared = torch.zeros(X)
-    arguments[name] = [shared] if name == "history" else shared
-    with pytest.raises(ValueError, match=r"out\[0\] shares its memory with another argument"):
-        sampler_step(**arguments, table=make_table(), step=0, out=shared)
-
-
-def test_two_outputs_may_not_be_one():
-    out = [torch.zeros(X)] * 2
-    with pytest.raises(ValueError, match=r"out\[1\] shares its memory"):
-        sampler_step(torch.zeros(X), torch.zeros(X), make_table(), 0, return_prediction=True, out=out)

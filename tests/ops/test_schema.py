@@ -32,11 +32,11 @@ def test_prediction_types_of_the_cpu_kernels():
 
 
 @pytest.mark.parametrize("op", _schema.FAMILY_OF)
-def test_every_op_is_defined_with_its_reference_and_its_fake(op):
+def test_every_op_is_defined_with_its_reference_its_fake_and_its_check(op):
     assert str(getattr(torch.ops.fastgen, op).default._schema).startswith(f"fastgen::{op}(")
     module = _library.reference(op)
     assert module.__name__ == f"fastgen.reference.{_schema.FAMILY_OF[op]}"
-    assert callable(getattr(module, op)) and callable(getattr(module, f"{op}_fake"))
+    assert all(callable(getattr(module, op + part)) for part in ("", "_fake", "_check"))
     for key in ("CompositeExplicitAutograd", "CUDA"):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"fastgen::{op}", key)
 

@@ -1,4 +1,4 @@
-"""One binary for every torch >= 2.11: the op libraries use the stable ABI and no symbol of Python."""
+"""One binary for every torch >= 2.11: the stable ABI, no symbol of Python, and no word of the machine that built it."""
 
 import re
 import shutil
@@ -6,13 +6,15 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
 import fastgen
 from fastgen import _library
 
 from ..backends import requires_cpu
 
-LIBRARIES = sorted((Path(fastgen.__file__).parent / "lib").glob("libfastgen_*.so"))
+PACKAGE = Path(fastgen.__file__).parent
+LIBRARIES = sorted((PACKAGE / "lib").glob("libfastgen_*.so"))
 
 # The C interface of the stable ABI as torch 2.11 has it (its stable headers call these), and the system's own libraries.
 STABLE = {
@@ -62,3 +64,14 @@ def test_nothing_is_exported(library):
         ["nm", "-D", "--defined-only", str(library)], capture_output=True, text=True, check=True
     ).stdout
     assert [line for line in lines.splitlines() if line.strip()] == []
+
+
+@pytest.mark.parametrize("library", [*LIBRARIES, *sorted(PACKAGE.glob("_cpu*.so"))], ids=lambda path: path.name)
+def test_no_path_of_the_machine_that_built_it(library):
+    """Sources and headers are named from the roots of their trees: csrc/cpu/q_sample.cpp, torch/csrc/stable/library.h."""
+    found = re.findall(rb"[\w./+-]*\.(?:cpp|cu|cuh|h|hpp)\b", library.read_bytes())
+    named = {path.decode() for path in found if b"/" in path}
+    assert any(path.startswith(("csrc/", "pybind11/")) for path in named)
+    assert sorted(path for path in named if path.startswith("/")) == []
+    for root in (PACKAGE.parent, Path(torch.__file__).parent.parent):
+        assert str(root).encode() not in library.read_bytes()
