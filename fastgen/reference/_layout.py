@@ -36,7 +36,7 @@ def empty_like_layout(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 
 
 def copy_like(value: Tensor, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """A copy of ``value`` in the layout of :func:`output_strides` and the dtype of ``x``, or in ``dtype``; made without writing into
+    """A copy of ``value`` in the layout of :func:`output_strides` and the dtype of ``x`` or ``dtype``, made without writing into
     a tensor, which autograd and the transforms of `torch.func` can follow."""
     order = _order(x.dim(), is_channels_last(x))
     copy = value.permute(order).to(dtype or x.dtype, copy=True, memory_format=torch.contiguous_format)
