@@ -55,11 +55,15 @@ def main() -> None:
                 model, (COUNT, 1, 8, 8), solver, steps=steps, seeds=range(COUNT), classes=labels, progress=False
             )
             seconds = time.perf_counter() - start
-            images = images.nan_to_num(0.0)
-            cells.append(f"{judge.recognised(images, labels):.0%} ({seconds:.1f} s)")
             axis = axes[row][column]
-            strip = torch.cat(list(images[:: COUNT // 10, 0]), dim=1).clamp(-1, 1)
-            axis.imshow(strip, cmap="gray", vmin=-1, vmax=1)
+            broken = int((~images.isfinite().flatten(1).all(1)).sum())
+            if broken:  # a solver that fails is to be seen, not drawn as grey
+                cells.append(f"{broken} of {COUNT} not finite ({seconds:.1f} s)")
+                axis.text(0.5, 0.5, "not finite", ha="center", va="center", fontsize=7, transform=axis.transAxes)
+            else:
+                cells.append(f"{judge.recognised(images, labels):.0%} ({seconds:.1f} s)")
+                strip = torch.cat(list(images[:: COUNT // 10, 0]), dim=1).clamp(-1, 1)
+                axis.imshow(strip, cmap="gray", vmin=-1, vmax=1)
             axis.set_xticks([])
             axis.set_yticks([])
             if row == 0:

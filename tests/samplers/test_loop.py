@@ -64,13 +64,27 @@ def test_guidance_is_the_formula():
 
 
 def test_guidance_with_learned_variance_takes_the_conditional_variance():
-    def learned(x, t, y):
-        return torch.cat([model(x, t, y), 0.3 * model(-x, t, y)], dim=1)
+    """The mean is guided, the variance is the conditional output's: that of a model which guides its own mean."""
 
-    kwargs = {"steps": 4, "seeds": [1, 2, 3], "classes": [1, 2, 3], "progress": False}
+    def variance(x, y):
+        return torch.tanh(x) * (y.to(x.dtype) * 0.3).reshape(-1, 1, 1, 1)
+
+    def learned(x, t, y):
+        return torch.cat([model(x, t, y), variance(x, y)], dim=1)
+
+    def by_hand(x, t, y, of_variance):
+        mean, null = model(x, t, y), model(x, t, torch.zeros(3).long())
+        return torch.cat([null + 3 * (mean - null), variance(x, of_variance)], dim=1)
+
+    classes, null = torch.tensor([1, 2, 3]), torch.zeros(3).long()
+    kwargs = {"steps": 4, "seeds": [1, 2, 3], "progress": False}
     solver = DDPM(variance_type="learned_range")
-    out = sample(learned, SHAPE, solver, uncond_kwargs={"y": torch.zeros(3).long()}, guidance_scale=3.0, **kwargs)
-    assert out.shape == SHAPE and out.isfinite().all()
+    found = sample(learned, SHAPE, solver, classes=classes, uncond_kwargs={"y": null}, guidance_scale=3.0, **kwargs)
+    of_classes, of_null = (
+        sample(lambda x, t, v=v: by_hand(x, t, classes, v), SHAPE, solver, **kwargs) for v in (classes, null)
+    )
+    torch.testing.assert_close(found, of_classes, rtol=1e-5, atol=1e-5)
+    assert (found - of_null).abs().max() > 1e-2
 
 
 def test_inpainting_ends_in_the_known_image():

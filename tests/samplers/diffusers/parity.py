@@ -78,9 +78,11 @@ def run(
     channels: int = 1,
     begin: int | None = None,
     clock: Any = None,
+    rounds: bool = False,
     **options: Any,
 ) -> list[Tensor]:
-    """The samples of a trajectory; ``clock`` is the scheduler whose timesteps and first sigma the model goes by."""
+    """The samples of a trajectory; ``clock`` is the scheduler whose timesteps and first sigma the model goes by. ``rounds``: each
+    sample is rounded to float32 before the next step, to see what a trajectory makes of that."""
     clock = clock or scheduler
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(5), dtype=torch.float64).to(dtype)
@@ -91,8 +93,8 @@ def run(
         scheduler.set_begin_index(begin)
     if dtype == torch.float64:  # the same noise as in float32
         with mock.patch("torch.randn", _single_randn):
-            return _follow(scheduler, x, clock, channels, begin or 0, options)
-    return _follow(scheduler, x, clock, channels, begin or 0, options)
+            return _follow(scheduler, x, clock, channels, begin or 0, rounds, options)
+    return _follow(scheduler, x, clock, channels, begin or 0, rounds, options)
 
 
 _randn = torch.randn
@@ -102,12 +104,15 @@ def _single_randn(*args: Any, dtype: Any = None, **kwargs: Any) -> Tensor:
     return _randn(*args, dtype=torch.float32, **kwargs).to(dtype)
 
 
-def _follow(scheduler: Any, x: Tensor, clock: Any, channels: int, begin: int, options: dict[str, Any]) -> list[Tensor]:
+def _follow(
+    scheduler: Any, x: Tensor, clock: Any, channels: int, begin: int, rounds: bool, options: dict[str, Any]
+) -> list[Tensor]:
     samples = []
     for t, now in zip(scheduler.timesteps[begin:], clock.timesteps[begin:].tolist(), strict=True):
         inputs = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
         x = scheduler.step(model(inputs, now, channels), t, x, return_dict=False, **options)[0]
         samples.append(x)
+        x = x.float().to(x.dtype) if rounds else x
     return samples
 
 

@@ -17,7 +17,7 @@ from fastgen.samplers import diffusers as ours
 from fastgen.samplers import from_diffusers
 
 from ...backends import import_peer
-from .parity import SHAPE, run
+from .parity import SHAPE, pair, run
 
 NAMES = [name for name in ours.__all__ if name.endswith("Scheduler") and name != "Scheduler"]
 diffusers = import_peer("diffusers")
@@ -374,3 +374,25 @@ def test_previous_timestep_shift_and_load_config(tmp_path):
     torch.testing.assert_close(flow.sigmas, flow_peer.sigmas)
     flow.save_pretrained(tmp_path)
     assert type(flow).load_config(tmp_path)["_class_name"] == "FlowMatchEulerDiscreteScheduler"
+
+
+@pytest.mark.parametrize(("name", "options"), [("DDIMScheduler", {"eta": 1.0}), ("DPMSolverMultistepScheduler", {})])
+def test_variance_noise_of_one_sample_is_spread_over_the_batch(name, options):
+    """As an addition does it in diffusers; what does not broadcast, or is elsewhere or no tensor, is refused."""
+    config = {"algorithm_type": "sde-dpmsolver++"} if name.startswith("DPM") else {}
+    output, x = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
+    results = []
+    for scheduler in pair(name, **config):
+        scheduler.set_timesteps(5)
+        noise = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+        results.append(scheduler.step(output, scheduler.timesteps[0], x, variance_noise=noise, **options).prev_sample)
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5)
+    mine = pair(name, **config)[0]
+    mine.set_timesteps(5)
+    for wrong, error, message in (
+        (torch.zeros(3, 3, 4, 4), ValueError, "noise must broadcast"),
+        (torch.zeros(2, 3, 4, 4, device="meta"), ValueError, "noise must be on the device"),
+        (torch.zeros(2, 3, 4, 4).numpy(), TypeError, "noise must be a tensor, got ndarray"),
+    ):
+        with pytest.raises(error, match=message):
+            mine.step(output, mine.timesteps[0], x, variance_noise=wrong, **options)
