@@ -72,7 +72,8 @@ def sampler_step(
 
     Returns:
         x' in the shape, dtype and layout of ``sample``, or a tuple of it and the outputs asked for. Differentiable in sample,
-        model_output, uncond, history, noise, variance, mask, known and known_noise (any number of times).
+        model_output, uncond, history, noise, variance, mask, known and known_noise (any number of times). Under ``torch.vmap``
+        the kernel runs once a slice: put what can be a batch into the batch.
 
     Raises:
         TypeError: an argument has the wrong type or dtype.
