@@ -72,8 +72,8 @@ def diffusion_loss(
 
     Returns:
         The loss, float32, or float64 for float64 ``model_output``; sums are in that precision, in an order that does not depend
-        on the number of threads. Differentiable once, in ``model_output``; the backward keeps the inputs and nothing else. ``torch.vmap`` of
-        ``torch.func.grad`` gives one gradient a sample.
+        on the number of threads. Differentiable once, in ``model_output``; the backward keeps the inputs and nothing else.
+        ``torch.vmap`` of ``torch.func.grad`` gives one gradient a sample.
 
     Raises:
         TypeError: an argument has the wrong type or dtype.
