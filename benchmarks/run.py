@@ -17,8 +17,8 @@ from . import compare, machine, pytest_format, report, results
 from .cases import Case, collect
 from .measure import measure
 
-# Seconds: of timed rounds a case at most, and of a family. Past its budget a family's cases get the fewest rounds that still make a
-# median, and a little later it ends.
+# Seconds: of timed rounds a case at most, and of a family; what a family leaves is shared by those after it. Past its share a
+# family's cases get the fewest rounds that still make a median, and a little later it ends.
 QUICK = {"seconds": 1.0, "budget": 85.0}
 QUICK_CUDA = {"seconds": 0.3, "budget": 60.0}
 FULL = {"seconds": 5.0, "budget": 1200.0}
@@ -79,18 +79,13 @@ def document_for(
 
 
 def run_family(
-    document: results.Document, cases: Sequence[Case], device: torch.device, out: Path, deadline: float
+    document: results.Document, cases: Sequence[Case], device: torch.device, out: Path, budget: float
 ) -> Iterator[results.Row]:
-    """Measure the cases that ``document`` has no row of; save it after each, and yield the row.
-
-    Args:
-        deadline: on `time.monotonic`'s clock, after which no case begins.
-    """
+    """Measure the cases that ``document`` has no row of, in about ``budget`` seconds; save it after each, and yield the row."""
     settings = document["settings"]
     known = {row["id"] for row in document["rows"]}
     cases = [case for case in cases if case.id not in known]
     started, spent_before = time.monotonic(), document["seconds"]
-    budget = min(settings["budget"], max(0.0, deadline - started))
     set_up, longest = 0.0, 0.0
     for i, case in enumerate(cases):
         spent = time.monotonic() - started
@@ -137,16 +132,20 @@ def run(args: argparse.Namespace, families: dict[str, list[Case]], device: torch
         "seconds": preset["seconds"] if args.seconds is None else args.seconds,
         "budget": preset["budget"] if args.budget is None else args.budget,
     }  # fmt: skip
-    deadline = time.monotonic() + (args.deadline if args.deadline is not None else float("inf"))
+    started = time.monotonic()
+    deadline = started + (float("inf") if args.deadline is None else args.deadline)
+    end = started + settings["budget"] * len(families)
     green = True
-    for family, cases in families.items():
-        if time.monotonic() > deadline:
+    for done, (family, cases) in enumerate(families.items()):
+        now = time.monotonic()
+        if now > deadline:
             print(f"benchmarks: the deadline is past; {family} and what follows are not measured", file=sys.stderr)
             break
+        budget = min(max(end - now, 0.0) / (len(families) - done), deadline - now)
         document = document_for(family, cases, device, settings)
         if args.resume:
             document = resumed(document, out)
-        for row in _progress(run_family(document, cases, device, out, deadline), family, len(cases)):
+        for row in _progress(run_family(document, cases, device, out, budget), family, len(cases)):
             green = green and row["green"]
     return green
 
@@ -195,8 +194,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("benchmarks: interrupted; the cases that were finished are saved", file=sys.stderr)
         green = False
-    documents = [document for document in results.load_all(out) if document["family"] in families]
-    notes += report.write(results.load_all(out), out)
+    try:
+        everything = results.load_all(out)
+    except results.ResultError as error:  # nothing was measured, or the folder holds something else
+        return _fail(str(error))
+    documents = [document for document in everything if document["family"] in families]
+    notes += report.write(everything, out)
     if args.raw:
         notes += pytest_format.save(documents, out)
     print(report.summary(documents))

@@ -95,7 +95,7 @@ class Values:
             plain = None if yardstick is None else yardstick[i]
             roundings = 1.0 if self._terms is None else max(1.0, 0.5 * math.log2(self._terms[i]))
             check = self._judge_one(provider, f"output {i}", got, want, plain, roundings)
-            worst = max(worst, check, key=lambda c: c.share)
+            worst = max(check, worst, key=lambda c: c.share)
         return worst
 
     def _judge_one(
@@ -120,7 +120,7 @@ class Values:
                 bar = 2 * size(_difference(plain, want)) + share * roundings * torch.finfo(plain.dtype).eps * size(want)
             if not error <= bar:  # nan is red too
                 return Check(provider, False, error, bar, f"{name} is {words} {error:.3g}, the bar is {bar:.3g}")
-            worst = max(worst, Check(provider, True, error, bar), key=lambda c: c.share)
+            worst = max(Check(provider, True, error, bar), worst, key=lambda c: c.share)
         return worst
 
 

@@ -1,7 +1,6 @@
 """A run: the cases it finds, what it saves and when, how it ends in time, and what it refuses to write."""
 
 import subprocess
-import time
 
 import pytest
 import torch
@@ -127,6 +126,19 @@ def test_a_deadline_ends_the_family_it_falls_into(toys, tmp_path, monkeypatch):
     assert 1 < len(document["rows"]) < 20 and "the time was spent" in document["notes"][0]
 
 
+def test_what_a_family_leaves_goes_to_those_after_it(toys, tmp_path, monkeypatch):
+    clock = iter(range(1000))
+    monkeypatch.setattr(run.time, "monotonic", lambda: float(next(clock)))
+    budgets = []
+    monkeypatch.setattr(
+        run, "run_family", lambda document, cases, device, out, budget: budgets.append(budget) or iter(())
+    )
+    monkeypatch.setattr(run.results, "load_all", lambda out: [])
+    monkeypatch.setattr(run.report, "write", lambda documents, out: [])
+    toys(families={name: [fake("one")] for name in "abc"}, argv=["--out", str(tmp_path), "--budget", "10"])
+    assert budgets == [29 / 3, 28 / 2, 27 / 1]  # a second each
+
+
 def test_past_the_deadline_no_family_begins(toys, tmp_path, capsys):
     families = {"toy": [fake("one")]}
     toys(families=families, argv=["--out", str(tmp_path), "--deadline", "-1"])
@@ -146,7 +158,7 @@ def test_compilation_is_spread_over_a_familys_cases(tmp_path, monkeypatch):
         return real(case, device, allow_compile=allow_compile, **options) | {"set_up_seconds": 12.0 * allow_compile}
 
     monkeypatch.setattr(run, "measure", slow_to_compile)
-    list(run.run_family(document, listed, torch.device("cpu"), tmp_path, time.monotonic() + 1e6))
+    list(run.run_family(document, listed, torch.device("cpu"), tmp_path, 100.0))
     assert allowed[0] and 3 <= sum(allowed) <= 6 and any(allowed[6:])
 
 
@@ -215,6 +227,13 @@ def test_pytest_benchmark_can_read_the_samples(toys, tmp_path):
     converted = json.loads((tmp_path / "raw" / "pytest-benchmark.json").read_text())
     assert [b["name"] for b in converted["benchmarks"]] == [f"{row['id']}[fastgen]", f"{row['id']}[eager]"]
     assert converted["benchmarks"][1]["stats"]["data"] == row["samples"]["eager"]
+
+
+def test_a_folder_that_holds_something_else_is_one_line(toys, tmp_path, capsys):
+    (tmp_path / "old.json").write_text('{"schema": 1, "rows": []}')
+    assert toys(fake("one"), argv=["--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.endswith("old.json: schema 1, this program reads 2\n")
+    assert toys(fake("one"), argv=["--out", str(tmp_path / "none"), "--deadline", "-1"]) == 2
 
 
 def test_bad_arguments_are_one_line(capsys, toys):
