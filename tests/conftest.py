@@ -1,12 +1,14 @@
 """A required backend or peer that is missing fails the whole run at once, rather than test by test.
 
-`FASTGEN_WHEEL` names the installed wheel that a run tests; a run that would import the checkout instead fails at once too.
+The workers of pytest-xdist share the cores out, and what takes longest starts first. `FASTGEN_WHEEL` names the installed
+wheel that a run tests; a run that would import the checkout instead fails at once too.
 """
 
 import os
 from pathlib import Path
 
 import pytest
+import torch
 
 import fastgen
 
@@ -18,6 +20,19 @@ pytest.register_assert_rewrite(
     "tests.kernels.device",
     *(f"tests.ops.{path.stem}" for path in (Path(__file__).parent / "ops").glob("*_cases.py")),
 )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Two workers on two cores have one thread each, and so has what they start; tests of threads set their own number."""
+    workers = os.environ.get("PYTEST_XDIST_WORKER_COUNT")
+    if workers is not None and "OMP_NUM_THREADS" not in os.environ:
+        threads = max(1, len(os.sched_getaffinity(0)) // int(workers))
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        torch.set_num_threads(threads)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

@@ -22,6 +22,7 @@ def variants() -> list[str]:
     return [isa for isa in [*built, "reference"] if isa != _library.ISA]
 
 
+@pytest.mark.long
 @requires_cpu
 @pytest.mark.parametrize("isa", variants())
 def test_variant(isa):

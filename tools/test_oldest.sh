@@ -24,6 +24,7 @@ fi
 # The tests and what they read, without the package: so what they import is what the wheel installed.
 rm -rf "$stage"
 mkdir -p "$stage"
+mkdir -p .cache
 git ls-files --cached --others --exclude-standard | grep -v -e '^fastgen/' -e '^kernels/' | while read -r file; do
   [ ! -e "$file" ] || printf '%s\n' "$file"
 done | tar -cf - -T - | tar -xf - -C "$stage"
@@ -34,4 +35,5 @@ cd "$stage"
 unset PYTHONPATH
 FASTGEN_WHEEL=$(echo "$stage"/dist/fastgen-*.whl)
 export FASTGEN_WHEEL FASTGEN_REQUIRE=cpu,triton,peers
-exec "$venv/bin/python" -m pytest -n "${WORKERS:-2}" "$@"
+ln -s ../../.cache .cache # the records of compiled kernels
+exec "$venv/bin/python" -m pytest -n auto --maxprocesses=8 --dist=loadgroup "$@"

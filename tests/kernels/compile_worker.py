@@ -10,24 +10,20 @@ import contextlib
 import importlib
 import inspect
 import json
-import re
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
-import triton
 from torch import Tensor
-from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 import fastgen.kernels
 from fastgen import _dispatch
+from tests.kernels import records
 from tests.ops import families
 
 POINTERS = {
@@ -90,17 +86,6 @@ def name_of(kernel: JITFunction) -> str:
     return f"{kernel.fn.__module__.rpartition('.')[2]}.{kernel.fn.__name__}"
 
 
-def _resources(cubin: bytes) -> dict[str, int]:
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        text = subprocess.run(
-            [str(tool), "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
-        ).stdout
-    return {key.lower(): int(value) for key, value in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", text)}
-
-
 def main(arch: int) -> None:
     seen = set()
     case = ""
@@ -110,10 +95,8 @@ def main(arch: int) -> None:
         if key in seen:
             return
         seen.add(key)
-        compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
-        instructions = re.findall(r"^\s+(?:@%p\d+ )?(\S*\.f64\S*)", compiled.asm["ptx"], re.MULTILINE)
-        record = {"case": case, "kernel": name_of(kernel), "arch": arch, **options, "f64": sorted(set(instructions))}
-        print(json.dumps(record | _resources(compiled.asm["cubin"])), flush=True)
+        record = {"case": case, "kernel": name_of(kernel), "arch": arch, **options}
+        print(json.dumps(record | records.record_of(source, arch, options)), flush=True)
 
     for call in families.calls("gates", arch):
         case = call.name

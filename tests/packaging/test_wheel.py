@@ -15,6 +15,9 @@ from fastgen import _library
 
 from ..backends import requires_cpu
 
+# One wheel for both tests, built once.
+pytestmark = [pytest.mark.long, pytest.mark.xdist_group("wheel")]
+
 ROOT = Path(__file__).parent.parent.parent
 
 USE = """
