@@ -3,13 +3,15 @@
 Run as `python -m tests.kernels.compile_worker 90`. What is called stands in the `gates` of the case files,
 `tests/ops/<family>_cases.py`. The launchers themselves are called, with CPU tensors; instead of running,
 each launch is compiled for the arguments it was given, specialised as Triton specialises them: 1 becomes a constant, multiples
-of 16 and aligned pointers are known to be so. So a kernel is compiled exactly as calls compile it.
+of 16 and aligned pointers are known to be so. So a kernel is compiled exactly as calls compile it; for sm_90 also as calls do
+whose tensors begin off 16 bytes.
 """
 
 import contextlib
 import importlib
 import inspect
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -42,7 +44,8 @@ def source_of(kernel: JITFunction, args: tuple[Any, ...], kwargs: dict[str, Any]
         if isinstance(value, tuple):
             return tuple(specialise(v, (*path, i), fixed) for i, v in enumerate(value))
         if isinstance(value, Tensor):
-            attributes[path] = ALIGNED
+            if value.data_ptr() % 16 == 0:
+                attributes[path] = ALIGNED
             return POINTERS[value.dtype]
         if isinstance(value, float) and not kernel.params[path[0]].is_constexpr:
             return "fp32"
@@ -62,15 +65,40 @@ def source_of(kernel: JITFunction, args: tuple[Any, ...], kwargs: dict[str, Any]
     return ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
 
 
+def vectors_of(args: tuple[Any, ...], kwargs: dict[str, Any], programs: int) -> dict[int, int]:
+    """Of a launch whose operands lie in order and aligned, width -> bytes a thread that it should move in accesses of that width
+    or more: 16 bytes where a thread has as much of an operand, else all it has. The operands are the tensors with (nearly, tiles
+    are padded) an element or more for each element of all tiles; the tile is the product of the constants named BLOCK."""
+    tile = math.prod(value for name, value in kwargs.items() if name.startswith("BLOCK"))
+    found: dict[int, int] = {}
+    for value in (v for arg in args for v in (arg if isinstance(arg, tuple) else (arg,))):
+        if isinstance(value, Tensor) and 2 * value.numel() >= programs * tile:
+            held = tile * value.element_size() // (32 * kwargs["num_warps"])
+            if held >= 4:
+                found[min(held, 16)] = found.get(min(held, 16), 0) + held
+    return found
+
+
 @contextlib.contextmanager
-def launches(found: Callable[[JITFunction, ASTSource, dict[str, Any]], None]) -> Iterator[None]:
-    """Hands every launch inside to ``found`` instead of a GPU."""
+def launches(found: Callable[[JITFunction, ASTSource, dict[str, Any], dict[int, int]], None]) -> Iterator[None]:
+    """Hands every launch inside to ``found`` instead of a GPU: the kernel, what is compiled, its options and `vectors_of` it."""
 
     def run(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
-        found(self, source_of(self, args, kwargs), {key: kwargs[key] for key in OPTIONS if key in kwargs})
+        options = {key: kwargs[key] for key in OPTIONS if key in kwargs}
+        found(self, source_of(self, args, kwargs), options, vectors_of(args, kwargs, math.prod(grid)))
 
     with mock.patch.object(JITFunction, "run", run):
         yield
+
+
+def misaligned(value: Any) -> Any:
+    """The tensors of ``value`` one element behind a multiple of 16 bytes, their strides as they were."""
+    if isinstance(value, (tuple, list)):
+        return type(value)(map(misaligned, value))
+    if not isinstance(value, Tensor):
+        return value
+    extent = sum((n - 1) * s for n, s in zip(value.shape, value.stride(), strict=True)) + 1
+    return torch.zeros(extent + 1, dtype=value.dtype).as_strided(value.shape, value.stride(), 1)
 
 
 def kernels() -> Iterator[JITFunction]:
@@ -88,20 +116,32 @@ def name_of(kernel: JITFunction) -> str:
 
 def main(arch: int) -> None:
     seen = set()
-    case = ""
+    case, aligned = "", True
 
-    def compile_launch(kernel: JITFunction, source: ASTSource, options: dict[str, Any]) -> None:
+    def compile_launch(
+        kernel: JITFunction, source: ASTSource, options: dict[str, Any], vectors: dict[int, int]
+    ) -> None:
         key = (source.hash(), str(options))
         if key in seen:
             return
         seen.add(key)
-        record = {"case": case, "kernel": name_of(kernel), "arch": arch, **options}
+        record = {
+            "case": case,
+            "kernel": name_of(kernel),
+            "arch": arch,
+            **options,
+            "aligned": aligned,
+            "vectors": vectors,
+        }
         print(json.dumps(record | records.record_of(source, arch, options)), flush=True)
 
     for call in families.calls("gates", arch):
-        case = call.name
-        with launches(compile_launch):
-            _dispatch.Triton.kernel(call.op)(*call.make())
+        # what is loaded element by element differs little from one architecture and dtype to the next
+        for aligned in (True, False) if arch == 90 and call.name.endswith("bf16") else (True,):
+            case = call.name
+            arguments = call.make()
+            with launches(compile_launch):
+                _dispatch.Triton.kernel(call.op)(*(arguments if aligned else misaligned(arguments)))
     print(json.dumps({"all kernels": sorted(map(name_of, kernels()))}))
 
 

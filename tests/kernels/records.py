@@ -1,8 +1,8 @@
 """What a Triton kernel costs once compiled, as one record, and the cache of these records.
 
 A record is found again by the hash of everything it depends on: the kernel's source and that of every function it calls, signature,
-specialisation, options, architecture, Triton's version, and this file. It holds what was measured and no verdict: a kernel over
-its budget is over it again when its record comes from the cache.
+specialisation, options, architecture, Triton's version, this file and `ptx`. It holds what was measured and no verdict: a kernel
+over its budget is over it again when its record comes from the cache.
 """
 
 import hashlib
@@ -18,11 +18,14 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from tests.kernels import ptx
+
 CACHE = Path(__file__).parents[2] / ".cache/kernels"  # git ignores it, `make clean` removes it
 
 
 def record_of(source: ASTSource, arch: int, options: dict[str, Any], cache: Path = CACHE) -> dict[str, Any]:
-    """Registers, stack, local and shared memory, and the fp64 instructions of ``source`` compiled for sm_``arch``."""
+    """Registers, stack, local and shared memory, fp64 instructions, and loads and stores by width, of ``source`` compiled for
+    sm_``arch``."""
     file = cache / f"{key(source, arch, options)}.json"
     if file.exists():
         return json.loads(file.read_text())
@@ -42,6 +45,7 @@ def key(source: ASTSource, arch: int, options: dict[str, Any]) -> str:
         json.dumps(options, sort_keys=True),
         triton.__version__,
         Path(__file__).read_text(),
+        Path(ptx.__file__).read_text(),
     ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
@@ -49,8 +53,11 @@ def key(source: ASTSource, arch: int, options: dict[str, Any]) -> str:
 def measure(source: ASTSource, arch: int, options: dict[str, Any]) -> dict[str, Any]:
     """Compiles, without a GPU."""
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
-    wide = re.findall(r"^\s+(?:@%p\d+ )?(\S*\.f64\S*)", compiled.asm["ptx"], re.MULTILINE)
-    return {"f64": sorted(set(wide)), **_resources(compiled.asm["cubin"])}
+    text = compiled.asm["ptx"]
+    wide = re.findall(r"^\s+(?:@%p\d+ )?(\S*\.f64\S*)", text, re.MULTILINE)
+    accesses = {"loads": ptx.widths(text, "ld"), "stores": ptx.widths(text, "st")}
+    again = {"loads after a store": ptx.loads_after_a_store(text)}
+    return {"f64": sorted(set(wide)), **accesses, **again, **_resources(compiled.asm["cubin"])}
 
 
 def _resources(cubin: bytes) -> dict[str, int]:

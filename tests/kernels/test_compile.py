@@ -1,4 +1,5 @@
-"""Every Triton kernel compiles for sm_80, sm_90 and sm_100, without spills, without stray fp64, within its budget."""
+"""Every Triton kernel compiles for sm_80, sm_90 and sm_100, without spills, without stray fp64, within its budget, reads and writes
+in vectors what lies in order, and reads all it needs before it writes. For sm_90 also with tensors that begin off 16 bytes."""
 
 import json
 import os
@@ -10,11 +11,13 @@ import pytest
 
 from ..backends import requires_triton
 from ..ops.families import case_files
+from . import ptx
 
 # What a launch of W warps may use a thread, of 65,536 registers a multiprocessor: 4 programs of 4 warps, 2 of 8, 1 of 16.
 REGISTERS = 128
 REGISTERS_FP64 = 255
 SHARED_BYTES = 16 * 1024
+STORES_IN_A_LOOP = {name for module in case_files().values() for name in getattr(module, "STORES_IN_A_LOOP", ())}
 NO_STORAGE_TYPE = {name for module in case_files().values() for name in getattr(module, "NO_STORAGE_TYPE", ())}
 
 
@@ -30,6 +33,8 @@ def faults(record: dict[str, Any]) -> list[str]:
         "fp64 instructions": bool(stray) and not wide,
         "registers": record["reg"] > (REGISTERS_FP64 if wide else REGISTERS),
         "shared memory": record["shared"] > SHARED_BYTES,
+        "loads that wait for a store": record["loads after a store"] > 0 and record["kernel"] not in STORES_IN_A_LOOP,
+        "narrow loads or stores": record["aligned"] and "contiguous" in record["case"] and bool(lacking(record)),
     }
     return [f"{name}: {record}" for name, is_so in found.items() if is_so]
 
@@ -50,3 +55,40 @@ def test_compile(arch):
         assert own >= kernels - NO_STORAGE_TYPE, f"no gate compiles these in {dtype}: {kernels - NO_STORAGE_TYPE - own}"
     assert {record["kernel"] for record in records} == kernels
     assert [sentence for record in records for sentence in faults(record)] == []
+    assert not STORES_IN_A_LOOP - {record["kernel"] for record in records if record["loads after a store"]}
+
+
+def lacking(record: dict[str, Any]) -> dict[int, int]:
+    """Width -> bytes a thread that should move in accesses of this width or more, and do not."""
+    moved = [(int(size), count) for kind in ("loads", "stores") for size, count in record[kind].items()]
+    wanted = {int(width): bytes for width, bytes in record["vectors"].items()}
+    found = {}
+    for width in wanted:
+        short = sum(v for w, v in wanted.items() if w >= width) - sum(size * n for size, n in moved if size >= width)
+        if short > 0:
+            found[width] = short
+    return found
+
+
+PTX = """
+  @%p1 ld.global.v4.b32 { %r1, %r2, %r3, %r4 }, [ %rd1 + 0 ];
+  ld.global.L1::evict_last.b16 { %rs1 }, [ %rd2 ];
+  st.global.v2.b32 [ %rd3 ], { %r1, %r2 };
+  ld.shared.v4.b32 {%r1, %r2, %r3, %r4}, [%r9];
+  ld.global.b64 { %rd7 }, [ %rd8 ];
+  ld.param.b64 %rd9, [kernel_param_0];
+"""
+
+
+def test_what_is_read_from_ptx():
+    assert ptx.accesses(PTX) == [("ld", 16), ("ld", 2), ("st", 8), ("ld", 8)]
+    assert ptx.widths(PTX, "ld") == {2: 1, 8: 1, 16: 1} and ptx.widths(PTX, "st") == {8: 1}
+    assert ptx.loads_after_a_store(PTX) == 1 and ptx.loads_after_a_store(PTX.split("  st.")[0]) == 0
+
+
+def test_narrow_accesses_are_found():
+    """Two operands of 16 bytes a thread, one of 8: each load or store that is narrower shows."""
+    record = {"vectors": {"16": 32, "8": 8}, "loads": {"16": 1, "8": 1, "2": 4}, "stores": {"16": 1}}
+    assert lacking(record) == {}
+    assert lacking({**record, "stores": {"2": 8}}) == {16: 16, 8: 16}
+    assert lacking({**record, "loads": {"16": 1, "4": 2}}) == {8: 8}

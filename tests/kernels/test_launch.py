@@ -185,7 +185,9 @@ def specialisations(call):
     """kernel -> what is compiled for each launch inside ``call``."""
     found = {}
     with launches(
-        lambda kernel, source, options: found.setdefault(kernel.fn.__name__, set()).add((source.hash(), str(options)))
+        lambda kernel, source, options, _: found.setdefault(kernel.fn.__name__, set()).add(
+            (source.hash(), str(options))
+        )
     ):
         call()
     return found

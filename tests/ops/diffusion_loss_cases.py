@@ -267,6 +267,8 @@ def gates(arch: int) -> Iterator[Call]:
         prediction, wide = 2 if layout == "channels_last" else 0, torch.promote_types(dtype, torch.float32)
         name = f"{'hybrid ' * hybrid}loss {layout} {dtype_name(dtype)}"
         yield from both(name, (2, 4, 64, 64), dtype, layout, hybrid, prediction, wide)
+    for prediction, hybrid in itertools.product(range(len(PREDICTION_TYPES)), (False, True)):
+        yield from both("one loss", (1, 1, 1, 1), torch.float32, "contiguous", hybrid, prediction, torch.float32)
     yield from both("odd loss, fp64 table", (1, 3, 7, 5), torch.float32, "channels_last", True, 3, torch.float64)
 
 

@@ -64,6 +64,7 @@ KERNEL_SHAPES = [
     ((2, 8, 4, 4), 4), ((1, 6, 50, 70), 3), ((2, 24, 5), 2), ((1, 4, 2, 3, 5), 2), ((3, 16), 4), ((1, 130, 40, 33), 2),
 ]  # fmt: skip
 TINY = [((1, 5, 3), 5), ((70, 3), 1)]
+STORES_IN_A_LOOP = {"_group_norm_bwd.combine_kernel"}  # over the channels of a group, where they are more than a tile
 NO_STORAGE_TYPE = {"group_norm.finish_kernel", "_group_norm_bwd.combine_kernel"}  # they merge partial results
 NONE = (None,) * 5
 
@@ -208,6 +209,19 @@ def gates(arch: int) -> Iterator[Call]:
         yield Call(name, "group_norm_fwd", partial(zeros, *args))
         yield Call(name, "group_norm_bwd", partial(zeros, *args, grad=True))
 
+    for dtype in (torch.bfloat16, torch.float16):
+        for size in ("split", "whole"):
+            shape = (2, 320, 64, 64) if size == "split" else (2, 320, 16, 16)
+            name = f"autocast {size} contiguous {dtype_name(dtype)}"
+            yield Call(name, "group_norm_wide_fwd", partial(zeros, shape, 32, dtype))
+    # of fp64 the backward keeps whole what has half as many numbers
+    yield from both("small whole contiguous fp64", (2, 320, 8, 8), 32, torch.float64)
+    # 16 channels a group lie in vectors, one after the other; images of odd sizes do not
+    yield from both("whole in order channels_last bf16", (2, 512, 8, 8), 32, torch.bfloat16, "channels_last")
+    yield from both("largest forward odd bf16", (2, 256, 31, 31), 32, torch.bfloat16)
+    yield from both("largest backward odd bf16", (2, 128, 31, 31), 32, torch.bfloat16)
+    yield from both("largest forward channels_last bf16", (2, 256, 32, 32), 32, torch.bfloat16, "channels_last")
+    yield from both("largest backward channels_last bf16", (2, 128, 32, 32), 32, torch.bfloat16, "channels_last")
     for dtype in DTYPES:
         for layout in LAYOUTS:
             yield from both(f"split {layout} {dtype_name(dtype)}", (2, 320, 64, 64), 32, dtype, layout)

@@ -61,6 +61,7 @@ def check_reasons(kernels):
 
 def gates(arch: int) -> Iterator[Call]:
     yield Call("normals", "philox_normal", lambda: (torch.zeros(2, dtype=torch.int64), (2, 4096), 1))
+    yield Call("one normal", "philox_normal", lambda: (torch.zeros(1, dtype=torch.int64), (1, 1), 1))
     yield Call("normals, odd", "philox_normal", lambda: (torch.zeros(1, dtype=torch.int64), (1, 33), -1))
 
 

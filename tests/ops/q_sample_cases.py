@@ -160,6 +160,7 @@ def gates(arch: int) -> Iterator[Call]:
     for dtype, layout in itertools.product(DTYPES, LAYOUTS):
         wide = torch.promote_types(dtype, torch.float32)
         yield from each(f"noising {layout} {dtype_name(dtype)}", (2, 4, 64, 64), dtype, layout, wide)
+    yield from each("one noising", (1, 1, 1, 1), torch.float32, "contiguous", torch.float32)
     yield from each("odd noising, fp64 table", (1, 3, 7, 5), torch.float32, "channels_last", torch.float64)
 
 

@@ -225,6 +225,8 @@ def gates(arch: int) -> Iterator[Call]:
             yield Call(f"step {layout} {dtype_name(dtype)}", "sampler_step_fwd", partial(zeros, shape, dtype, layout))
         yield Call(f"plain step {dtype_name(dtype)}", "sampler_step_fwd", partial(zeros, shape, dtype, full=False))
     odd = partial(zeros, (1, 3, 7, 5), torch.float32, "channels_last", table_dtype=torch.float64)
+    for full in (True, False):
+        yield Call("one step", "sampler_step_fwd", partial(zeros, (1, 1, 1, 1), torch.float32, full=full))
     yield Call("odd step, fp64 table", "sampler_step_fwd", odd)
 
 
