@@ -41,6 +41,7 @@ def find_kernels() -> None:
         module = ModuleType("fastgen.kernels", "Triton kernels, one file an op family.")
         module.__path__ = [str(checkout)]
         sys.modules["fastgen.kernels"] = module
+        setattr(sys.modules[__package__], "kernels", module)  # noqa: B010  (as an import leaves it)
 
 
 def define() -> None:

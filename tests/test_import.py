@@ -37,6 +37,11 @@ def test_every_sub_package_is_an_attribute(name):
     assert in_a_fresh_process(code).strip() == f"fastgen.{name}"
 
 
+def test_the_kernels_are_a_package_without_triton():
+    code = "import sys, fastgen.kernels; print(len(list(fastgen.kernels.__path__)), 'triton' in sys.modules)"
+    assert in_a_fresh_process(code).split() == ["1", "False"]
+
+
 def test_what_is_not_there_is_an_attribute_error():
     with pytest.raises(AttributeError, match="module 'fastgen' has no attribute 'sampler'"):
         _ = fastgen.sampler
