@@ -13,8 +13,11 @@ def accesses(ptx: str) -> list[tuple[str, int]]:
 
 
 def widths(ptx: str, kind: str) -> dict[int, int]:
-    """Bytes a thread -> number of loads ("ld") or stores ("st") of that width."""
-    return dict(sorted(Counter(size for k, size in accesses(ptx) if k == kind).items()))
+    """Bytes a thread -> number of loads ("ld") or stores ("st") of that width. A single number of 64 bits, a seed or a timestep
+    among small types, counts as none: it is as wide as a vector of four of them."""
+    found = _ACCESS.findall(ptx)
+    sizes = (int(vector or 1) * int(bits) // 8 for k, vector, bits in found if k == kind and (vector or bits != "64"))
+    return dict(sorted(Counter(sizes).items()))
 
 
 def loads_after_a_store(ptx: str) -> int:

@@ -82,7 +82,7 @@ PTX = """
 
 def test_what_is_read_from_ptx():
     assert ptx.accesses(PTX) == [("ld", 16), ("ld", 2), ("st", 8), ("ld", 8)]
-    assert ptx.widths(PTX, "ld") == {2: 1, 8: 1, 16: 1} and ptx.widths(PTX, "st") == {8: 1}
+    assert ptx.widths(PTX, "ld") == {2: 1, 16: 1} and ptx.widths(PTX, "st") == {8: 1}
     assert ptx.loads_after_a_store(PTX) == 1 and ptx.loads_after_a_store(PTX.split("  st.")[0]) == 0
 
 
