@@ -3,7 +3,6 @@
 #pragma once
 
 #include <algorithm>
-#include <string>
 
 #include "common/tensor.h"
 
@@ -18,11 +17,13 @@ struct Extent {
 
   explicit Extent(const Tensor& t) : first(reinterpret_cast<std::uintptr_t>(t.data_ptr())), end(first), dtype(t.scalar_type()) {
     if (t.numel() == 0) return;
+    const auto sizes = t.sizes(), strides = t.strides();
     std::int64_t last = 0;
-    for (std::int64_t d = 0; d < t.dim(); ++d) {
-      if (t.size(d) == 1) continue;
-      steps.emplace_back(t.stride(d), t.size(d));
-      last += (t.size(d) - 1) * t.stride(d);
+    steps.reserve(sizes.size());
+    for (std::size_t d = 0; d < sizes.size(); ++d) {
+      if (sizes[d] == 1) continue;
+      steps.emplace_back(strides[d], sizes[d]);
+      last += (sizes[d] - 1) * strides[d];
     }
     const bool wide = dtype == ScalarType::Double || dtype == ScalarType::Long;
     end = first + static_cast<std::uintptr_t>(last + 1) * (wide ? 8 : dtype == ScalarType::Float ? 4 : 2);
@@ -56,20 +57,26 @@ class Written {
     const Extent extent(t);
     FASTGEN_CHECK(!extent.overlaps_itself(), op_, ": ", name, " overlaps itself: two of its elements share memory");
     for (const auto& [other, written] : outputs_) FASTGEN_CHECK(!extent.overlaps(written), op_, ": ", name, " shares memory with ", other);
+    last_ = std::max(last_, extent.end);
     outputs_.emplace_back(name, extent);
   }
-  void read_first(const char* name, const Tensor& t) const { refuse(name, t, true); }
-  void read_later(const std::string& name, const Tensor& t) const { refuse(name, t, false); }
+  void read_first(const char* name, const Tensor& t) const { refuse(name, t, true, ""); }
+  void read_later(const char* name, const Tensor& t) const { refuse(name, t, false, ""); }
+  void read_later(const char* name, const std::vector<Tensor>& list) const {
+    for (std::size_t k = 0; k < list.size(); ++k) refuse(name, list[k], false, "[", k, "]");
+  }
 
  private:
-  template <class Name>
-  void refuse(const Name& name, const Tensor& t, bool first) const {
+  template <class... Index>
+  void refuse(const char* name, const Tensor& t, bool first, const Index&... index) const {
+    if (reinterpret_cast<std::uintptr_t>(t.data_ptr()) >= last_) return;  // half of all cases, at no further cost
     const Extent extent(t);
     for (const auto& [output, written] : outputs_)
-      FASTGEN_CHECK(!extent.overlaps(written) || (first && extent.is(written)), op_, ": ", output, " shares memory with ", name);
+      FASTGEN_CHECK(!extent.overlaps(written) || (first && extent.is(written)), op_, ": ", output, " shares memory with ", name, index...);
   }
 
   const char* op_;
+  std::uintptr_t last_ = 0;  // past the last byte of all outputs
   std::vector<std::pair<const char*, Extent>> outputs_;
 };
 

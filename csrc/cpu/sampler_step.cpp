@@ -220,7 +220,7 @@ void sampler_step_out(
   };
   later("noise", noise), later("seeds", seeds), later("variance", variance), later("mask", mask), later("known", known);
   later("known_noise", known_noise), later("threshold", threshold);
-  for (std::size_t k = 0; k < history.size(); ++k) written.read_later("history[" + std::to_string(k) + "]", history[k]);
+  written.read_later("history", history);
   write_step(sample, model_output, table, step, uncond, std::move(history), noise, seeds, variance, mask, known, known_noise,
              threshold, out, prediction, corrected);
 }
