@@ -11,7 +11,7 @@ import torch
 from _pages import save_figure
 from tqdm import tqdm
 
-from tests.samplers.mixture import ORDERS, integrate
+from tests.samplers.convergence import ORDERS, integrate
 
 STEPS = (24, 48, 96, 192, 384)
 

@@ -1,72 +1,72 @@
-"""A mixture of Gaussians in the plane, its exact denoiser, and solvers followed over it in float64."""
+"""A mixture of Gaussians in the plane in closed form: denoiser, score, draws, and whether samples are its."""
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from fastgen.samplers import make_solver
-from fastgen.samplers.engine.compile import compile_trace
-from fastgen.samplers.engine.path import Path
-from fastgen.samplers.engine.trace import Trace
-
-MEANS = torch.tensor([[-1.0, 0.5], [1.2, -0.4], [0.3, 1.1]], dtype=torch.float64)
-DEVIATIONS = torch.tensor([0.35, 0.25, 0.45], dtype=torch.float64)
 WEIGHTS = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+MEANS = torch.tensor([[1.5, 0.0], [-1.0, 1.2], [-0.6, -1.4]], dtype=torch.float64)
+DEVIATIONS = torch.tensor([0.25, 0.2, 0.3], dtype=torch.float64)
+
+MEAN = WEIGHTS @ MEANS
+COVARIANCE = (
+    torch.einsum("k,ki,kj->ij", WEIGHTS, MEANS - MEAN, MEANS - MEAN)
+    + (WEIGHTS * DEVIATIONS**2).sum() * torch.eye(2).double()
+)
 
 
-def clean(x: Tensor, alpha: float, sigma: float) -> Tensor:
-    """E[x0 | x] of the mixture at x = alpha x0 + sigma eps, [N, 2]."""
-    variance = alpha**2 * DEVIATIONS**2 + sigma**2
-    difference = x[:, None, :].double() - alpha * MEANS
-    log_weights = WEIGHTS.log() - variance.log() - difference.square().sum(-1) / (2 * variance)
-    component = MEANS + (alpha * DEVIATIONS**2 / variance)[:, None] * difference
-    return (torch.softmax(log_weights, 1)[..., None] * component).sum(1)
+def components(
+    x: Tensor, alpha: Tensor, sigma: Tensor, means: Tensor = MEANS, deviations: Tensor = DEVIATIONS
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Scaled by ``alpha`` and blurred by ``sigma``, both [N]: differences [N, K, 2], variances and log joint [N, K]."""
+    means, deviations, weights = means.to(x.dtype), deviations.to(x.dtype), WEIGHTS.to(x.dtype)
+    alpha, sigma = alpha.to(x.dtype)[:, None], sigma.to(x.dtype)[:, None]
+    variance = (alpha * deviations) ** 2 + sigma**2
+    difference = x[:, None] - alpha[..., None] * means
+    joint = weights.log() - difference.square().sum(-1) / (2 * variance) - torch.log(2 * math.pi * variance)
+    return difference, variance, joint
 
 
-ORDERS = {
-    "euler": (1, {}),
-    "heun": (2, {}),
-    "dpm_2": (2, {}),
-    "lms": (3, {"order": 3}),
-    "dpmpp_1": (1, {}),
-    "dpmpp_2m": (2, {"lower_order_final": False}),
-    "dpmpp_3m": (3, {"lower_order_final": False}),
-    "dpmpp_2s": (2, {"lower_order_final": False}),
-    "dpmpp_3s": (3, {"lower_order_final": False, "solver_type": "heun"}),
-    "dpmpp_2s_ancestral": (2, {"eta": 0.0}),
-    "dpmpp_sde": (2, {"eta": 0.0}),
-    "dpmpp_2m_sde": (2, {"eta": 0.0}),
-    "dpmpp_3m_sde": (3, {"eta": 0.0}),
-    "deis": (3, {"order": 3, "lower_order_final": False}),
-    "unipc": (3, {"order": 2, "lower_order_final": False}),
-}
+def clean(x: Tensor, alpha: float, sigma: float, means: Tensor = MEANS, deviations: Tensor = DEVIATIONS) -> Tensor:
+    """E[x0 | x] of the mixture at x = alpha x0 + sigma eps, [N, 2] float64: by Tweedie's formula (x + sigma^2 score) / alpha,
+    written so that it is exact at sigma = 0."""
+    x = x.double()
+    at = x.new_full((len(x),), alpha), x.new_full((len(x),), sigma)
+    difference, variance, joint = components(x, *at, means, deviations)
+    component = means + (alpha * deviations**2 / variance)[..., None] * difference
+    return (joint.softmax(1)[..., None] * component).sum(1)
 
 
-def integrate(name: str, steps: int, x: Tensor, arguments: dict) -> Tensor:
-    """From sigma = 100 to 0.1 in even steps of log sigma. At sigma = 100 the prediction hardly changes, so that the lower orders
-    a multistep solver warms up with do not show."""
-    solver = make_solver(name, **arguments)
-    sigmas = np.exp(np.linspace(math.log(100.0), math.log(0.1), steps + 1)).tolist()
-    norms = [math.hypot(1, s) for s in sigmas]
-    object.__setattr__(solver, "sigma_path", lambda _: Path(sigmas[:-1], [1.0] * len(sigmas), sigmas, float))
-    vp = Path(sigmas[:-1], [1 / n for n in norms], [s / n for s, n in zip(sigmas, norms, strict=True)])
-    object.__setattr__(solver, "vp_path", lambda _: vp)
-    object.__setattr__(solver, "final_sigma", "min")
-    trace = Trace(solver.prediction(), scale_inputs=False)
-    solver.follow(trace, steps)
-    plan = compile_trace(trace).to("cpu", torch.float64)
-    in_sigma_space = plan.stages[0].alpha == 1.0
-    x = x if in_sigma_space else x / norms[0]
-    history: dict = {}
-    for i, stage in enumerate(plan.stages):
-        x0 = clean(x, stage.alpha, stage.sigma)
-        x = plan.step((x - stage.alpha * x0) / stage.sigma, i, x, history=history)
-    return x if in_sigma_space else x * norms[-1]
+def exact_score(sde):
+    """The score of the mixture under ``sde``."""
+
+    def score(x: Tensor, t: Tensor) -> Tensor:
+        difference, variance, joint = components(x, *sde.marginal(t))
+        return -(joint.softmax(1)[..., None] * difference / variance[..., None]).sum(1)
+
+    return score
 
 
-def mixture(n: int) -> Tensor:
-    generator = torch.Generator().manual_seed(1)
-    component = torch.multinomial(WEIGHTS, n, replacement=True, generator=generator)
-    return MEANS[component] + DEVIATIONS[component, None] * torch.randn(n, 2, generator=generator, dtype=torch.float64)
+def draw(n: int, seed: int = 0) -> Tensor:
+    """[n, 2] float64."""
+    generator = torch.Generator().manual_seed(seed)
+    k = torch.multinomial(WEIGHTS, n, replacement=True, generator=generator)
+    return MEANS[k] + DEVIATIONS[k, None] * torch.randn(n, 2, generator=generator, dtype=torch.float64)
+
+
+def assert_reproduced(x: Tensor, bias: float = 0.0, sigmas: float = 4.5) -> None:
+    """Mean, covariance and weights of ``x`` within ``sigmas`` standard errors of the mixture's, plus ``bias`` of discretisation."""
+    x, n = x.double(), len(x)
+    error = (x.mean(0) - MEAN).abs()
+    assert (error <= sigmas * (COVARIANCE.diagonal() / n).sqrt() + bias).all(), f"mean off by {error}"
+    centred = x - MEAN
+    products = centred[:, :, None] * centred[:, None]
+    error = (products.mean(0) - COVARIANCE).abs()
+    assert (error <= sigmas * products.std(0) / math.sqrt(n) + bias).all(), f"covariance off by {error}"
+    nearest = torch.cdist(x, MEANS).argmin(1)  # the components are 5 deviations apart and more
+    error = (torch.bincount(nearest, minlength=3) / n - WEIGHTS).abs()
+    assert (error <= sigmas * (WEIGHTS * (1 - WEIGHTS) / n).sqrt() + bias).all(), f"weights off by {error}"
+    within = (x - MEANS[nearest]).square().sum(1) / DEVIATIONS[nearest].square()  # chi squared, two degrees of freedom
+    error = (within.mean() - 2).abs()
+    assert error <= sigmas * 2 / math.sqrt(n) + 10 * bias, f"spread within the components off by {error}"

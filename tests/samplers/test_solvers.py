@@ -13,7 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastgen.samplers import SOLVERS, BrownianTree, make_solver, sample
 from fastgen.samplers.solvers.dpm_solver import multistep
 
-from .mixture import DEVIATIONS, MEANS, ORDERS, WEIGHTS, clean, integrate, mixture
+from .convergence import ORDERS, integrate
+from .mixture import DEVIATIONS, MEANS, WEIGHTS, clean
+from .mixture import draw as draw_mixture
 
 
 class Exact:
@@ -97,7 +99,7 @@ def test_distribution(name):
     assert ((torch.cov(x.T) - covariance).abs() <= 5 * fourth.outer(fourth).sqrt() / math.sqrt(n) + 0.04).all()
     nearest = ((x[:, None] - MEANS).square().sum(-1) / DEVIATIONS**2 + 4 * DEVIATIONS.log()).argmin(1)
     fractions = torch.bincount(nearest, minlength=3) / n
-    truth = mixture(200_000)
+    truth = draw_mixture(200_000)
     expected = torch.bincount(
         ((truth[:, None] - MEANS).square().sum(-1) / DEVIATIONS**2 + 4 * DEVIATIONS.log()).argmin(1), minlength=3
     ) / len(truth)

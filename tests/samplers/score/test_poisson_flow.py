@@ -7,7 +7,7 @@ import torch
 
 from fastgen.samplers.score import hemisphere_prior, poisson_field, poisson_flow, poisson_flow_loss, poisson_perturb
 
-from .mixture import MEANS, WEIGHTS, draw
+from ..mixture import MEANS, WEIGHTS, draw
 
 CHARGES = torch.tensor([[1.0, 0.0], [-0.5, 0.9], [-0.5, -0.9], [0.1, 0.2]])
 

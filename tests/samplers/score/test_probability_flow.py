@@ -7,7 +7,7 @@ import torch
 
 from fastgen.samplers.score import VE, VP, SubVP, bits_per_dim, encode, log_likelihood, perturb, sample_ode
 
-from .mixture import assert_reproduced, draw, exact_score
+from ..mixture import assert_reproduced, draw, exact_score
 
 SDES = [VP(), SubVP(), VE(0.01, 10.0)]
 STD = 0.5

@@ -9,7 +9,7 @@ from fastgen.ops import philox_normal
 from fastgen.ops.philox_normal import INITIAL_NOISE_STEP
 from fastgen.samplers.score import VE, VP, SubVP, predictor_corrector, reverse_sde
 
-from .mixture import MEANS, STDS, assert_reproduced, exact_score
+from ..mixture import DEVIATIONS, MEANS, assert_reproduced, exact_score
 
 SDES = [VP(), SubVP(), VE(0.01, 10.0)]
 N = 10000
@@ -84,7 +84,7 @@ def test_the_corrector_repairs_a_coarse_predictor():
             exact_score(VP()), VP(), (2000, 2), 20, corrector_steps=corrector_steps, seeds=torch.arange(2000)
         ).double()
         nearest = torch.cdist(x, MEANS).argmin(1)
-        return ((x - MEANS[nearest]).square().sum(1) / STDS[nearest].square()).mean() - 2
+        return ((x - MEANS[nearest]).square().sum(1) / DEVIATIONS[nearest].square()).mean() - 2
 
     assert excess(0) > 0.5
     assert abs(excess(4)) < 0.5 * excess(0)
