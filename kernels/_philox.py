@@ -103,3 +103,8 @@ def normal_at(element, step, seed):
     later = (element & 2) != 0
     cosine, sine = box_muller(tl.where(later, r2, r0), tl.where(later, r3, r1))
     return tl.where((element & 1) != 0, sine, cosine)
+
+
+def low_word(step: int) -> int:
+    """The low 32 bits of a step as a signed number, so that every step is the same type of kernel argument."""
+    return (step + 2**31) % 2**32 - 2**31

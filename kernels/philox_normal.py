@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastgen.kernels._launch import launch, on_device
 from fastgen.kernels._operands import MAX_ELEMENTS, Operands
-from fastgen.kernels._philox import normals_of
+from fastgen.kernels._philox import low_word, normals_of
 
 __all__ = ["philox_normal", "reasons"]
 
@@ -38,11 +38,6 @@ def philox_normal_kernel(
     element = tile * (4 * BLOCK) + tl.arange(0, 4 * BLOCK)
     normals = normals_of(block, step, tl.load(seeds + n))
     tl.store(out + n * size + element, normals, mask=element < size)
-
-
-def low_word(step: int) -> int:
-    """The low 32 bits of a step as a signed number, so that every step is the same type of kernel argument."""
-    return (step + 2**31) % 2**32 - 2**31
 
 
 def reasons(op: str, *args: Any) -> list[str]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from fastgen.kernels._elements import EPSILON, SAMPLE, VELOCITY, draw, entry, read, target_of
 from fastgen.kernels._launch import launch, on_device
 from fastgen.kernels._operands import Operands, accumulator, tensor_reasons
-from fastgen.kernels.philox_normal import low_word
+from fastgen.kernels._philox import low_word
 from fastgen.reference._layout import empty_like_layout, is_channels_last
 
 __all__ = ["q_sample_bwd", "q_sample_fwd", "reasons"]

@@ -17,7 +17,7 @@ from fastgen._schema import COLUMNS
 from fastgen.kernels._elements import draw, read
 from fastgen.kernels._launch import launch, on_device
 from fastgen.kernels._operands import Operands, accumulator, tensor_reasons
-from fastgen.kernels.philox_normal import low_word
+from fastgen.kernels._philox import low_word
 from fastgen.reference._layout import empty_like_layout, is_channels_last
 
 __all__ = ["reasons", "sampler_step_fwd", "sampler_step_out"]

@@ -1,5 +1,7 @@
 """Error messages of the ops: each names the op, the argument, what came and what was expected."""
 
+from collections.abc import Iterable, Sequence
+from numbers import Integral
 from typing import NoReturn
 
 import torch
@@ -52,6 +54,23 @@ def check_timesteps(op: str, t: Tensor, like: Tensor, like_name: str) -> None:
         fail(op, f"t must be one per sample ({like.shape[0]}), got {shape_of(t)}")
     if t.device != like.device:
         fail(op, f"t must be on the device of {like_name} ({like.device}), got {t.device}")
+
+
+def check_seeds(op: str, seeds: Tensor | Sequence[int], device: torch.device | str | None = None) -> Tensor:
+    """``seeds`` as a contiguous int64 tensor; integers of up to 64 bits, Python's or NumPy's, signed or not, keep their bits."""
+    if not isinstance(seeds, Tensor):
+        if not isinstance(seeds, Iterable) or isinstance(seeds, (str, bytes)):
+            raise TypeError(f"{op}: seeds must be a list or tensor of integers, one a sample, got {seeds!r}")
+        values = list(seeds)
+        if not all(isinstance(s, Integral) and -(2**63) <= s < 2**64 for s in values):
+            raise TypeError(f"{op}: seeds must be integers of at most 64 bits, got {values}")
+        whole = [int(s) for s in values]
+        seeds = torch.tensor([s - 2**64 if s >= 2**63 else s for s in whole], dtype=torch.int64, device=device)
+    if seeds.dtype != torch.int64:
+        raise TypeError(f"{op}: seeds must be an int64 tensor or a list of integers, got {seeds.dtype}")
+    if seeds.dim() != 1:
+        fail(op, f"seeds must be one-dimensional, got shape {tuple(seeds.shape)}")
+    return seeds.contiguous()
 
 
 def check_table(op: str, name: str, table: Tensor, like: Tensor, like_name: str, steps: int | None = None) -> None:

@@ -1,12 +1,11 @@
 """`philox_normal`: standard normals that depend on nothing but (seed, step, element)."""
 
-from collections.abc import Iterable, Sequence
-from numbers import Integral
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ._check import fail
+from ._check import check_seeds, fail
 
 INITIAL_NOISE_STEP = -1  # the step whose normals start a trajectory; a sampler's own steps count from 0
 KNOWN_NOISE_STEP = -2  # the step whose normals noise the known part of an inpainted image
@@ -52,20 +51,3 @@ def philox_normal(
         raise TypeError(f"philox_normal: dtype must be floating-point, got {dtype}")
     normals = torch.ops.fastgen.philox_normal.default(seeds, shape, step)
     return normals if dtype == torch.float32 else normals.to(dtype)
-
-
-def check_seeds(op: str, seeds: Tensor | Sequence[int], device: torch.device | str | None = None) -> Tensor:
-    """``seeds`` as a contiguous int64 tensor; integers of up to 64 bits, Python's or NumPy's, signed or not, keep their bits."""
-    if not isinstance(seeds, Tensor):
-        if not isinstance(seeds, Iterable) or isinstance(seeds, (str, bytes)):
-            raise TypeError(f"{op}: seeds must be a list or tensor of integers, one a sample, got {seeds!r}")
-        values = list(seeds)
-        if not all(isinstance(s, Integral) and -(2**63) <= s < 2**64 for s in values):
-            raise TypeError(f"{op}: seeds must be integers of at most 64 bits, got {values}")
-        whole = [int(s) for s in values]
-        seeds = torch.tensor([s - 2**64 if s >= 2**63 else s for s in whole], dtype=torch.int64, device=device)
-    if seeds.dtype != torch.int64:
-        raise TypeError(f"{op}: seeds must be an int64 tensor or a list of integers, got {seeds.dtype}")
-    if seeds.dim() != 1:
-        fail(op, f"seeds must be one-dimensional, got shape {tuple(seeds.shape)}")
-    return seeds.contiguous()

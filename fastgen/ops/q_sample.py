@@ -9,9 +9,8 @@ from torch import Tensor
 from .. import _dispatch
 from ..reference import q_sample as _reference
 from ._autograd import apply
-from ._check import check_like, check_main, check_table, check_timesteps, fail, prediction_code, shape_of
+from ._check import check_like, check_main, check_seeds, check_table, check_timesteps, fail, prediction_code, shape_of
 from ._dtypes import foreign, in_float32
-from .philox_normal import check_seeds
 
 __all__ = ["q_sample"]
 

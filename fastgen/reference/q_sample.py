@@ -9,8 +9,8 @@ from torch import Tensor
 from .._schema import PREDICTION_TYPES
 from ._check import check_floats, check_main, check_noising, check_per_sample, check_prediction, require
 from ._layout import copy_like, empty_like_layout, opmath_dtype
+from ._philox import normals
 from ._timesteps import at_timesteps, check_range, per_sample, target_of
-from .philox_normal import philox_normal
 
 
 def q_sample_fwd(
@@ -28,7 +28,7 @@ def q_sample_fwd(
     dtype = opmath_dtype(x0.dtype)
     alpha, sigma = (per_sample(c, x0) for c in at_timesteps(t, dtype, alphas, sigmas))
     if seeds is not None:
-        noise = philox_normal(seeds, x0.shape, step)
+        noise = normals(seeds, x0.shape, step)
     assert noise is not None
     x, epsilon = x0.to(dtype), noise.to(dtype)
     second = x0.new_empty(0)

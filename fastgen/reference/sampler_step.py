@@ -10,7 +10,7 @@ from .._schema import COLUMNS
 from ._check import check_floats, check_main, check_per_sample, check_table, require
 from ._layout import copy_like, empty_like_layout, opmath_dtype
 from ._memory import refuse_overlap
-from .philox_normal import philox_normal
+from ._philox import normals
 
 
 def sampler_step_fwd(
@@ -50,7 +50,7 @@ def sampler_step_fwd(
     for c_k, h in zip(row[len(COLUMNS) :], past, strict=False):
         x_next = x_next + c_k * h
     if seeds is not None:
-        noise = philox_normal(seeds, sample.shape, step)
+        noise = normals(seeds, sample.shape, step)
     if noise is not None:
         s = c["noise"]
         if variance is not None:
