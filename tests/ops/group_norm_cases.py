@@ -225,6 +225,13 @@ def gates(arch: int) -> Iterator[Call]:
     for dtype in DTYPES:
         for layout in LAYOUTS:
             yield from both(f"split {layout} {dtype_name(dtype)}", (2, 320, 64, 64), 32, dtype, layout)
+            if arch == 90 and dtype in (
+                torch.bfloat16,
+                torch.float16,
+            ):  # fp32 out of half precision, as autocast has it
+                for shape in ((2, 320, 64, 64), (2, 320, 16, 16)):
+                    arguments = partial(zeros, shape, 32, dtype, layout)
+                    yield Call(f"wide {shape} {layout} {dtype_name(dtype)}", "group_norm_wide_fwd", arguments)
             if arch == 90 or dtype in (torch.bfloat16, torch.float64):
                 yield from both(f"whole {layout} {dtype_name(dtype)}", (2, 320, 16, 16), 32, dtype, layout)
         # the largest groups that one program takes, forward and backward
