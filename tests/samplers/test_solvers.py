@@ -132,8 +132,17 @@ def test_an_image_depends_on_its_seed_alone(name):
 
 
 @pytest.mark.parametrize("name", sorted(SOLVERS))
+def test_who_keeps_a_sample_does_not_change_it(name):
+    """Written over its sample or into fresh memory, as where a callback is shown it: the same bits."""
+    shape, seen = (2, 3, 16, 16), []
+    run = functools.partial(sample, lambda x, t: torch.tanh(x), shape, name, steps=5, seeds=[1, 2], progress=False)
+    assert torch.equal(run(), run(callback=lambda i, t, x: seen.append(x)))
+    assert torch.equal(run(), seen[-1])
+
+
+@pytest.mark.parametrize("name", sorted(SOLVERS))
 def test_one_kernel_a_call_of_the_model(name):
-    """Nothing of the sample's size beside `sampler_step`, its noise included."""
+    """Nothing of the sample's size beside `sampler_step`, its noise included; x + d g alone is one `aten.add`."""
     shape = (3, 2, 32, 32)
 
     class Count(TorchDispatchMode):
@@ -152,7 +161,7 @@ def test_one_kernel_a_call_of_the_model(name):
     calls = len(make_solver(name).plan(5))
     with Count() as count:
         sample(lambda x, t: fixed, shape, name, steps=5, seeds=[1, 2, 3], noise=start, progress=False)
-    steps = [n for n in count.names if "sampler_step" in n]
+    steps = [n for n in count.names if "sampler_step" in n or (name.startswith("flow_") and n.startswith("aten.add."))]
     assert len(steps) == calls
     assert set(count.names) <= {*steps, "aten.empty_like.default"}  # memory for a value that later steps read
 

@@ -142,18 +142,19 @@ class Plan:
         if history is None and (stage.reads or stage.leaves):
             raise ValueError(f"step {i} shares values with others: give one dict as history to all steps")
         past = _read(stage.reads, history, i) if stage.reads else []
+        adds = stage.added is not None and uncond is None
         if (
-            out is None
+            (out is None or (adds and out is sample))
             and mask is None
             and known is None
             and known_noise is None
             and self._may_have(sample, model_output, uncond, noise, seeds, past)
         ):
             second = third = None
-            if stage.added is not None and uncond is None and model_output.dtype == sample.dtype:
-                following = torch.add(sample, model_output, alpha=stage.added)
+            if adds and model_output.dtype == sample.dtype:
+                following = torch.add(sample, model_output, alpha=stage.added or 0.0, out=out)
             else:
-                following = torch.empty_like(sample)
+                following = torch.empty_like(sample) if out is None else out
                 second = torch.empty_like(sample) if stage.second else None
                 third = torch.empty_like(sample) if stage.third else None
                 _sampler_step(
