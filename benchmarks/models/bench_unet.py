@@ -58,7 +58,8 @@ def build(mode: str, layout: str, dtype: str, device: torch.device, allow_compil
     models: dict[str, Any] = {"eager": plain}
     notes: list[str] = []
     with torch.no_grad():
-        if function := compiled(plain, (x, timesteps), allow_compile, notes):
+        function = compiled(plain, (x, timesteps), allow_compile, notes)
+        if function is not None:  # a compiled module has a length, so no truth value
             models["compile"] = function
     models["fastgen"] = fused
 

@@ -1,5 +1,6 @@
 """The deterministic solvers followed in float64 over the exact denoiser of `mixture`, and the order each converges with."""
 
+import functools
 import math
 
 import numpy as np
@@ -56,3 +57,10 @@ def integrate(name: str, steps: int, x: Tensor, arguments: dict) -> Tensor:
         x0 = clean(x, stage.alpha, stage.sigma, MEANS, DEVIATIONS)
         x = plan.step((x - stage.alpha * x0) / stage.sigma, i, x, history=history)
     return x if in_sigma_space else x * norms[-1]
+
+
+@functools.cache
+def exact_trajectories() -> tuple[Tensor, Tensor]:
+    """Where trajectories begin, [64, 2], and where they end: by ten times the steps that any order is measured with."""
+    x = torch.randn(64, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 100.0
+    return x, integrate("dpmpp_3m", 4096, x, {"lower_order_final": False})

@@ -26,11 +26,11 @@ def outputs(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 @pytest.mark.parametrize("call", CALLS, ids=lambda call: f"{call.op} {call.name}")
 def test_call(call, kernels):
-    """Values; shapes, dtypes and strides of the fake; the ends of memory; the same bits again."""
+    """Values; shapes, dtypes and strides of the fake; the ends of memory; on a GPU, where programs race, the same bits again."""
     arguments = guard(call.make())
     with guarded_outputs():
         actual = outputs(getattr(kernels, call.op)(*arguments))
-    again = outputs(getattr(kernels, call.op)(*arguments))
+    again = outputs(getattr(kernels, call.op)(*arguments)) if DEVICE == "cuda" else actual
     expected = outputs(_dispatch.reference(call.op)(*widened(arguments)))
     fake = outputs(getattr(_library.reference(call.op), f"{call.op}_fake")(*arguments))
     for a, b, e, f in zip(actual, again, expected, fake, strict=True):
