@@ -46,8 +46,9 @@ def _save(figure: Figure, path: Path) -> None:
 
 def _where(documents: Sequence[Document]) -> str:
     machine = documents[0]["machine"]
-    commits = ", ".join(dict.fromkeys((document["commit"]["id"] or "unknown")[:8] for document in documents))
-    return f"{machine['name']}, commit {commits}"
+    commits = list(dict.fromkeys((document["commit"]["id"] or "unknown")[:8] for document in documents))
+    # several do not fit beside the heading of the last column; the report names them
+    return f"{machine['name']}, " + (f"commit {commits[0]}" if len(commits) == 1 else f"{len(commits)} commits")
 
 
 # ---- speed-ups of a family --------------------------------------------------------------------------------------------------
