@@ -151,7 +151,9 @@ def publish(root: Path = ROOT) -> list[str]:
 def _for_readme(machines: dict[Path, list[Document]]) -> str:
     if not machines:
         return _NONE_YET
-    parts = [f"{_HOW} Every row, the missed targets too, is in [benchmarks/README.md](benchmarks/README.md).\n"]
+    parts = [
+        f"{_HOW} Missed targets, and the way to every single case, are in [benchmarks/README.md](benchmarks/README.md).\n"
+    ]
     for documents in machines.values():
         parts += [f"{_machine_text(documents)}:\n", tables.headlines(rows_of(documents))]
     return "\n".join(parts)
