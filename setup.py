@@ -152,8 +152,12 @@ class Ninja:
 
 
 def hidden_paths(compiler_includes: list[Path]) -> str:
-    """Flags by which no library says where it was built: paths in messages and debug information begin below these."""
-    return " ".join(f"-ffile-prefix-map={path}/=" for path in (ROOT, *compiler_includes))
+    """Flags by which no library says where it was built: paths in messages and debug information begin below these.
+
+    The compiler shortens the paths of system headers, so one below a link may appear by the place that the link leads to.
+    """
+    names = dict.fromkeys(name for path in (ROOT, *compiler_includes) for name in (path, path.resolve()))
+    return " ".join(f"-ffile-prefix-map={name}/=" for name in names)
 
 
 def describe_build(package: Path, objects: Path) -> Ninja:

@@ -48,3 +48,6 @@ def import_peer(module: str) -> Any:
 requires_cpu = requires("cpu")
 requires_triton = requires("triton")
 requires_cuda = requires("cuda")
+requires_checkout = pytest.mark.skipif(
+    "FASTGEN_WHEEL" in os.environ, reason="the suite runs against an installed wheel, away from the sources of the package"
+)

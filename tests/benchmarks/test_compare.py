@@ -4,6 +4,7 @@ from benchmarks.compare import is_checkout, rows_at, runs
 from benchmarks.machine import ROOT
 from benchmarks.results import save
 
+from ..backends import requires_checkout
 from .documents import document, row
 
 NAME = "group_norm/silu/1x8x4x4/NCHW/fp32"
@@ -24,6 +25,7 @@ def test_rows_without_a_partner_are_counted():
     assert "over 0 cases; 2 rows have no partner" in runs(old, new)
 
 
+@requires_checkout
 def test_a_folder_of_results_and_a_checkout_are_told_apart(tmp_path):
     made = document(row(NAME, {"fastgen": [4.0], "eager": [8.0]}))
     path = save(made, tmp_path)
