@@ -49,5 +49,6 @@ requires_cpu = requires("cpu")
 requires_triton = requires("triton")
 requires_cuda = requires("cuda")
 requires_checkout = pytest.mark.skipif(
-    "FASTGEN_WHEEL" in os.environ, reason="the suite runs against an installed wheel, away from the sources of the package"
+    "FASTGEN_WHEEL" in os.environ,
+    reason="the suite runs against an installed wheel, away from the sources of the package",
 )
