@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastgen._schema import ACTIVATIONS
 from fastgen.kernels._group_norm_plan import (
     Plan,
     channels_of_a_group,
@@ -321,6 +322,7 @@ def group_norm_bwd(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     plan = make_plan("group_norm_bwd", input, num_groups)
     operands = Operands("group_norm_bwd", input)
+    operands.code("activation", activation, ACTIVATIONS)
     x, dy = dense(input, input), operands.like("grad_output", grad_output)
     mean, rstd = (operands.sized(name, t, plan.n, num_groups) for name, t in (("mean", mean), ("rstd", rstd)))
     params = parameters(operands, plan, weight, bias, channel_bias, scale, shift)

@@ -106,7 +106,7 @@ class Plan:
 
 def make_plan(op: str, x: Tensor, groups: int) -> Plan:
     """The plan for ``x`` [N, C, *spatial]."""
-    if x.dim() < 2 or groups < 1 or x.shape[1] % groups:
+    if x.dim() < 2 or x.shape[1] < 1 or groups < 1 or x.shape[1] % groups:
         raise ValueError(f"{op}: num_groups must divide channels, got num_groups={groups} and shape {tuple(x.shape)}")
     return _plan_of(x.shape, is_channels_last(x), groups, x.dtype == torch.float64)
 

@@ -5,7 +5,7 @@ they read is held against that tensor first: noise or seeds too few would be rea
 """
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NoReturn, TypeVar
 
 import torch
@@ -58,6 +58,11 @@ class Operands:
         if t is not None and t.dtype != torch.int64:
             self.fail(f"{name} must be int64, got {t.dtype}")
         return self.sized(name, t, self.main.shape[0])
+
+    def code(self, name: str, value: int, names: Sequence[str | None], least: int = 0) -> None:
+        """``value`` is an index into ``names``, or ``least``, which says none."""
+        if not least <= value < len(names):
+            self.fail(f"{name} must be in [{least}, {len(names)}), got {value}")
 
 
 def dense(t: Tensor, like: Tensor) -> Tensor:

@@ -260,8 +260,9 @@ def _describe(
     prediction: int,
     vlb_weight: float,
 ) -> Call:
-    operands, name, steps = Operands(op, x0), PREDICTION_TYPES[prediction], alphas.numel()
-    hybrid = vlb_table is not None
+    operands, steps, hybrid = Operands(op, x0), alphas.numel(), vlb_table is not None
+    operands.code("prediction", prediction, PREDICTION_TYPES)
+    name = PREDICTION_TYPES[prediction]
     if hybrid and x0.dim() < 2:
         operands.fail(f"x0 must be [N, C, *] with a vlb_table, got {tuple(x0.shape)}")
     size = math.prod(x0.shape[1:])

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastgen._schema import ACTIVATIONS
 from fastgen.kernels._group_norm_bwd import group_norm_bwd
 from fastgen.kernels._group_norm_plan import (
     Plan,
@@ -284,7 +285,9 @@ def _forward(
     activation: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     plan = make_plan(op, input, num_groups)
-    params = parameters(Operands(op, input), plan, weight, bias, channel_bias, scale, shift)
+    operands = Operands(op, input)
+    operands.code("activation", activation, ACTIVATIONS)
+    params = parameters(operands, plan, weight, bias, channel_bias, scale, shift)
     x, y = dense(input, input), empty_like_layout(input, plan.opmath if wide else None)
     mean = torch.empty((plan.n, num_groups), dtype=plan.opmath, device=x.device)
     rstd = torch.empty_like(mean)

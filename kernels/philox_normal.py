@@ -44,11 +44,15 @@ def reasons(op: str, *args: Any) -> list[str]:
     """Why Triton cannot take this call; empty where it can."""
     seeds, shape, _ = args
     found = [] if seeds.dtype == torch.int64 else [f"seeds must be int64, got {seeds.dtype}"]
-    elements = shape[0] * max(math.prod(shape[1:]), 4 * BLOCK)  # a sample takes at least one program
+    elements = (
+        0 if len(shape) == 0 else shape[0] * max(math.prod(shape[1:]), 4 * BLOCK)
+    )  # a sample takes at least one program
     return found + ([f"at most 2^40 elements fit a launch grid, got {elements}"] if elements > MAX_ELEMENTS else [])
 
 
 def philox_normal(seeds: Tensor, shape: Sequence[int], step: int) -> Tensor:
+    if len(shape) == 0 or min(shape) < 0:
+        raise ValueError(f"philox_normal: shape must be [N, *], got {tuple(shape)}")
     out = torch.empty(tuple(shape), dtype=torch.float32, device=seeds.device)
     seeds = Operands("philox_normal", out).indices("seeds", seeds)
     if out.numel() == 0:

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastgen._schema import PREDICTION_TYPES
 from fastgen.kernels._elements import EPSILON, SAMPLE, VELOCITY, draw, entry, read, target_of
 from fastgen.kernels._launch import launch, on_device
 from fastgen.kernels._operands import Operands, accumulator, tensor_reasons
@@ -132,6 +133,7 @@ def q_sample_fwd(
     operands = Operands("q_sample_fwd", x0)
     if (noise is None) == (seeds is None):
         operands.fail("give either noise or seeds")
+    operands.code("target", target, PREDICTION_TYPES, least=-1)
     steps = alphas.numel()
     x0, noise, seeds, t = (
         operands.like("x0", x0), operands.like("noise", noise), operands.indices("seeds", seeds), operands.indices("t", t)
@@ -167,6 +169,7 @@ def q_sample_bwd(
     if like is None:
         raise ValueError("q_sample_bwd: grad or grad_target must be given")
     operands, steps = Operands("q_sample_bwd", like), alphas.numel()
+    operands.code("target", target, PREDICTION_TYPES, least=-1)
     grad, grad_target = operands.like("grad", grad), operands.like("grad_target", grad_target)
     t = operands.indices("t", t)
     alphas, sigmas = operands.sized("alphas", alphas, steps), operands.sized("sigmas", sigmas, steps)

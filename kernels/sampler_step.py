@@ -151,9 +151,12 @@ def sampler_step_kernel(
 
 def reasons(op: str, *args: Any) -> list[str]:
     """Why Triton cannot take this call; empty where it can."""
-    sample, model_output, table, _, uncond, history, noise, _, variance, mask, known, known_noise, threshold, *_ = args
+    sample, model_output, table, _, uncond, history, noise, _, variance, mask, known, known_noise, threshold, *rest = (
+        args
+    )
     operands = (uncond, *history, noise, variance, mask, known, known_noise, threshold)
-    found = tensor_reasons((sample, model_output, table, *operands))
+    written = (t for t in rest if isinstance(t, Tensor))
+    found = tensor_reasons((sample, model_output, table, *operands, *written))
     if len(history) > MAX_HISTORY:
         found.append(f"the kernel takes at most {MAX_HISTORY} history tensors, got {len(history)}")
     return found

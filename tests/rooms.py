@@ -29,6 +29,7 @@ TEST_KIT = (
     "_*",
     "numerics.py",
     "families.py",
+    "raw_calls.py",
     *(f"test_{name}.py" for name in ("schema", "dtypes", "raw_ops", "transforms", "autograd")),
 )
 ROOMS = (

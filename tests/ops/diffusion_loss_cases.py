@@ -18,7 +18,7 @@ from fastgen.reference import diffusion_loss as reference
 from fastgen.reference._layout import output_strides
 from fastgen.samplers import alphas_cumprod, linear_betas, noising_tables, squared_cosine_betas, vlb_table
 
-from .families import Call
+from .families import Call, OfTensors
 from .numerics import DTYPES, LAYOUTS, STRIDES, dtype_name, laid_out, place, randn, strided, widened
 
 STEPS = 20
@@ -152,6 +152,34 @@ def example(dtype: torch.dtype) -> dict[str, Any]:
     return {**named, "prediction_type": "v_prediction"}
 
 
+def examples() -> list[dict[str, Any]]:
+    hybrid = {"model_output": randn(3, 8, 5, 7, dtype=torch.float32), **tables(torch.float32)}
+    return [{**example(torch.float32), **hybrid}]
+
+
+REFUSED = [
+    ("diffusion_loss_fwd", {"prediction": 4}, "prediction"),
+    ("diffusion_loss_bwd", {"prediction": -1}, "prediction"),
+]
+
+
+def pictures(n: int, seed: int) -> list[Tensor]:
+    """A model's output with its variances, x0 and noise."""
+    channels = ((8, 0), (4, 20), (4, 40))
+    return [randn(n, c, 5, 7, seed=seed + more, dtype=torch.float32).tanh() for c, more in channels]
+
+
+BOUND = tables(torch.float32)
+MAPPED = OfTensors(
+    lambda model, x0, noise, t: diffusion_loss(model, x0, noise, t, **BOUND, vlb_weight=0.5),
+    lambda k: [*pictures(2, k), torch.tensor([k, 0])],
+)
+EXPORTED = {
+    "diffusion_loss": OfTensors(
+        lambda model, x0, noise, t: diffusion_loss(model, x0, noise, t, **BOUND),
+        lambda n: [*pictures(n, 0), torch.arange(n) % 7],
+    )
+}
 NO_STORAGE_TYPE = {"diffusion_loss.diffusion_loss_finish_kernel"}  # it merges partial sums
 
 
@@ -193,6 +221,15 @@ def calls() -> Iterator[Call]:
                 yield from both(f"{shape} {layout}", shape, torch.float32, layout, hybrid, 2)
         for kind in STRIDES:
             yield from both(kind, (2, 4, 5, 6), torch.float32, None, hybrid, 2, kind)
+    x, t, table, row = (
+        torch.full((1, 1, 1, 1), 0.5),
+        torch.tensor([0]),
+        torch.tensor([0.7]),
+        torch.tensor([[0.3, 2, 0.5]]),
+    )
+    one = (torch.cat([0.8 * x, 0.2 * x], 1), x, x, t, table, table, table, row)  # one step, and one of everything
+    yield Call("one of everything", "diffusion_loss_fwd", lambda: (*one, 0, 1.0))
+    yield Call("one of everything", "diffusion_loss_bwd", lambda: (torch.ones(1), *one, 2, 1.0), cut=1)
 
 
 def check_many_partial_sums(kernels):

@@ -5,6 +5,16 @@ What a case file may hold, besides the arguments of its own CPU tests:
     example(dtype)      keyword arguments of the public op, its floating tensors in ``dtype``: the dtype policy
     calls()             small :class:`Call` of every raw op, held to the reference in float64: Triton's interpreter, a GPU
     check_*(kernels)    what else the Triton kernels must show there; ``kernels.<op>`` runs one on the device under test
+    examples()          further arguments of the public op: between them and the example every tensor argument of the raw ops
+                        is given. `tests/ops/raw_calls.py` records what becomes of them, and spoils it
+    SAME_ARGUMENTS      raw op that no example reaches -> raw op that is called with the same arguments
+    harmless(op, name, how, arguments)
+                        whether the raw op may take that argument spoiled so
+    REFUSED             further refusals: a raw op, the arguments to change, and what the message says
+    MAPPED              :class:`OfTensors` for `vmap`, each of which may be mapped; the main one comes first
+    EXPORTED            name -> :class:`OfTensors`, those for a batch of k, which is the first dimension of each
+    TWICE               True where the op can be differentiated twice
+    counted(step)       the op as a loop calls it that counts its steps up
     gates(arch)         large :class:`Call` that are compiled for sm_``arch`` and not run. A name that ends in fp64 may use
                         fp64 instructions, one that ends in "fp64 table" may round its coefficients, no other may
     STORES_IN_A_LOOP    names of kernels that load again after a store; all others load everything first
@@ -22,6 +32,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from torch import Tensor
 
 SUFFIX = "_cases"
 
@@ -38,6 +49,14 @@ class Call:
         1e-2  # an error is relative to the largest value or this: 1, the size of the terms, for sums that cancel
     )
     cut: int | None = None  # the channel at which outputs are cut in two, each part relative to its own largest value
+
+
+@dataclass(frozen=True)
+class OfTensors:
+    """A function of tensors alone, and those tensors for ``k``."""
+
+    function: Callable[..., Any]
+    make: Callable[[int], list[Tensor]]
 
 
 def case_files() -> dict[str, ModuleType]:

@@ -18,7 +18,7 @@ from fastgen.ops import group_norm
 from fastgen.reference import group_norm as reference
 from fastgen.reference._layout import output_strides
 
-from .families import Call
+from .families import Call, OfTensors
 from .numerics import DTYPES, LAYOUTS, STRIDES, assert_bar, dtype_name, guarded, laid_out, randn, strided
 
 SHAPES = [
@@ -58,6 +58,37 @@ def example(dtype: torch.dtype) -> dict[str, Any]:
     shape = (2, 6, 5, 7)
     return {"input": randn(*shape, dtype=dtype), "num_groups": 3, **parameters(shape, dtype), "activation": "silu"}
 
+
+SAME_ARGUMENTS = {"group_norm_wide_fwd": "group_norm_fwd"}  # CUDA autocast alone calls the former
+REFUSED = [
+    ("group_norm", {"num_groups": 0}, "num_groups"),
+    ("group_norm_fwd", {"num_groups": 4}, "num_groups must divide channels"),
+    ("group_norm_fwd", {"num_groups": -3}, "num_groups"),
+    ("group_norm_bwd", {"num_groups": 4}, "num_groups"),
+    ("group_norm_bwd", {"num_groups": 1}, "mean"),
+    ("group_norm_fwd", {"activation": 2}, "activation"),
+    ("group_norm_bwd", {"activation": -1}, "activation"),
+]
+
+
+def harmless(op: str, name: str, how: str, arguments: dict[str, Any]) -> bool:
+    """An image may be of any size."""
+    return op != "group_norm_bwd" and name == "input" and how.startswith(("dimension 2", "dimension 3"))
+
+
+MAPPED = OfTensors(
+    lambda x, weight, shift: group_norm(x, 2, weight, shift=shift, activation="silu"),
+    lambda k: [
+        randn(*shape, seed=k + seed, dtype=torch.float32)
+        for shape, seed in (((2, 4, 5, 7), 0), ((4,), 50), ((2, 4), 60))
+    ],
+)
+EXPORTED = {
+    "group_norm": OfTensors(
+        lambda x, shift: group_norm(x, 2, shift=shift, activation="silu"),
+        lambda n: [randn(n, 4, 5, 7, dtype=torch.float32), randn(n, 4, dtype=torch.float32)],
+    )
+}
 
 # Of the Triton kernels: groups that one program holds, and that many share; groups of one element.
 KERNEL_SHAPES = [
@@ -115,7 +146,7 @@ def calls() -> Iterator[Call]:
     yield Call("output alone", "group_norm", partial(forward, (2, 8, 9, 5), 4, torch.float32))
 
 
-@pytest.mark.parametrize(("shape", "groups"), [((2, 6), 6), ((3, 4, 1, 1), 4), ((1, 1), 1)])
+@pytest.mark.parametrize(("shape", "groups"), [((2, 6), 6), ((3, 4, 1, 1), 4), ((1, 1, 1, 1), 1)])
 def check_one_element_a_group(kernels, shape, groups):
     """The output is the bias, and the input has no gradient. The statistics are the kernel's own: another rounding of the mean is
     multiplied by 1 / sqrt(eps)."""

@@ -5,17 +5,19 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from fastgen import _dispatch
 from fastgen.ops import philox_normal
 from fastgen.reference import philox_normal as reference
 
-from .families import Call
+from .families import Call, OfTensors
 
 KERNEL_CASES = {
     "three seeds": ([1, -5, 2**40 + 3], (3, 1000), 3),
     "step -1": ([7], (1, 3, 5, 7), -1),
     "one number": ([7, 9], (2, 1), 2**32 - 1),
+    "one of everything": ([3], (1, 1), 1),
     "tail": ([3], (1, 2049), 0),
 }
 NO_STORAGE_TYPE = {"philox_normal.philox_normal_kernel"}  # float32, whatever becomes of the normals
@@ -23,6 +25,29 @@ NO_STORAGE_TYPE = {"philox_normal.philox_normal_kernel"}  # float32, whatever be
 
 def example(dtype: torch.dtype) -> dict[str, Any]:
     return {"seeds": torch.tensor([1, -5]), "shape": (2, 3, 5), "step": 3, "dtype": dtype}
+
+
+REFUSED = [
+    ("philox_normal", {"shape": [3, 5]}, "seeds"),
+    ("philox_normal", {"shape": [2, -1]}, "shape"),
+    ("philox_normal", {"shape": []}, "shape"),
+    ("philox_normal", {"shape": [2, 2**32, 2**32]}, "shape"),
+]
+MAPPED = OfTensors(lambda seeds: philox_normal(seeds, (2, 3, 5), 4), lambda k: [torch.tensor([k, -k])])
+EXPORTED = {
+    "philox_normal": OfTensors(
+        lambda seeds: philox_normal(seeds, (seeds.shape[0], 3, 5), 2), lambda n: [torch.arange(n) * 2**40]
+    )
+}
+
+
+def harmless(op: str, name: str, how: str, arguments: dict[str, Any]) -> bool:
+    """Nothing but the seeds says where the normals are wanted."""
+    return how == "the meta device"
+
+
+def counted(step: int) -> Tensor:
+    return philox_normal(torch.arange(2), (2, 3), step)
 
 
 def calls() -> Iterator[Call]:

@@ -14,7 +14,7 @@ from fastgen._schema import PREDICTION_TYPES
 from fastgen.ops import q_sample
 from fastgen.reference._layout import output_strides
 
-from .families import Call
+from .families import Call, OfTensors
 from .numerics import DTYPES, LAYOUTS, STRIDES, assert_bar, dtype_name, laid_out, place, randn, strided
 
 STEPS = 11
@@ -63,6 +63,46 @@ def example(dtype: torch.dtype) -> dict[str, Any]:
     return {**named, "return_target": "v_prediction"}
 
 
+def examples() -> list[dict[str, Any]]:
+    return [{**example(torch.float32), "noise": None, "seeds": torch.arange(3)}]
+
+
+def harmless(op: str, name: str, how: str, arguments: dict[str, Any]) -> bool:
+    """Where noise is drawn, a sample may be of any size."""
+    sizes = ("dimension 1", "dimension 2", "dimension 3", "a dimension less")
+    return op == "q_sample_fwd" and name == "x0" and arguments["noise"] is None and how.startswith(sizes)
+
+
+REFUSED = [
+    ("q_sample_fwd", {"noise": None, "seeds": None}, "noise or seeds"),
+    ("q_sample_fwd", {"target": 4}, "target"),
+    ("q_sample_fwd", {"target": -2}, "target"),
+    ("q_sample_bwd", {"target": 4}, "target"),
+    ("q_sample_bwd", {"grad": None, "grad_target": None}, "grad"),
+]
+TABLES = tables()
+MAPPED = OfTensors(
+    lambda x, noise, t: q_sample(x, t, *TABLES, noise, return_target="v_prediction"),
+    lambda k: [*(randn(2, 4, 5, 7, seed=k + i, dtype=torch.float32) for i in (0, 30)), torch.tensor([k, k + 4])],
+)
+EXPORTED = {
+    "q_sample": OfTensors(
+        lambda x, noise, t: q_sample(x, t, *TABLES, noise, return_target="sample"),
+        lambda n: [*(randn(n, 4, 5, 7, seed=i, dtype=torch.float32) for i in range(2)), torch.arange(n) % 7],
+    ),
+    "q_sample of seeds": OfTensors(
+        lambda x, seeds, t: q_sample(x, t, *TABLES, seeds=seeds),
+        lambda n: [randn(n, 4, 5, 7, dtype=torch.float32), torch.arange(n), torch.arange(n) % 7],
+    ),
+}
+TWICE = True
+
+
+def counted(step: int) -> Tensor:
+    x = torch.ones(2, 3, 4, 4)
+    return q_sample(x, torch.tensor([1, 2]), *TABLES, seeds=torch.arange(2), step=step)
+
+
 def forward(shape, dtype, target, layout, drawn) -> tuple[Any, ...]:
     """Arguments of `q_sample_fwd`: noise drawn, or given in half precision; tables in either dtype."""
     x0 = laid_out(randn(*shape, seed=1, dtype=dtype), layout)
@@ -98,6 +138,13 @@ def calls() -> Iterator[Call]:
             yield Call(name, "q_sample_bwd", partial(backward, dtype, target, layout, given))
     for kind in STRIDES:
         yield Call(kind, "q_sample_fwd", partial(strided_arguments, kind))
+    x, t, table = (
+        torch.full((1, 1, 1, 1), 0.5),
+        torch.tensor([0]),
+        torch.tensor([0.7]),
+    )  # one step, and one of everything
+    yield Call("one of everything", "q_sample_fwd", lambda: (x, t, table, table, None, torch.tensor([3]), 1, 0))
+    yield Call("one of everything", "q_sample_bwd", lambda: (x, x, t, table, table, 2, True, True))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -15,7 +15,7 @@ from fastgen.ops import COLUMNS, sampler_step
 from fastgen.reference import sampler_step as reference
 from fastgen.reference._layout import output_strides
 
-from .families import Call
+from .families import Call, OfTensors
 from .numerics import (
     DTYPES,
     LAYOUTS,
@@ -122,6 +122,58 @@ def example(dtype: torch.dtype) -> dict[str, Any]:
     return {**arguments, "table": make_table(), "step": STEP, "return_prediction": True, "return_corrected": True}
 
 
+def examples() -> list[dict[str, Any]]:
+    given = example(torch.float32)
+    drawn = {**given, "noise": None, "seeds": torch.arange(SHAPE[0])}
+    written = [{**named, "out": [torch.empty_like(given["sample"]) for _ in range(3)]} for named in (given, drawn)]
+    return [drawn, *written]
+
+
+def harmless(op: str, name: str, how: str, arguments: dict[str, Any]) -> bool:
+    """A table may be longer than is read."""
+    return name == "table" and (how.endswith("too long") or how == "dimension 0 too short")
+
+
+TABLE = make_table()
+REFUSED = [
+    ("sampler_step_fwd", {"step": 3}, "step"),
+    ("sampler_step_fwd", {"step": -1}, "step"),
+    ("sampler_step_out", {"step": 2**40}, "step"),
+    ("sampler_step_fwd", {"table": TABLE[:, :22]}, "table"),
+    ("sampler_step_fwd", {"mask": None}, "mask"),
+]
+
+
+def mapped(x: Tensor, model: Tensor, h: Tensor, noise: Tensor, threshold: Tensor) -> Tensor:
+    return sampler_step(x, model, TABLE, 1, history=[h, x], noise=noise, threshold=threshold)
+
+
+def exported(x: Tensor, model: Tensor, h: Tensor, noise: Tensor, threshold: Tensor) -> Any:
+    options = {"noise": noise, "threshold": threshold, "return_prediction": True}
+    return sampler_step(x, model, TABLE, 1, history=[h], **options)
+
+
+def images(count: int, *shape: int, seed: int = 0) -> list[Tensor]:
+    return [randn(*shape, seed=seed + 10 * i, dtype=torch.float32) for i in range(count)]
+
+
+MAPPED = OfTensors(mapped, lambda k: [*images(4, 2, 4, 5, 7, seed=k), 1 + randn(2, seed=k + 80).abs()])
+EXPORTED = {
+    "sampler_step": OfTensors(exported, lambda n: [*images(4, n, 4, 5, 7), 1 + randn(n).abs()]),
+    "sampler_step of seeds": OfTensors(
+        lambda x, model, seeds: sampler_step(x, model, TABLE, 1, seeds=seeds),
+        lambda n: [*images(2, n, 4, 5, 7), torch.arange(n)],
+    ),
+}
+TWICE = True
+LONG_TABLE = make_table(torch.float32).repeat(3, 1)
+
+
+def counted(step: int) -> Tensor:
+    x = torch.ones(2, 3, 4, 4)
+    return sampler_step(x, x, LONG_TABLE, step, seeds=torch.arange(2))
+
+
 # Options of the Triton kernel, and which of the two further outputs are wanted.
 KERNEL_OPTIONS = {
     "plain": ((), (False, False)),
@@ -159,6 +211,9 @@ def calls() -> Iterator[Call]:
         yield Call(f"{case} {shape} {layout} {dtype_name(dtype)}", "sampler_step_fwd", arguments, tolerance)
     for kind in STRIDES:
         yield Call(kind, "sampler_step_fwd", partial(strided_arguments, kind))
+    x, row = torch.full((1, 1, 1, 1), 0.5), TABLE[:1].float()  # one step, and one of everything
+    one = (x, x, row, 0, None, [], None, torch.tensor([3]), *[None] * 5, True, True)
+    yield Call("one of everything", "sampler_step_fwd", lambda: one)
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 19, 21), (2, 4, 8, 16), (3, 7), (2,)])

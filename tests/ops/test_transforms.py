@@ -8,47 +8,17 @@ import torch
 from torch import Tensor
 
 from fastgen import _schema
-from fastgen.ops import diffusion_loss, group_norm, philox_normal, q_sample, sampler_step
+from fastgen.ops import philox_normal
 
-from . import diffusion_loss_cases, q_sample_cases, sampler_step_cases
-from .families import case_files
+from .families import OfTensors, case_files
 from .numerics import randn
 
 FAMILIES = case_files()
 COPIES = 3
-SHAPE = (2, 4, 5, 7)
-TABLE = sampler_step_cases.make_table()
-TABLES = q_sample_cases.tables()
-LOSS_TABLES = diffusion_loss_cases.tables(torch.float32)
-DIFFERENTIABLE = [family for family in FAMILIES if family != "philox_normal"]
-
-# Family -> (function of the tensors that may be mapped, those tensors for some seed): the main one comes first.
-MAPPED: dict[str, tuple[Callable[..., Any], Callable[[int], list[Tensor]]]] = {
-    "group_norm": (
-        lambda x, weight, shift: group_norm(x, 2, weight, shift=shift, activation="silu"),
-        lambda k: [randn(*SHAPE, seed=k).float(), randn(4, seed=k + 50).float(), randn(2, 4, seed=k + 60).float()],
-    ),
-    "sampler_step": (
-        lambda x, model, h, noise, threshold: sampler_step(
-            x, model, TABLE, 1, history=[h, x], noise=noise, threshold=threshold
-        ),
-        lambda k: [randn(*SHAPE, seed=k + 10 * i).float() for i in range(4)] + [1 + randn(2, seed=k + 80).abs()],
-    ),
-    "q_sample": (
-        lambda x, noise, t: q_sample(x, t, *TABLES, noise, return_target="v_prediction"),
-        lambda k: [randn(*SHAPE, seed=k).float(), randn(*SHAPE, seed=k + 30).float(), torch.tensor([k, k + 4])],
-    ),
-    "diffusion_loss": (
-        lambda model, x0, noise, t: diffusion_loss(model, x0, noise, t, **LOSS_TABLES, vlb_weight=0.5),
-        lambda k: [
-            randn(2, 8, 5, 7, seed=k).tanh().float(),
-            randn(*SHAPE, seed=k + 20).tanh().float(),
-            randn(*SHAPE, seed=k + 40).float(),
-            torch.tensor([k, 0]),
-        ],
-    ),
-    "philox_normal": (lambda seeds: philox_normal(seeds, (2, 3, 5), 4), lambda k: [torch.tensor([k, -k])]),
-}
+MAPPED: dict[str, OfTensors] = {family: module.MAPPED for family, module in FAMILIES.items()}
+DIFFERENTIABLE = [family for family, mapped in MAPPED.items() if mapped.make(0)[0].is_floating_point()]
+EXPORTED = {name: exported for module in FAMILIES.values() for name, exported in module.EXPORTED.items()}
+COUNTED = {family: module.counted for family, module in FAMILIES.items() if hasattr(module, "counted")}
 
 
 def total(outputs: Any) -> Tensor:
@@ -57,7 +27,7 @@ def total(outputs: Any) -> Tensor:
 
 def check_map(function: Callable[..., Any], family: str, mapped: tuple[bool, ...], dim: int = 0) -> None:
     """`vmap` of ``function`` against a loop, over those of the tensors that are ``mapped``."""
-    rows = [MAPPED[family][1](k) for k in range(COPIES)]
+    rows = [MAPPED[family].make(k) for k in range(COPIES)]
     arguments = [torch.stack([row[i] for row in rows], dim) if over else rows[0][i] for i, over in enumerate(mapped)]
     actual = torch.vmap(function, in_dims=tuple(dim if over else None for over in mapped))(*arguments)
     each = [function(*(row[i] if over else rows[0][i] for i, over in enumerate(mapped))) for row in rows]
@@ -69,12 +39,8 @@ def check_map(function: Callable[..., Any], family: str, mapped: tuple[bool, ...
 
 def choices(family: str) -> list[tuple[bool, ...]]:
     """All tensors mapped, and each alone."""
-    count = len(MAPPED[family][1](0))
+    count = len(MAPPED[family].make(0))
     return [(True,) * count, *(tuple(i == k for i in range(count)) for k in range(count))]
-
-
-def test_every_family_is_mapped():
-    assert set(MAPPED) == set(_schema.SCHEMAS)
 
 
 @pytest.mark.isa
@@ -82,7 +48,7 @@ def test_every_family_is_mapped():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_vmap(family, dim):
     for mapped in choices(family):
-        check_map(MAPPED[family][0], family, mapped, dim)
+        check_map(MAPPED[family].function, family, mapped, dim)
 
 
 @pytest.mark.isa
@@ -90,13 +56,13 @@ def test_vmap(family, dim):
 def test_vmap_over_gradients(family):
     """Gradients of every sample of a further dimension: `vmap` of `grad`, by every input that it has one in."""
     for mapped in choices(family):
-        check_map(torch.func.grad(lambda *a: total(MAPPED[family][0](*a))), family, mapped)
+        check_map(torch.func.grad(lambda *a: total(MAPPED[family].function(*a))), family, mapped)
 
 
-@pytest.mark.parametrize("family", ["sampler_step", "q_sample"])
+@pytest.mark.parametrize("family", [family for family, module in FAMILIES.items() if hasattr(module, "TWICE")])
 def test_vmap_over_second_gradients(family):
     def norm(*arguments):
-        return torch.func.grad(lambda *a: total(MAPPED[family][0](*a)))(*arguments).square().sum()
+        return torch.func.grad(lambda *a: total(MAPPED[family].function(*a)))(*arguments).square().sum()
 
     check_map(torch.func.grad(norm), family, choices(family)[0])
 
@@ -104,8 +70,8 @@ def test_vmap_over_second_gradients(family):
 @pytest.mark.parametrize("family", DIFFERENTIABLE)
 def test_jacobian(family):
     """`jacrev` maps the backward over the rows of the identity."""
-    function, make = MAPPED[family]
-    main, *rest = (t.double() if t.is_floating_point() else t for t in make(1))
+    function = MAPPED[family].function
+    main, *rest = (t.double() if t.is_floating_point() else t for t in MAPPED[family].make(1))
     direction = randn(*main.shape, seed=99)
     jacobian = torch.func.jacrev(lambda x: total_rows(function(x, *rest)))(main)
     along = torch.func.vjp(lambda x: total_rows(function(x, *rest)), main)[1](torch.ones(jacobian.shape[0]).double())[0]
@@ -119,8 +85,8 @@ def total_rows(outputs: Any) -> Tensor:
 
 def test_gradients_of_single_samples():
     """What the docstring of `diffusion_loss` promises: one gradient a sample, each as if it were alone in its batch."""
-    function, make = MAPPED["diffusion_loss"]
-    rows = [[t[:1] for t in make(k)] for k in range(COPIES)]
+    function = MAPPED["diffusion_loss"].function
+    rows = [[t[:1] for t in MAPPED["diffusion_loss"].make(k)] for k in range(COPIES)]
     stacked = [torch.stack(column) for column in zip(*rows, strict=True)]
     gradients = torch.vmap(torch.func.grad(function))(*stacked)
     for row, gradient in zip(rows, gradients, strict=True):
@@ -128,8 +94,8 @@ def test_gradients_of_single_samples():
 
 
 def test_maps_within_maps():
-    function, make = MAPPED["sampler_step"]
-    rows = [[make(2 * j + k) for k in range(2)] for j in range(COPIES)]
+    function = MAPPED["sampler_step"].function
+    rows = [[MAPPED["sampler_step"].make(2 * j + k) for k in range(2)] for j in range(COPIES)]
     stacked = [torch.stack([torch.stack([row[i] for row in pair]) for pair in rows]) for i in range(5)]
     actual = torch.vmap(torch.vmap(function))(*stacked)
     for j in range(COPIES):
@@ -151,50 +117,13 @@ class Call(torch.nn.Module):
         return self.function(*arguments)
 
 
-# Function of tensors whose first dimension is the batch, and those tensors for a batch of n.
-EXPORTED: dict[str, tuple[Callable[..., Any], Callable[[int], list[Tensor]]]] = {
-    "group_norm": (
-        lambda x, shift: group_norm(x, 2, shift=shift, activation="silu"),
-        lambda n: [randn(n, *SHAPE[1:]).float(), randn(n, 4).float()],
-    ),
-    "sampler_step": (
-        lambda x, model, h, noise, threshold: sampler_step(
-            x, model, TABLE, 1, history=[h], noise=noise, threshold=threshold,
-            return_prediction=True,
-        ),
-        lambda n: [randn(n, *SHAPE[1:], seed=i).float() for i in range(4)] + [1 + randn(n).abs()],
-    ),
-    "sampler_step of seeds": (
-        lambda x, model, seeds: sampler_step(x, model, TABLE, 1, seeds=seeds),
-        lambda n: [randn(n, *SHAPE[1:], seed=i).float() for i in range(2)] + [torch.arange(n)],
-    ),
-    "q_sample": (
-        lambda x, noise, t: q_sample(x, t, *TABLES, noise, return_target="sample"),
-        lambda n: [randn(n, *SHAPE[1:], seed=i).float() for i in range(2)] + [torch.arange(n) % 7],
-    ),
-    "q_sample of seeds": (
-        lambda x, seeds, t: q_sample(x, t, *TABLES, seeds=seeds),
-        lambda n: [randn(n, *SHAPE[1:]).float(), torch.arange(n), torch.arange(n) % 7],
-    ),
-    "diffusion_loss": (
-        lambda model, x0, noise, t: diffusion_loss(model, x0, noise, t, **LOSS_TABLES),
-        lambda n: [randn(n, 8, 5, 7).float(), *(randn(n, 4, 5, 7, seed=i).float() for i in (1, 2)), torch.arange(n) % 7],
-    ),
-    "philox_normal": (
-        lambda seeds: philox_normal(seeds, (seeds.shape[0], 3, 5), 2),
-        lambda n: [torch.arange(n) * 2**40],
-    ),
-}  # fmt: skip
-
-
 def test_every_family_is_exported():
     assert {name.split()[0] for name in EXPORTED} == set(_schema.SCHEMAS)
 
 
-@pytest.mark.parametrize("strict", [False, True])
-@pytest.mark.parametrize("name", EXPORTED)
+@pytest.mark.parametrize(("name", "strict"), [*((name, False) for name in EXPORTED), ("sampler_step", True)])
 def test_export_with_any_batch(name, strict):
-    function, make = EXPORTED[name]
+    function, make = EXPORTED[name].function, EXPORTED[name].make
     example = tuple(make(3))
     batch = torch.export.Dim("batch", min=1, max=1024)
     program = torch.export.export(
@@ -220,23 +149,16 @@ def test_export_with_any_size():
         assert torch.equal(program.module()(torch.zeros(2, 3, h, 7), torch.arange(2)), expected)
 
 
-@pytest.mark.parametrize("family", ["philox_normal", "q_sample", "sampler_step"])
+@pytest.mark.parametrize("family", COUNTED)
 def test_a_counting_step_compiles_once(family):
     """A loop that counts its steps up does not compile each anew."""
-    x, seeds, t = randn(2, 3, 4, 4).float(), torch.arange(2), torch.tensor([1, 2])
-    table = sampler_step_cases.make_table(torch.float32).repeat(3, 1)
-    functions = {
-        "philox_normal": lambda step: philox_normal(seeds, (2, 3), step),
-        "q_sample": lambda step: q_sample(x, t, *TABLES, seeds=seeds, step=step),
-        "sampler_step": lambda step: sampler_step(x, x, table, step, seeds=seeds),
-    }
     graphs = []
 
     def backend(module, inputs):
         graphs.append(module)
         return module
 
-    compiled = torch.compile(functions[family], backend=backend, fullgraph=True)
+    compiled = torch.compile(COUNTED[family], backend=backend, fullgraph=True)
     for step in range(2, 9):
-        assert torch.equal(compiled(step), functions[family](step))
+        assert torch.equal(compiled(step), COUNTED[family](step))
     assert len(graphs) <= 2  # once for the first, once for any other
