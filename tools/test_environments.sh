@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # The suite in every environment that changes how results are rounded, one after the other. A bound that fails in one of them hangs
 # on rounding: derive it from the conditioning, or from ulps. Usage: tools/test_environments.sh [pytest arguments]; needs .venv.
+# Left out is what `make test` has shown and no environment changes: kernels that are compiled and not run, or run in NumPy by
+# Triton's interpreter; packages; and for a variant of ours the tests marked `isa`, which `make test` runs for every variant.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 environments=(
@@ -11,12 +13,15 @@ environments=(
   "FASTGEN_ISA=portable"
   "FASTGEN_ISA=reference"
 )
+without=(--ignore=tests/kernels --ignore=tests/packaging --ignore=tests/test_isa.py)
 failed=()
 for environment in "${environments[@]}"; do
   required=cpu,triton,peers
   [ "$environment" != FASTGEN_ISA=reference ] || required=triton,peers
+  marks=()
+  [[ "$environment" != FASTGEN_ISA=* ]] || marks=(-m "not isa")
   echo "fastgen: $environment"
-  env "$environment" FASTGEN_REQUIRE=$required .venv/bin/python -m pytest -q -n auto --maxprocesses=8 --dist=loadgroup "$@" \
-    || failed+=("$environment")
+  env "$environment" FASTGEN_REQUIRE=$required .venv/bin/python -m pytest -q -n auto --maxprocesses=8 --dist=loadgroup \
+    "${without[@]}" "${marks[@]}" "$@" || failed+=("$environment")
 done
 [ ${#failed[@]} -eq 0 ] || { echo "fastgen: red in ${failed[*]}" >&2; exit 1; }
