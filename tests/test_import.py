@@ -1,19 +1,15 @@
 """`import fastgen`: light, and its sub-packages load at their first use."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import fastgen
 
+from . import fresh
+
 PACKAGES = sorted(path.parent.name for path in Path(fastgen.__file__).parent.glob("*/__init__.py"))
 HEAVY = ("triton", "diffusers", "scipy", "matplotlib", "sklearn", "fastgen.models", "fastgen.nn", "fastgen.samplers")
-
-
-def in_a_fresh_process(code: str) -> str:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
 
 def test_the_import_is_light():
@@ -23,23 +19,23 @@ before = set(sys.modules)
 import fastgen
 print([name for name in {HEAVY} if name in set(sys.modules) - before], torch.cuda.is_initialized())
 """
-    assert in_a_fresh_process(code).split() == ["[]", "False"]
+    assert fresh.run(code).stdout.split() == ["[]", "False"]
 
 
 def test_a_sampler_is_two_lines_away():
     code = "import fastgen; print(fastgen.samplers.sample.__name__, fastgen.models.UNet.__name__)"
-    assert in_a_fresh_process(code).split() == ["sample", "UNet"]
+    assert fresh.run(code).stdout.split() == ["sample", "UNet"]
 
 
 @pytest.mark.parametrize("name", PACKAGES)
 def test_every_sub_package_is_an_attribute(name):
     code = f"import fastgen; assert {name!r} in dir(fastgen); print(fastgen.{name}.__name__)"
-    assert in_a_fresh_process(code).strip() == f"fastgen.{name}"
+    assert fresh.run(code).stdout.strip() == f"fastgen.{name}"
 
 
 def test_the_kernels_are_a_package_without_triton():
     code = "import sys, fastgen.kernels; print(len(list(fastgen.kernels.__path__)), 'triton' in sys.modules)"
-    assert in_a_fresh_process(code).split() == ["1", "False"]
+    assert fresh.run(code).stdout.split() == ["1", "False"]
 
 
 def test_what_is_not_there_is_an_attribute_error():

@@ -1,15 +1,13 @@
 """The op tests again for every other instruction set variant of this machine, and for the reference alone."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from fastgen import _library
 
+from . import fresh
 from .backends import requires_cpu
 
 
@@ -26,20 +24,9 @@ def variants() -> list[str]:
 @requires_cpu
 @pytest.mark.parametrize("isa", variants())
 def test_variant(isa):
-    environment = {**os.environ, "FASTGEN_ISA": isa}
-    environment.pop("FASTGEN_REQUIRE", None)
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-m",
-        "isa",
-        "-p",
-        "no:cacheprovider",
-        str(Path(__file__).parent / "ops"),
-    ]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+    options = ["-q", "-m", "isa", "-p", "no:cacheprovider", str(Path(__file__).parent / "ops")]
+    code = "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"
+    result = fresh.run(code, *options, check=False, timeout=900, FASTGEN_ISA=isa, FASTGEN_REQUIRE="")
     assert result.returncode == 0, result.stdout[-6000:]
     passed = re.search(r"(\d+) passed", result.stdout)
     assert passed and int(passed.group(1)) >= 200
@@ -48,7 +35,4 @@ def test_variant(isa):
 @requires_cpu
 @pytest.mark.parametrize("isa", [v for v in variants() if v != "reference"])
 def test_the_variant_was_the_one_that_ran(isa):
-    code = "import fastgen; print(fastgen._library.ISA)"
-    environment = {**os.environ, "FASTGEN_ISA": isa}
-    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == isa
+    assert fresh.run("import fastgen; print(fastgen._library.ISA)", FASTGEN_ISA=isa).stdout.strip() == isa

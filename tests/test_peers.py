@@ -1,14 +1,11 @@
 """A missing peer is a skip, and a failure of the whole run where `FASTGEN_REQUIRE` names peers."""
 
 import ast
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from . import backends, peers
+from . import backends, fresh, peers
 
 TESTS = Path(__file__).parent
 
@@ -49,10 +46,7 @@ def test_the_run_fails_at_once(required, message, tmp_path):
         "importlib.util.find_spec = lambda name, *rest: None if name == 'k_diffusion' else found(name, *rest);"
         f"import pytest; sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', '--collect-only', {__file__!r}]))"
     )
-    environment = {**os.environ, "FASTGEN_REQUIRE": required}
-    result = subprocess.run(
-        [sys.executable, "-c", code], env=environment, cwd=TESTS.parent, capture_output=True, text=True, timeout=120
-    )
+    result = fresh.run(code, check=False, FASTGEN_REQUIRE=required)
     assert result.returncode == pytest.ExitCode.USAGE_ERROR
     assert message in result.stdout + result.stderr
 

@@ -1,5 +1,6 @@
 """What `philox_normal` means, in plain torch: the generator itself is in `_philox`, which other references draw from too."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -11,6 +12,7 @@ from ._philox import normals
 
 def philox_normal(seeds: Tensor, shape: Sequence[int], step: int) -> Tensor:
     """Standard normals [N, *] in float32."""
+    require("philox_normal", math.prod(shape) < 2**63, f"shape has more than 2^63 elements, got {tuple(shape)}")
     return normals(seeds, shape, step)
 
 

@@ -1,14 +1,12 @@
 """`fastgen doctor` says what the library itself says."""
 
 import json
-import os
-import subprocess
-import sys
 
 from fastgen import _dispatch, _library, _schema
 from fastgen.cli import doctor
 from fastgen.cli.main import main
 
+from .. import fresh
 from ..backends import requires_cpu
 
 
@@ -58,8 +56,7 @@ def test_a_reason_of_some_families_names_them():
 
 
 def run_with(isa: str) -> tuple[dict, str]:
-    command = [sys.executable, "-m", "fastgen", "doctor", "--json"]
-    result = subprocess.run(command, env={**os.environ, "FASTGEN_ISA": isa}, capture_output=True, text=True, check=True)
+    result = fresh.run("from fastgen.cli.main import main; main(['doctor', '--json'])", FASTGEN_ISA=isa)
     return json.loads(result.stdout), result.stderr
 
 

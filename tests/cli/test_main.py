@@ -11,6 +11,7 @@ from fastgen.cli import main as cli
 from fastgen.cli._errors import EXIT_FAILURE, EXIT_INTERRUPTED, UsageError, argument_errors
 from fastgen.models import CheckpointError
 
+from .. import fresh
 from .running import refused
 
 
@@ -142,10 +143,9 @@ def test_help_imports_no_command_and_no_extra():
         "commands = ['fastgen.cli.' + name for name in " + repr(list(cli.COMMANDS)) + "]\n"
         "print([m for m in sys.modules if m in ('sklearn', 'matplotlib', 'triton', *commands)])"
     )
-    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert output.splitlines()[-1] == "[]"
+    assert fresh.run(code).stdout.splitlines()[-1] == "[]"
 
 
 def test_python_dash_m():
-    result = subprocess.run([sys.executable, "-m", "fastgen", "--version"], capture_output=True, text=True)
-    assert result.returncode == 0 and result.stdout == f"fastgen {__version__}\n"
+    code = "import runpy; runpy.run_module('fastgen', run_name='__main__', alter_sys=True)"
+    assert fresh.run(code, "--version").stdout == f"fastgen {__version__}\n"

@@ -1,15 +1,17 @@
 """Runs the interpreter's checks in processes of their own: Triton decides at import how its kernels run."""
 
+import ast
 import importlib.metadata
-import os
 import re
-import subprocess
-import sys
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from .. import fresh
 from ..backends import requires_triton
+from ..ops import families
 
 CHECKS = sorted((Path(__file__).parent / "interpreter").glob("*checks.py"))
 
@@ -30,13 +32,24 @@ def broken(triton: str, numpy: str) -> str:
 def test_kernels_in_the_interpreter(checks):
     if why := broken(importlib.metadata.version("triton"), importlib.metadata.version("numpy")):
         pytest.skip(why)
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(checks)]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
-    print(result.stdout[-6000:])
+    code = "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"
+    options = ["-q", "-rA", "--capture=no", "-p", "no:cacheprovider", str(checks)]
+    result = fresh.run(code, *options, check=False, timeout=900, TRITON_INTERPRET="1")
     assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
-    passed, skipped = (int((re.search(rf"(\d+) {word}", result.stdout) or [0, 0])[1]) for word in ("passed", "skipped"))
-    assert passed > skipped, f"{checks.name} checks next to nothing: {passed} passed, {skipped} skipped"
+    passed = Counter(re.findall(r"^PASSED \S+?::(\w+)", result.stdout, re.MULTILINE))
+    missing = set(wanted(checks)) - set(passed)
+    assert not missing and "SKIPPED" not in result.stdout, f"not run: {missing}\n{result.stdout[-6000:]}"
+    if checks.stem == "checks":
+        assert passed["test_call"] == len(list(families.calls()))
+
+
+def wanted(checks: Path) -> Iterator[str]:
+    """The checks of a file by name: its own, and for those of all families the ``check_*`` of each case file."""
+    for node in ast.parse(checks.read_text()).body:
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+            yield node.name
+    if checks.stem == "checks":
+        yield from families.checks("check_")
 
 
 def test_the_reason_names_both_versions():

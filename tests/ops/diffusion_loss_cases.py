@@ -214,6 +214,8 @@ def calls() -> Iterator[Call]:
 
     for hybrid in (False, True):
         for dtype, (prediction, target), layout in itertools.product(DTYPES, enumerate(PREDICTION_TYPES), LAYOUTS):
+            if dtype != torch.float32 and target != "v_prediction":  # each dtype loads and stores in one place
+                continue
             name = f"{target} {layout} {dtype_name(dtype)}"
             yield from both(name, (2, 3, 19, 21), dtype, layout, hybrid, prediction)
         for shape in ((3, 5), (2, 1, 9), (2, 4, 8, 32), (1, 1030, 2, 2), (2, 2, 1, 1), (1, 2, 3, 4, 5)):

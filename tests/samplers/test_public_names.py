@@ -1,10 +1,10 @@
 """The names that programs import from here: they stay. And the import stays light."""
 
 import importlib
-import subprocess
-import sys
 
 import pytest
+
+from .. import fresh
 
 SAMPLERS = """
 DDIM DDPM DEIS DPM2 LCM LMS PNDM SOLVERS TCD AutoGuidance BrownianTree CapturedSampler ClassifierFreeGuidance
@@ -55,5 +55,5 @@ def test_public_names_stay(module):
 def test_the_import_is_light():
     """Neither the peers nor what only some schedules need, nor a GPU's compiler."""
     code = "import sys, fastgen.samplers; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    loaded = fresh.run(code).stdout.split()
     assert not {"diffusers", "transformers", "scipy", "triton", "k_diffusion", "torchsde"} & set(loaded)
