@@ -3,13 +3,14 @@
 # on rounding: derive it from the conditioning, or from ulps. Usage: tools/test_environments.sh [pytest arguments]; needs .venv.
 # Left out is what `make test` has shown and no environment changes: kernels that are compiled and not run, or run in NumPy by
 # Triton's interpreter; packages; and for a variant of ours the tests marked `isa`, which `make test` runs for every variant.
+# Where ATen's kernels are others Inductor writes other code, and must not find in its cache what it wrote for this machine.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 environments=(
   "OMP_NUM_THREADS=1"
   "OMP_NUM_THREADS=2"
   "MKL_CBWR=COMPATIBLE"
-  "ATEN_CPU_CAPABILITY=default"
+  "ATEN_CPU_CAPABILITY=default TORCHINDUCTOR_CACHE_DIR=$PWD/.cache/inductor-default"
   "FASTGEN_ISA=portable"
   "FASTGEN_ISA=reference"
 )
@@ -21,7 +22,7 @@ for environment in "${environments[@]}"; do
   marks=()
   [[ "$environment" != FASTGEN_ISA=* ]] || marks=(-m "not isa")
   echo "fastgen: $environment"
-  env "$environment" FASTGEN_REQUIRE=$required .venv/bin/python -m pytest -q -n auto --maxprocesses=8 --dist=loadgroup \
+  env $environment FASTGEN_REQUIRE=$required .venv/bin/python -m pytest -q -n auto --maxprocesses=8 --dist=loadgroup \
     "${without[@]}" "${marks[@]}" "$@" || failed+=("$environment")
 done
 [ ${#failed[@]} -eq 0 ] || { echo "fastgen: red in ${failed[*]}" >&2; exit 1; }

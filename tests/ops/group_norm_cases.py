@@ -48,6 +48,26 @@ def gradients(function, x, groups, params, activation, grad) -> list[Tensor]:
     return [y.detach(), *torch.autograd.grad(y, leaves, grad.to(y.dtype))]
 
 
+def cancelling(x: Tensor, groups: int, params: dict[str, Tensor], activation: str | None, grad: Tensor) -> float:
+    """The largest sum of the sizes of what the gradient of the input is made of, rstd (dz - mean(dz) - x^ mean(dz x^)), where dz is
+    the gradient of x^, what is normalised; at least 1. Of groups of two elements next to nothing is left of the difference, and its
+    error is that of the terms."""
+    if x.numel() == 0:
+        return 1.0
+    weight, bias, channel_bias, scale, shift = (
+        params[name].double().reshape(*params[name].shape, *[1] * (x.dim() - 2)) if name in params else 0.0
+        for name in ("weight", "bias", "channel_bias", "scale", "shift")
+    )
+    biased = x.double() + channel_bias
+    normal = F.group_norm(biased, groups).requires_grad_()
+    y = (normal * weight + bias) * (1 + scale) + shift
+    dz = torch.autograd.grad(F.silu(y) if activation else y, normal, grad.double())[0]
+    dz, normal, biased = (t.detach().reshape(x.shape[0], groups, -1) for t in (dz, normal, biased))
+    rstd = (biased.var(2, correction=0, keepdim=True) + 1e-5).rsqrt()
+    sizes = dz.abs() + dz.mean(2, keepdim=True).abs() + normal.abs() * (dz * normal).mean(2, keepdim=True).abs()
+    return max((rstd * sizes).max().item(), 1.0)
+
+
 def parameters(shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Tensor]:
     n, c = shape[:2]
     sizes = {"weight": (c,), "bias": (c,), "channel_bias": (n, c), "scale": (n, c), "shift": (n, c)}

@@ -71,17 +71,18 @@ def poison_allocator(bytes_each: int) -> None:
     del blocks
 
 
-def assert_bar(actual: Tensor, plain: Tensor, exact: Tensor, slack: float = 0.0) -> None:
+def assert_bar(actual: Tensor, plain: Tensor, exact: Tensor, slack: float = 0.0, terms: float = 1.0) -> None:
     """Error against float64 at most twice that of plain torch in the same dtype, plus one rounding of the output.
 
-    ``slack``, relative to the largest value or to 1, is for what plain torch happens to get exactly right.
+    ``slack``, relative to the largest value or to ``terms``, the size of what it is the sum of, is for what plain torch happens to
+    get exactly right.
     """
     assert actual.shape == exact.shape
     if exact.numel() == 0:
         return
     error, allowed = (actual.double() - exact).abs().max(), (plain.double() - exact).abs().max()
     largest = exact.abs().max()
-    rounding = HALF_ULP[actual.dtype] * largest + slack * largest.clamp_min(1.0)
+    rounding = HALF_ULP[actual.dtype] * largest + slack * largest.clamp_min(terms)
     assert error <= 2 * allowed + rounding, f"error {error:.3e}, plain torch {allowed:.3e}, one rounding {rounding:.3e}"
 
 

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastgen.ops import group_norm
 from fastgen.reference._layout import output_strides
 
-from .group_norm_cases import gradients, parameters, plain
+from .group_norm_cases import cancelling, gradients, parameters, plain
 from .numerics import LAYOUTS, assert_bar, assert_fake, guarded, laid_out, poison_allocator, randn
 
 SHAPES = [((2, 8, 5, 6), 4), ((1, 6, 65, 33), 3), ((3, 10), 5), ((2, 8, 1, 1), 2), ((0, 4, 3), 2)]
@@ -37,8 +37,10 @@ def test_values_and_gradients(dtype, shape, groups, layout):
     beside = gradients(lambda t, *a, **k: plain(t.to(low), *a, **k), x, groups, params, "silu", grad)
     exact = gradients(plain, x.double(), groups, {k: p.double() for k, p in params.items()}, "silu", grad.double())
     assert actual[0].dtype == low and actual[1].dtype == dtype
-    for a, b, e in zip(actual, beside, exact, strict=True):
-        assert_bar(a, b, e, 1e-12 if dtype == torch.float64 else 3e-7)
+    terms = cancelling(x, groups, params, "silu", grad)
+    for name, a, b, e in zip(("output", "input", *params), actual, beside, exact, strict=True):
+        differs = name in ("input", "channel_bias")
+        assert_bar(a, b, e, 1e-12 if dtype == torch.float64 else 3e-7, terms if differs else 1.0)
     assert list(actual[0].stride()) == list(actual[1].stride()) == output_strides(x)
 
 
