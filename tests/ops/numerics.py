@@ -99,9 +99,14 @@ def assert_any_threads(function: Callable[[], Tensor | Sequence[Tensor]]) -> Non
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
 
-def assert_fake(op: torch._ops.OpOverload, arguments: Sequence[Any]) -> None:
-    """opcheck, and shapes, strides and dtypes of the fake against those of the kernel, which opcheck does not always compare."""
+def assert_registered(op: torch._ops.OpOverload, arguments: Sequence[Any]) -> None:
+    """opcheck, which asks about the registration and takes half a second, and :func:`assert_fake`."""
     torch.library.opcheck(op, arguments)
+    assert_fake(op, arguments)
+
+
+def assert_fake(op: torch._ops.OpOverload, arguments: Sequence[Any]) -> None:
+    """Shapes, strides and dtypes of the fake against those of the kernel, which opcheck does not always compare."""
     real = _several(op(*arguments))
     with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:
         fake = _several(op(*tree_map_only(Tensor, mode.from_tensor, arguments)))

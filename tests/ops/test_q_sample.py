@@ -13,7 +13,17 @@ from fastgen.ops import philox_normal, q_sample
 from fastgen.reference._layout import output_strides
 
 from ..backends import requires_cpu
-from .numerics import DTYPES, PLACES, assert_any_threads, assert_bar, assert_fake, place, poison_allocator, randn
+from .numerics import (
+    DTYPES,
+    PLACES,
+    assert_any_threads,
+    assert_bar,
+    assert_fake,
+    assert_registered,
+    place,
+    poison_allocator,
+    randn,
+)
 from .q_sample_cases import STEPS, TARGETS, make, plain, results, tables, timesteps
 
 SHAPE = (3, 4, 5, 7)
@@ -182,7 +192,7 @@ def both(x0: Tensor, noise: Tensor, target: str | None, **options) -> Tensor | t
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("target", TARGETS)
 def test_gradcheck(target, layout):
-    x0, noise = (v.clone().requires_grad_() for v in make((2, 3, 2, 2), [torch.float64], [layout]))
+    x0, noise = (v.clone().requires_grad_() for v in make((2, 2, 1, 2), [torch.float64], [layout]))
     function = lambda a, b: both(a, b, target)  # noqa: E731
     assert torch.autograd.gradcheck(function, (x0, noise))
     assert torch.autograd.gradgradcheck(function, (x0, noise))
@@ -234,7 +244,8 @@ def test_no_gradient_is_made_where_none_is_asked():
 
 @pytest.mark.parametrize("target", range(-1, len(PREDICTION_TYPES)))
 @pytest.mark.parametrize("layout", PLACES)
-def test_opcheck(layout, target):
+def test_fakes(layout, target):
+    """And opcheck for one target: what it asks does not hang on that."""
     x0, noise = make(SHAPE, [torch.float32, torch.bfloat16], [layout])
     t, seeds = timesteps(3), torch.tensor([1, 2, 3])
     forward, backward = torch.ops.fastgen.q_sample_fwd, torch.ops.fastgen.q_sample_bwd
@@ -245,7 +256,7 @@ def test_opcheck(layout, target):
         (backward, (None if target >= 0 else x0, noise if target >= 0 else None, t, *tables(), target, True, True)),
     ]
     for op, arguments in calls:
-        assert_fake(op.default, arguments)
+        (assert_registered if target == 2 else assert_fake)(op.default, arguments)
 
 
 def test_under_the_compiler():

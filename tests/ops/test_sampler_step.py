@@ -8,7 +8,7 @@ import torch
 from fastgen.ops import COLUMNS, philox_normal, sampler_step
 
 from ..backends import requires_cpu
-from .numerics import DTYPES, PLACES, assert_any_threads, assert_fake, place, randn
+from .numerics import DTYPES, PLACES, assert_any_threads, assert_fake, assert_registered, place, randn
 from .sampler_step_cases import OPTIONS, SHAPE, STEP, by_reference, check, make, make_table, raw
 
 
@@ -208,13 +208,29 @@ def test_bits_do_not_depend_on_threads(names, shape, layout):
     assert_any_threads(lambda: sampler_step(**arguments, table=make_table(), step=STEP, return_prediction=True))
 
 
+OP = torch.ops.fastgen.sampler_step_fwd.default  # the form with out writes what this one returns
+
+
 @pytest.mark.parametrize("second", [True, False])
 @pytest.mark.parametrize("layout", PLACES)
 @pytest.mark.parametrize("names", OPTIONS.values(), ids=OPTIONS)
-def test_opcheck(names, layout, second):
-    op = torch.ops.fastgen.sampler_step_fwd  # the form with out writes what this one returns
-    arguments = raw(make(names, [torch.float32, torch.bfloat16], [layout]), make_table(), STEP, (second, not second))
-    assert_fake(op.default, arguments)
+def test_fake(names, layout, second):
+    arguments = make(names, [torch.float32, torch.bfloat16], [layout])
+    assert_fake(OP, raw(arguments, make_table(), STEP, (second, not second)))
+
+
+@pytest.mark.parametrize(
+    ("names", "layout"),
+    [
+        *((OPTIONS["everything of seeds"], layout) for layout in PLACES),
+        (OPTIONS["everything"], "strided"),
+        ((), "contiguous"),
+    ],
+)
+def test_opcheck(names, layout):
+    assert_registered(
+        OP, raw(make(names, [torch.float32, torch.bfloat16], [layout]), make_table(), STEP, (True, False))
+    )
 
 
 @pytest.mark.isa

@@ -13,7 +13,7 @@ GRADIENTS = (*TENSORS, "history 0", "history 1")
 
 def as_function(chosen: list[str], names, layout: str, second: bool = True):
     """`sampler_step` in float64 as a function of some of its tensors, and their values."""
-    shape = (2, 3, 2, 2)
+    shape = (2, 2, 1, 2)
     arguments = make(names, [torch.float64], [layout], shape)
     flat = {name: t for name, t in arguments.items() if name not in ("history", "seeds")}
     flat |= {f"history {k}": h for k, h in enumerate(arguments.get("history", ()))}

@@ -61,6 +61,7 @@ def integrate(name: str, steps: int, x: Tensor, arguments: dict) -> Tensor:
 
 @functools.cache
 def exact_trajectories() -> tuple[Tensor, Tensor]:
-    """Where trajectories begin, [64, 2], and where they end: by ten times the steps that any order is measured with."""
+    """Where trajectories begin, [64, 2], and where they end: by five times the steps that any order is measured with,
+    with an error of third order, a hundredth of theirs."""
     x = torch.randn(64, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 100.0
-    return x, integrate("dpmpp_3m", 4096, x, {"lower_order_final": False})
+    return x, integrate("dpmpp_3m", 2048, x, {"lower_order_final": False})

@@ -57,10 +57,9 @@ def test_order_of_convergence(name):
     """Halving the step divides the global error by 2 to the order."""
     order, arguments = ORDERS[name]
     x, exact = exact_trajectories()
-    errors = [float((integrate(name, n, x, arguments) - exact).norm()) for n in (96, 192, 384)]
-    rates = [math.log2(a / b) for a, b in itertools.pairwise(errors)]
-    assert rates[-1] >= order - 0.25, (errors, rates)
-    assert rates[-1] <= order + 1.3, (errors, rates)
+    errors = [float((integrate(name, n, x, arguments) - exact).norm()) for n in (192, 384)]
+    rate = math.log2(errors[0] / errors[1])
+    assert order - 0.25 <= rate <= order + 1.3, (errors, rate)
 
 
 STOCHASTIC = (
@@ -84,6 +83,7 @@ def test_distribution(name):
     """
     n = 4000
     arguments = {"clip_sample": False} if name in ("ddpm", "ddim", "repaint") else {}
+    arguments |= {"jump_n_sample": 3} if name == "repaint" else {}
     seeds = torch.arange(n)
     model = Exact(name, 100, **arguments)
     x = sample(model, (n, 2), model.solver, steps=100, seeds=seeds, progress=False).double()
