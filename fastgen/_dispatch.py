@@ -116,8 +116,9 @@ def register_cuda() -> None:
     """Register the CUDA entries of all raw ops; imports neither CUDA nor Triton."""
     library = torch.library.Library(_schema.NAMESPACE, "IMPL")
     _library._libraries.append(library)
-    for op in _schema.FAMILY_OF:
-        library.impl(op, cuda_entry(op), "CUDA")
+    for op, family in _schema.FAMILY_OF.items():
+        if family not in _schema.CPU_ONLY:
+            library.impl(op, cuda_entry(op), "CUDA")
 
 
 def cpu_reasons(*tensors: Tensor | None) -> list[str]:

@@ -82,8 +82,16 @@ SCHEMAS: dict[str, dict[str, str]] = {
         # standard normals of Philox4x32-10, key = seeds[n], counter = (element, step); returns [N, *] in float32
         "philox_normal": "(Tensor seeds, SymInt[] shape, SymInt step) -> Tensor",
     },
+    "generator_normal": {
+        # the normals that torch.randn draws from a CPU generator with this state [5056], or a sample from each of [N, 5056], and the
+        # states that it leaves; wide_angle: the angles are rounded as torch's scalar code rounds them
+        "generator_normal": "(Tensor states, SymInt[] shape, ScalarType dtype, bool wide_angle) -> (Tensor, Tensor)",
+    },
 }
 # fmt: on
+
+# Families that have no kernels for GPUs, and no need of any: what they read is on the CPU.
+CPU_ONLY: tuple[str, ...] = ("generator_normal",)  # the states of CPU generators; torch draws from those of a GPU
 
 # Op -> family.
 FAMILY_OF: dict[str, str] = {op: family for family, ops in SCHEMAS.items() for op in ops}

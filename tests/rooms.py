@@ -16,12 +16,16 @@ TABLE = "## What runs where"
 
 @dataclass(frozen=True)
 class Room:
-    """A place where each family has a file: ``needs`` in one of ``folders``. Others there may be called ``may``, or are shared."""
+    """A place where each family has a file: ``needs`` in one of ``folders``. Others there may be called ``may``, or are shared.
+
+    In a ``gpu`` room those families have none that are declared to have none, `_schema.CPU_ONLY`.
+    """
 
     folders: tuple[str, ...]
     needs: str
     may: tuple[str, ...] = ()
     shared: tuple[str, ...] = ("_*",)
+    gpu: bool = False
 
 
 # What tests all families alike.
@@ -36,17 +40,20 @@ ROOMS = (
     Room(("fastgen/ops",), "{family}.py"),
     Room(("fastgen/reference",), "{family}.py"),
     Room(("csrc/cpu",), "{family}*.cpp", ("{family}*.h",)),
-    Room(("kernels", "csrc/cuda"), "{family}.*"),
+    Room(("kernels", "csrc/cuda"), "{family}.*", gpu=True),
     Room(("tests/ops",), "test_{family}*.py", ("{family}_cases.py",), TEST_KIT),
     Room(("tests/ops",), "{family}_cases.py", ("test_*.py",), TEST_KIT),
     Room(("benchmarks/ops",), "bench_{family}.py", shared=("_*", "bench_dispatch.py")),
 )
 
 
-def complaints(root: Path, families: Iterable[str]) -> list[str]:
+def complaints(root: Path, families: Iterable[str], cpu_only: Iterable[str] = ()) -> list[str]:
     """A sentence for every room that a family has left empty, and for every file that no family owns."""
-    families = list(families)
-    found = list(dict.fromkeys(sentence for room in ROOMS for sentence in _of_room(room, root, families)))
+    families, cpu_only = list(families), list(cpu_only)
+    found = [f"CPU_ONLY names {family}, which is no family" for family in cpu_only if family not in families]
+    for room in ROOMS:
+        owners = [family for family in families if not (room.gpu and family in cpu_only)]
+        found += [sentence for sentence in _of_room(room, root, owners) if sentence not in found]
     public = _exported(root / OPS)
     found += [f"{OPS} does not export {family}" for family in families if family not in public]
     found += [f"{OPS} exports {name}, which is no family" for name in public if name.islower() and name not in families]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fastgen._schema import SCHEMAS
+from fastgen._schema import CPU_ONLY, SCHEMAS
 
 from .backends import requires_checkout
 from .rooms import ROOMS, complaints
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 @requires_checkout
 def test_every_family_is_in_every_room():
-    assert complaints(ROOT, SCHEMAS) == []
+    assert complaints(ROOT, SCHEMAS, CPU_ONLY) == []
 
 
 @pytest.fixture
@@ -88,6 +88,18 @@ def test_a_family_that_is_not_exported_or_not_in_the_table_is_named(house):
         "README.md has no line of masked_conv2d under '## What runs where'",
         "README.md has a line of gone under '## What runs where', which is no family",
     ]
+
+
+def test_a_family_of_the_cpu_alone_is_declared(house):
+    """Declared, it needs no kernel for GPUs, and a file of its name there is nobody's."""
+    (house / "kernels/coupling.py").unlink()
+    assert complaints(house, FAMILIES, ("coupling",)) == []
+    assert complaints(house, FAMILIES, ("masked_conv2d",)) == [
+        "coupling has no kernels/coupling.* and no csrc/cuda/coupling.*",
+        "kernels/masked_conv2d.py belongs to no family",
+    ]
+    (house / "kernels/coupling.py").touch()
+    assert complaints(house, FAMILIES, ("third",)) == ["CPU_ONLY names third, which is no family"]
 
 
 def test_a_schema_without_files_is_named(house):

@@ -55,8 +55,12 @@ inline ScalarType opmath_type(ScalarType dtype) { return dtype == ScalarType::Do
 inline Tensor empty_strided(const Tensor& like, const std::vector<std::int64_t>& sizes,
                             const std::vector<std::int64_t>& strides, ScalarType dtype) {
   static const std::int32_t codes[] = {aoti_torch_dtype_float64(), aoti_torch_dtype_float32(), aoti_torch_dtype_bfloat16(),
-                                       aoti_torch_dtype_float16()};
-  const int index = dtype == ScalarType::Double ? 0 : dtype == ScalarType::Float ? 1 : dtype == ScalarType::BFloat16 ? 2 : 3;
+                                       aoti_torch_dtype_float16(), aoti_torch_dtype_uint8()};
+  const int index = dtype == ScalarType::Double     ? 0
+                    : dtype == ScalarType::Float    ? 1
+                    : dtype == ScalarType::BFloat16 ? 2
+                    : dtype == ScalarType::Half     ? 3
+                                                    : 4;
   AtenTensorHandle handle;
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<std::int64_t>(sizes.size()), sizes.data(), strides.data(),
                                                   codes[index], aoti_torch_device_type_cpu(), 0, &handle));

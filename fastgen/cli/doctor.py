@@ -6,11 +6,12 @@ import importlib.metadata
 import importlib.util
 import json
 import platform
+import sys
 from typing import Any
 
 import torch
 
-from .. import __version__, _dispatch, _library, _schema
+from .. import __version__, _dispatch, _library, _schema, ops
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
@@ -63,23 +64,36 @@ def examine() -> dict[str, Any]:
     }
 
 
+TORCHS = {"backend": "torch", "refused": {}}  # nobody else was asked
+
+
 def _backends(family: str) -> dict[str, Any]:
     """For CPU and CUDA tensors the backend that takes the family's calls, and why the others do not."""
+    return {"cpu": _cpu_backend(family), "cuda": _cuda_backend(family)}
+
+
+def _cpu_backend(family: str) -> dict[str, Any]:
     op = next(iter(_schema.SCHEMAS[family]))
     against = _dispatch.cpu_reasons()
     key = f"{_schema.NAMESPACE}::{op}"
     if not against and not torch._C._dispatch_has_kernel_for_dispatch_key(key, "CPU"):
         against = [f"the variant {_library.ISA} has no kernel of {op}"]
-    cpu = {
-        "backend": "reference" if against else f"C++ ({_library.ISA})",
-        "refused": {"C++": against} if against else {},
-    }
-    reasons = _dispatch.cuda_reasons(op)
+    taker = "reference" if against else f"C++ ({_library.ISA})"
+    own = getattr(sys.modules.get(f"{ops.__name__}.{family}"), "reasons", None)
+    if own is not None:  # a family that leaves calls to torch, all where it leaves those of float32
+        against = against or own()
+        taker = "torch" if own(torch.float32) else taker
+    return {"backend": taker, "refused": {"C++": against} if against else {}}
+
+
+def _cuda_backend(family: str) -> dict[str, Any]:
+    if family in _schema.CPU_ONLY:
+        return TORCHS
+    reasons = _dispatch.cuda_reasons(next(iter(_schema.SCHEMAS[family])))
     if not torch.cuda.is_available():
         reasons = {name: [*why, "there is no CUDA device"] for name, why in reasons.items()}
     taken = next((name for name, why in reasons.items() if not why), None)
-    refused = {name: why for name, why in reasons.items() if why}
-    return {"cpu": cpu, "cuda": {"backend": taken or "none", "refused": refused}}
+    return {"backend": taken or "none", "refused": {name: why for name, why in reasons.items() if why}}
 
 
 def _cpu_call(name: str) -> Any:
@@ -139,7 +153,8 @@ def _backend_lines(backends: dict[str, Any]) -> list[str]:
                     names[name] = families[family] = None
         lines.append(f"{device.upper()} tensors")
         lines += [f"  {taker}: {', '.join(families)}" for taker, families in takers.items()]
+        asked = [found[device] for found in backends.values() if found[device] != TORCHS]
         for reason, (names, families) in refused.items():
-            some = "" if len(families) == len(backends) else f" ({', '.join(families)})"
+            some = "" if len(families) == len(asked) else f" ({', '.join(families)})"
             lines.append(f"    not {' nor '.join(names)}{some}: {reason}")
     return lines

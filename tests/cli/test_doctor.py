@@ -1,6 +1,9 @@
 """`fastgen doctor` says what the library itself says."""
 
+import importlib
 import json
+
+import torch
 
 from fastgen import _dispatch, _library, _schema
 from fastgen.cli import doctor
@@ -14,7 +17,7 @@ def test_json(capsys):
     assert main(["doctor", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["cpu"]["isa"] == _library.ISA
-    assert set(report["backends"]) == {"group_norm", "sampler_step", "philox_normal", "q_sample", "diffusion_loss"}
+    assert set(report["backends"]) == set(_schema.SCHEMAS)
     assert report["failures"] == _library.FAILURES
     assert report["versions"]["torch"]
 
@@ -53,6 +56,25 @@ def test_a_reason_of_some_families_names_them():
         "    not cuda nor triton (q_sample): broken",
         "    not triton (q_sample): too old",
     ]
+
+
+def test_a_family_that_leaves_its_calls_to_torch_says_so(monkeypatch):
+    """On a GPU in silence, for there is nothing else; on the CPU with its reasons, and for some dtypes beside the kernel."""
+    sentences = {torch.float32: [], torch.float16: ["this torch draws other float16 normals"]}
+
+    def reasons(dtype=None):
+        return sentences[dtype] if dtype is not None else [why for each in sentences.values() for why in each]
+
+    monkeypatch.setattr(importlib.import_module("fastgen.ops.generator_normal"), "reasons", reasons)
+    found = doctor._backends("generator_normal")
+    assert found["cuda"] == doctor.TORCHS
+    assert found["cpu"]["refused"] == {"C++": ["this torch draws other float16 normals"]}
+    assert found["cpu"]["backend"] == (f"C++ ({_library.ISA})" if _library.ISA else "reference")
+    sentences[torch.float32] = ["it cannot read the generators"]
+    assert doctor._backends("generator_normal")["cpu"]["backend"] == "torch"
+    elsewhere = {"cpu": {"backend": "C++", "refused": {}}, "cuda": {"backend": "none", "refused": {"cuda": ["broken"]}}}
+    lines = doctor._backend_lines({"q_sample": elsewhere, "generator_normal": found})
+    assert lines[-4:] == ["CUDA tensors", "  none: q_sample", "  torch: generator_normal", "    not cuda: broken"]
 
 
 def run_with(isa: str) -> tuple[dict, str]:

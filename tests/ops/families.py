@@ -8,6 +8,7 @@ What a case file may hold, besides the arguments of its own CPU tests:
     examples()          further arguments of the public op: between them and the example every tensor argument of the raw ops
                         is given. `tests/ops/raw_calls.py` records what becomes of them, and spoils it
     SAME_ARGUMENTS      raw op that no example reaches -> raw op that is called with the same arguments
+    UNSEEN              raw op that is not called under a mode of the dispatcher -> a function that makes arguments of it
     harmless(op, name, how, arguments)
                         whether the raw op may take that argument spoiled so
     REFUSED             further refusals: a raw op, the arguments to change, and what the message says

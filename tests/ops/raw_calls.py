@@ -1,7 +1,7 @@
 """Raw ops as the public ops call them, recorded family by family, and the same calls with one tensor spoiled.
 
-What is recorded comes from the case files: ``example``, ``examples``, ``SAME_ARGUMENTS``; so does what still fits when it is
-spoiled, ``harmless``. Kernels, references, fakes and Triton's launchers are all asked to refuse the rest.
+What is recorded comes from the case files: ``example``, ``examples``, ``SAME_ARGUMENTS``, ``UNSEEN``; so does what still fits
+when it is spoiled, ``harmless``. Kernels, references, fakes and Triton's launchers are all asked to refuse the rest.
 """
 
 from collections.abc import Callable, Iterator
@@ -49,6 +49,8 @@ def recorded_calls() -> dict[str, list[tuple]]:
                     calls[op].append(tuple(a.detach() if isinstance(a, Tensor) else a for a in args))
         for op, other in getattr(module, "SAME_ARGUMENTS", {}).items():
             calls[op] = calls[other]
+        for op, make in getattr(module, "UNSEEN", {}).items():
+            calls[op] = [make()]
     return calls
 
 

@@ -1,5 +1,5 @@
 // Loads and stores: vectors of any dtype, widened and narrowed on the way, whole or part of one at the end of a row; loops over
-// a row; the 4-way interleaved store. Half precision by intrinsics, which std::experimental::simd has not.
+// a row; the 4-way interleaved store, halves of two vectors. Half precision by intrinsics, which std::experimental::simd has not.
 #pragma once
 
 #include <cstdint>
@@ -141,6 +141,26 @@ FASTGEN_INLINE void store_interleaved(float* p, VecF z0, VecF z1, VecF z2, VecF 
     float* block = p + 4 * interleaved_block(i);
     block[0] = z0[i], block[1] = z1[i], block[2] = z2[i], block[3] = z3[i];
   }
+#endif
+}
+
+// The low halves of the lanes of a and of b, one after the other; the high halves.
+template <class V>
+FASTGEN_INLINE V low_halves(const V& a, const V& b) {
+#if defined(__AVX512F__)
+  return bits_as<V>(_mm512_shuffle_i64x2(bits_as<__m512i>(a), bits_as<__m512i>(b), 0x44));
+#else
+  constexpr int half = static_cast<int>(V::size()) / 2;
+  return V([&](auto i) { return i < half ? a[i] : b[i - half]; });
+#endif
+}
+template <class V>
+FASTGEN_INLINE V high_halves(const V& a, const V& b) {
+#if defined(__AVX512F__)
+  return bits_as<V>(_mm512_shuffle_i64x2(bits_as<__m512i>(a), bits_as<__m512i>(b), 0xee));
+#else
+  constexpr int half = static_cast<int>(V::size()) / 2;
+  return V([&](auto i) { return i < half ? a[i + half] : b[i]; });
 #endif
 }
 

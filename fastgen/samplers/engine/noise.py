@@ -5,16 +5,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ...ops import philox_normal
+from ...ops import generator_normal, philox_normal
+from ...ops.generator_normal import Generators
 from ...ops.philox_normal import INITIAL_NOISE_STEP, KNOWN_NOISE_STEP, check_seeds
-
-Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
 def draw_normal(
     shape: Sequence[int], generator: Generators, device: torch.device | str, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """Standard normals drawn by torch, in the order and on the device that diffusers' `randn_tensor` draws them.
+    """Standard normals of torch's generators, in the order and on the device that diffusers' `randn_tensor` draws them.
 
     Args:
         shape: [N, *].
@@ -24,23 +23,7 @@ def draw_normal(
     Raises:
         ValueError: the list has another length than N, or a CUDA generator is to make a CPU tensor.
     """
-    device = torch.device(device)
-    shape = tuple(shape)
-    if generator is None:
-        return torch.randn(shape, device=device, dtype=dtype)
-    generators = [generator] if isinstance(generator, torch.Generator) else generator
-    if not isinstance(generators, Sequence) or not all(isinstance(g, torch.Generator) for g in generators):
-        raise TypeError(f"generator must be a torch.Generator or a list of them, got {generator!r}")
-    if len(generators) not in (1, shape[0]):
-        raise ValueError(f"generator must be one, or one a sample ({shape[0]}), got {len(generators)}")
-    kind = generators[0].device.type
-    if kind != device.type and kind != "cpu":
-        raise ValueError(f"generator must be on the CPU or on {device}, got one on {generators[0].device}")
-    source = device if kind == device.type else torch.device("cpu")
-    if len(generators) == 1:
-        return torch.randn(shape, generator=generators[0], device=source, dtype=dtype).to(device)
-    rows = [torch.randn((1, *shape[1:]), generator=g, device=source, dtype=dtype) for g in generators]
-    return torch.cat(rows).to(device)
+    return generator_normal(shape, generator, dtype=dtype, device=device)
 
 
 def spread_noise(noise: Tensor, sample: Tensor, name: str = "noise") -> Tensor:
