@@ -80,11 +80,6 @@ class Triton:
 CUDA_BACKENDS = (CudaCpp, Triton)
 
 
-def reference(op: str) -> Callable[..., Any]:
-    """The plain-torch function of a raw op."""
-    return getattr(_library.reference(op), op)
-
-
 def cuda_reasons(op: str, *args: Any) -> dict[str, list[str]]:
     """Per CUDA backend the reasons against it; the first with an empty list takes the call."""
     return {backend.name: backend.reasons(op, *args) for backend in CUDA_BACKENDS}
@@ -107,7 +102,7 @@ def cuda_entry(op: str) -> Callable[..., Any]:
                 return backend.kernel(op)(*args)
             refusals += reasons
         warn_once(f"{op} runs on the plain-torch reference: {'; '.join(refusals)}")
-        return reference(op)(*args)
+        return _library.checked(op)(*args)
 
     return entry
 

@@ -50,19 +50,18 @@ def define() -> None:
     cuda = torch.library.Library(CUDA_NAMESPACE, "DEF")
     _libraries.extend((ops, cuda))
     for op, family in _schema.FAMILY_OF.items():
-        schema, module = op + _schema.SCHEMAS[family][op], reference(op)
+        schema = op + _schema.SCHEMAS[family][op]
         ops.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
         cuda.define(schema)
-        check = getattr(module, f"{op}_check")
-        ops.impl(op, _checked(check, getattr(module, op)), "CompositeExplicitAutograd")
-        fake = _checked(check, getattr(module, f"{op}_fake"))
-        torch.library.register_fake(f"{_schema.NAMESPACE}::{op}", fake, lib=ops)
+        ops.impl(op, checked(op), "CompositeExplicitAutograd")
+        torch.library.register_fake(f"{_schema.NAMESPACE}::{op}", checked(op, "_fake"), lib=ops)
         if not getattr(torch.ops.fastgen, op).default._schema.is_mutable:
             torch.library.register_vmap(f"{_schema.NAMESPACE}::{op}", _one_by_one(op), lib=ops)
 
 
-def _checked(check: Callable[..., None], function: Callable[..., Any]) -> Callable[..., Any]:
-    """``function``, once ``check`` has looked at the same arguments: what a kernel refuses, its reference and fake refuse."""
+def checked(op: str, kind: str = "") -> Callable[..., Any]:
+    """The reference of ``op``, or its ``"_fake"``, once its check has seen the arguments: what a kernel refuses, these refuse."""
+    check, function = (getattr(reference(op), name) for name in (f"{op}_check", op + kind))
 
     def call(*args: Any) -> Any:
         check(*args)

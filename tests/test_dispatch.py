@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from fastgen import _dispatch, _schema
+from fastgen import _dispatch, _library, _schema
 
 from .backends import requires_triton
 
@@ -80,7 +80,7 @@ def test_the_reference_answers_where_no_backend_does(monkeypatch):
             return [f"no {op} today"]
 
     monkeypatch.setattr(_dispatch, "CUDA_BACKENDS", (No,))
-    monkeypatch.setattr(_dispatch, "reference", lambda op: lambda x: 2 * x)
+    monkeypatch.setattr(_library, "checked", lambda op: lambda x: 2 * x)
     _dispatch.warn_once.cache_clear()
     entry = _dispatch.cuda_entry("philox_normal")
     with pytest.warns(
@@ -96,3 +96,14 @@ def test_doctor_says_it_too(made_up, capsys):
 
     assert main(["doctor"]) == 0
     assert "made_up has no Triton kernels" in capsys.readouterr().out
+
+
+def test_the_reference_that_stands_in_checks_its_arguments_too(monkeypatch):
+    """What no CUDA kernel takes goes to plain torch, which would broadcast."""
+    monkeypatch.setattr(_dispatch, "CUDA_BACKENDS", ())
+    monkeypatch.setattr(_dispatch, "warn_once", lambda message: None)
+    x0, t, table = torch.ones(3, 2), torch.tensor([0, 1, 2]), torch.ones(4)
+    entry = _dispatch.cuda_entry("q_sample_fwd")
+    assert entry(x0, t, table, table, x0, None, 0, -1)[0].shape == x0.shape
+    with pytest.raises(RuntimeError, match="q_sample: noise must have shape"):
+        entry(x0, t, table, table, x0[:1], None, 0, -1)

@@ -84,7 +84,7 @@ def spaced_sigmas(
 
     Args:
         steps: how many; one alone is ``sigma_max``.
-        sigma_min, sigma_max: the ends, above 0.
+        sigma_min, sigma_max: the ends, above 0; two where there are several levels.
         spacing: ``"karras"`` (Karras et al. 2022, equation 5), ``"exponential"`` and ``"lu"`` (evenly in log sigma, Lu et al.
             2022a), ``"polyexponential"`` (a power of that) or ``"beta"`` (quantiles of Beta(0.6, 0.6), Lee et al.
             2024; needs scipy).
@@ -92,6 +92,8 @@ def spaced_sigmas(
     """
     if not 0 < sigma_min <= sigma_max:
         raise ValueError(f"sigma_min and sigma_max must satisfy 0 < min <= max, got {sigma_min} and {sigma_max}")
+    if steps > 1 and sigma_min == sigma_max:
+        raise ValueError(f"sigma_min and sigma_max must differ for {steps} noise levels, both are {sigma_min}")
     ramp = np.linspace(0, 1, steps)
     if spacing == "karras":
         exponent = 1 / (7.0 if rho is None else rho)

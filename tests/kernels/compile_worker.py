@@ -23,6 +23,7 @@ from torch import Tensor
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
+import fastgen.kernels
 from fastgen import _dispatch
 from tests.kernels import records
 from tests.ops import families
@@ -102,7 +103,7 @@ def misaligned(value: Any) -> Any:
 
 def kernels() -> Iterator[JITFunction]:
     """Every kernel there is: the jitted functions of `fastgen.kernels` whose names end in `_kernel`."""
-    for file in sorted(Path(importlib.import_module("fastgen.kernels").__path__[0]).glob("*.py")):
+    for file in sorted(Path(fastgen.kernels.__path__[0]).glob("*.py")):
         module = importlib.import_module(f"fastgen.kernels.{file.stem}")
         for name, value in vars(module).items():
             if isinstance(value, JITFunction) and name.endswith("_kernel") and value.fn.__module__ == module.__name__:

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import math
+from dataclasses import replace
 from unittest import mock
 
 import pytest
@@ -10,7 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastgen.samplers import SOLVERS, BrownianTree, make_solver, sample
+from fastgen._schema import COLUMNS
+from fastgen.samplers import SOLVERS, BrownianTree, SigmaSolver, make_solver, sample
+from fastgen.samplers.schedules import SIGMA_SPACINGS
 from fastgen.samplers.solvers.dpm_solver import multistep
 
 from .convergence import ORDERS, exact_trajectories, integrate
@@ -203,11 +206,36 @@ def test_brownian_noise_follows_one_path():
         ("euler", {"final_sigma": "none"}, "final_sigma must be"),
         ("flow_euler", {"shift": 0.0}, "shift must be positive"),
         ("dpmpp_2m_sde", {"order": 1}, "order must be 2 or 3"),
+        ("euler_ancestral", {"eta": -1.0}, "eta must be at least 0 and finite, got -1.0"),
+        ("dpmpp_2m_sde", {"eta": math.nan}, "eta must be at least 0 and finite, got nan"),
+        ("dpm_2_ancestral", {"s_noise": math.inf}, "s_noise must be"),
+        ("heun", {"s_churn": -2.0}, "s_churn must be"),
+        ("edm_heun", {"s_noise": math.nan}, "s_noise must be"),
+        ("tcd", {"eta": -1.0}, r"eta must be in \[0, 1\]"),
+        ("repaint", {"eta": 2.0}, r"eta must be in \[0, 1\]"),
     ],
 )
 def test_bad_arguments(name, arguments, message):
     with pytest.raises(ValueError, match=message):
         make_solver(name, **arguments)
+
+
+@pytest.mark.parametrize("spacing", SIGMA_SPACINGS)
+@pytest.mark.parametrize("name", [name for name in SOLVERS if isinstance(make_solver(name), SigmaSolver)])
+def test_a_schedule_of_one_timestep_has_one_noise_level(name, spacing):
+    solver = make_solver(name, betas=torch.tensor([0.3], dtype=torch.float64), sigma_spacing=spacing)
+    with pytest.raises(
+        ValueError, match=r"steps must be in \[1, 1\]|sigma_min and sigma_max must differ for \d noise levels"
+    ):
+        solver.plan(2)
+    with pytest.raises(ValueError, match=r"final_sigma='min' is .*, where the trajectory begins|steps must be"):
+        replace(solver, final_sigma="min").plan(1)
+
+
+def test_a_last_step_of_no_length_changes_nothing():
+    """Karras' levels end in the first timestep of the schedule, and so does ``final_sigma="min"``."""
+    table = make_solver("dpmpp_2m_sde", sigma_spacing="karras", final_sigma="min").plan(5).to("cpu").table
+    assert table[-1, COLUMNS.index("prediction")] == table[-1, COLUMNS.index("noise")] == 0
 
 
 def test_bad_steps_and_brownian():

@@ -13,8 +13,10 @@ from typing import Any, ClassVar, overload
 import torch
 from torch import Tensor
 
+from ..._schema import PREDICTION_TYPES
+
 ScoreFunction = Callable[[Tensor, Tensor], Tensor]
-PREDICTION_TYPES = ("score", "epsilon")
+OUTPUTS = ("score", PREDICTION_TYPES[0])  # of a model: the score, or the noise
 
 
 class SDE(ABC):
@@ -243,8 +245,8 @@ def model_factor(sde: SDE, t: float, prediction_type: str) -> float:
     Raises:
         ValueError: ``prediction_type`` is not known, or s(t) is 0.
     """
-    if prediction_type not in PREDICTION_TYPES:
-        raise ValueError(f"prediction_type must be one of {PREDICTION_TYPES}, got {prediction_type!r}")
+    if prediction_type not in OUTPUTS:
+        raise ValueError(f"prediction_type must be one of {OUTPUTS}, got {prediction_type!r}")
     if prediction_type == "score":
         return 1.0
     std = sde.marginal(t)[1]

@@ -172,12 +172,19 @@ class SigmaSolver(DiscreteSolver):
         last = float(train[0]) if self.final_sigma == "min" else 0.0
         if self.sigma_spacing == "timesteps":
             at = self._spaced(steps)
-            return at, [*np.interp(at, np.arange(len(train)), train).tolist(), last]
+            return at, self._ending(np.interp(at, np.arange(len(train)), train).tolist(), last)
         timestep_spacing(self.num_train_timesteps, min(steps, self.num_train_timesteps))  # checks steps
         low = float(train[0]) if self.sigma_min is None else self.sigma_min
         high = float(train[-1]) if self.sigma_max is None else self.sigma_max
         levels = spaced_sigmas(steps, low, high, self.sigma_spacing, self.rho)
-        return [self.timestep_at(s) for s in levels], [*levels, last]
+        return [self.timestep_at(s) for s in levels], self._ending(levels, last)
+
+    def _ending(self, levels: list[float], last: float) -> list[float]:
+        if not levels[0] > last * (1 + 1e-9):  # Karras' levels are rounded
+            raise ValueError(
+                f"final_sigma={self.final_sigma!r} is {last:.6g}, where the trajectory begins: it leads nowhere"
+            )
+        return [*levels, last]
 
     def _spaced(self, steps: int) -> list[float]:
         """The timesteps; at ``"min"`` the trajectory ends in the first timestep, so that is not one of them."""

@@ -94,7 +94,7 @@ def dpmpp_multistep_sde(
         h = log_ratio(1.0, sigma_next) - log_ratio(1.0, sigma)
         if sigma_next == 0:
             x = x0
-        else:
+        elif h > 0:
             total = h * (1 + eta)
             first = -math.expm1(-total)
             x = math.exp(-total) * x + first * x0

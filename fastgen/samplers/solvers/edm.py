@@ -11,7 +11,7 @@ from .base import Solver
 from .dpm_solver import multistep
 from .euler import euler
 from .heun import heun
-from .stochastic import Churn
+from .stochastic import Churn, check_noise
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -59,6 +59,9 @@ class EDMHeun(EDMSolver):
     s_tmin: float = 0.0
     s_tmax: float = math.inf
     s_noise: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_noise(s_churn=self.s_churn, s_noise=self.s_noise)
 
     def follow(self, trace: Trace, steps: int) -> None:
         churn = Churn(self.s_churn, self.s_tmin, self.s_tmax, self.s_noise)

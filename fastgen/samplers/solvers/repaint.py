@@ -41,6 +41,11 @@ class RePaint(DiscreteSolver):
     jump_length: int = 10
     jump_n_sample: int = 10
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"eta must be in [0, 1], got {self.eta}")
+
     def follow(self, trace: Trace, steps: int) -> None:
         stride = self.num_train_timesteps // check_steps(steps, most=self.num_train_timesteps)
         levels = [(math.sqrt(bar), math.sqrt(1 - bar)) for bar in self.alpha_bars()]

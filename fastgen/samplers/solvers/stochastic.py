@@ -11,6 +11,13 @@ from ..engine.trace import Linear, Trace
 from .base import SigmaSolver
 
 
+def check_noise(**amounts: float) -> None:
+    """Raises ValueError where one of these is negative, infinite or NaN."""
+    for name, value in amounts.items():
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name} must be at least 0 and finite, got {value}")
+
+
 @dataclass(frozen=True)
 class Churn:
     """Stochasticity of Karras et al. 2022, algorithm 2: S_churn over the whole trajectory, where sigma is within bounds."""
@@ -53,6 +60,10 @@ class Churned(SigmaSolver):
     s_tmax: float = math.inf
     s_noise: float = 1.0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_noise(s_churn=self.s_churn, s_noise=self.s_noise)
+
     def churn(self) -> Churn:
         return Churn(self.s_churn, self.s_tmin, self.s_tmax, self.s_noise)
 
@@ -76,3 +87,7 @@ class Ancestral(SigmaSolver):
 
     eta: float = 1.0
     s_noise: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_noise(eta=self.eta, s_noise=self.s_noise)

@@ -30,6 +30,11 @@ class TCD(LCM):
 
     eta: float = 0.3
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"eta must be in [0, 1], got {self.eta}")
+
     def follow(self, trace: Trace, steps: int) -> None:
         path = self.path(steps)
         between = [self.marginal(int((1 - self.eta) * t)) for t in [*path.timesteps[1:], 0]]

@@ -31,8 +31,8 @@ def test_call(call, kernels):
     with guarded_outputs():
         actual = outputs(getattr(kernels, call.op)(*arguments))
     again = outputs(getattr(kernels, call.op)(*arguments)) if DEVICE == "cuda" else actual
-    expected = outputs(_dispatch.reference(call.op)(*widened(arguments)))
-    fake = outputs(getattr(_library.reference(call.op), f"{call.op}_fake")(*arguments))
+    expected = outputs(_library.checked(call.op)(*widened(arguments)))
+    fake = outputs(_library.checked(call.op, "_fake")(*arguments))
     for a, b, e, f in zip(actual, again, expected, fake, strict=True):
         assert (a.shape, a.dtype, a.stride()) == (f.shape, f.dtype, f.stride())
         assert torch.equal(a, b)
