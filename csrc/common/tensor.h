@@ -52,8 +52,7 @@ inline void check_floating(const char* op, const char* name, const Tensor& t) {
 
 inline ScalarType opmath_type(ScalarType dtype) { return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float; }
 
-inline Tensor empty_strided(const Tensor& like, const std::vector<std::int64_t>& sizes,
-                            const std::vector<std::int64_t>& strides, ScalarType dtype) {
+inline Tensor empty_strided(const std::vector<std::int64_t>& sizes, const std::vector<std::int64_t>& strides, ScalarType dtype) {
   static const std::int32_t codes[] = {aoti_torch_dtype_float64(), aoti_torch_dtype_float32(), aoti_torch_dtype_bfloat16(),
                                        aoti_torch_dtype_float16(), aoti_torch_dtype_uint8()};
   const int index = dtype == ScalarType::Double     ? 0
@@ -64,7 +63,6 @@ inline Tensor empty_strided(const Tensor& like, const std::vector<std::int64_t>&
   AtenTensorHandle handle;
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<std::int64_t>(sizes.size()), sizes.data(), strides.data(),
                                                   codes[index], aoti_torch_device_type_cpu(), 0, &handle));
-  (void)like;
   return Tensor(handle);
 }
 
@@ -91,11 +89,11 @@ inline std::vector<std::int64_t> dense_strides(const std::vector<std::int64_t>& 
 
 inline Tensor empty_dense(const Tensor& like, bool channels_last, ScalarType dtype) {
   const auto sizes = sizes_of(like);
-  return empty_strided(like, sizes, dense_strides(sizes, channels_last), dtype);
+  return empty_strided(sizes, dense_strides(sizes, channels_last), dtype);
 }
 
-inline Tensor empty_contiguous(const Tensor& like, const std::vector<std::int64_t>& sizes, ScalarType dtype) {
-  return empty_strided(like, sizes, dense_strides(sizes, false), dtype);
+inline Tensor empty_contiguous(const std::vector<std::int64_t>& sizes, ScalarType dtype) {
+  return empty_strided(sizes, dense_strides(sizes, false), dtype);
 }
 
 // A copy in the dense strides of a layout.

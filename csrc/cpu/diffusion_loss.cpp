@@ -322,7 +322,7 @@ Tensor diffusion_loss_fwd(const Tensor& model_output, const Tensor& x0, const Te
   const Loss loss =
       describe(operands, model_output, x0, noise, t, alphas, sigmas, weights, vlb_table, prediction, vlb_weight);
   const auto samples = static_cast<std::int64_t>(loss.samples.size());
-  Tensor out = empty_contiguous(model_output, {samples}, opmath_type(model_output.scalar_type()));
+  Tensor out = empty_contiguous({samples}, opmath_type(model_output.scalar_type()));
   dispatch_dtype("diffusion_loss", model_output.scalar_type(), [&]<class T>() {
     using A = opmath_t<T>;
     const std::int64_t tiles = (loss.size + loss.tile_size() - 1) / loss.tile_size();

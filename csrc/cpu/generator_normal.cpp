@@ -166,7 +166,7 @@ std::tuple<Tensor, Tensor> generator_normal(const Tensor& states, std::vector<st
     if (d > 0 || !each) count *= shape[d];
   }
   FASTGEN_CHECK(count >= kBlock, "generator_normal: a draw must be of ", kBlock, " normals or more, got ", count, ": torch makes fewer in another way");
-  Tensor out = empty_contiguous(states, shape, dtype), after = empty_contiguous(states, sizes_of(states), ScalarType::Byte);
+  Tensor out = empty_contiguous(shape, dtype), after = empty_contiguous(sizes_of(states), ScalarType::Byte);
   auto* saved = static_cast<GeneratorState*>(after.mutable_data_ptr());
 
   // As few pieces of each draw as give every thread as many.

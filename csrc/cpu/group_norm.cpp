@@ -391,7 +391,7 @@ std::tuple<Tensor, Tensor, Tensor> group_norm_fwd(const Tensor& input, std::int6
   const Problem p = make_problem("group_norm", input, num_groups, weight, bias, channel_bias, scale, shift, eps, activation);
   const ScalarType opmath = opmath_type(input.scalar_type());
   Tensor output = empty_dense(input, is_channels_last(input), input.scalar_type());
-  Tensor mean = empty_contiguous(input, {p.n, p.groups}, opmath), rstd = empty_contiguous(input, {p.n, p.groups}, opmath);
+  Tensor mean = empty_contiguous({p.n, p.groups}, opmath), rstd = empty_contiguous({p.n, p.groups}, opmath);
   forward(p, input, output, &mean, &rstd);
   return {output, mean, rstd};
 }

@@ -312,8 +312,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> group_norm_bwd(
                     rstd.scalar_type() == opmath,
                 "group_norm_bwd: mean and rstd must be [N, num_groups] in the dtype of the statistics");
   Tensor d_input = empty_dense(input, is_channels_last(input), dtype);
-  Tensor d_weight = empty_contiguous(input, {p.channels}, opmath), d_bias = empty_contiguous(input, {p.channels}, opmath);
-  const auto per_sample = [&] { return empty_contiguous(input, {p.n, p.channels}, opmath); };
+  Tensor d_weight = empty_contiguous({p.channels}, opmath), d_bias = empty_contiguous({p.channels}, opmath);
+  const auto per_sample = [&] { return empty_contiguous({p.n, p.channels}, opmath); };
   Tensor d_channel_bias = per_sample(), d_scale = per_sample(), d_shift = per_sample();
   Tensor x = input, dy = grad_output;
   const Rows x_rows = as_rows(x, p.channels_last), dy_rows = as_rows(dy, p.channels_last);

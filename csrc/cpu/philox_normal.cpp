@@ -18,7 +18,7 @@ Tensor philox_normal(const Tensor& seeds, std::vector<std::int64_t> shape, std::
     FASTGEN_CHECK(shape[d] >= 0, "philox_normal: shape must not be negative");
     FASTGEN_CHECK(d == 0 || !__builtin_mul_overflow(size, shape[d], &size), "philox_normal: shape has more than 2^63 elements");
   }
-  Tensor out = empty_contiguous(seeds, shape, ScalarType::Float);
+  Tensor out = empty_contiguous(shape, ScalarType::Float);
   float* data = static_cast<float*>(out.mutable_data_ptr());
   const auto* seed = static_cast<const std::int64_t*>(seeds.data_ptr());
   const std::int64_t stride = seeds.stride(0), pieces = (size + kPiece - 1) / kPiece;

@@ -107,7 +107,7 @@ std::tuple<Tensor, Tensor> q_sample_fwd(const Tensor& x0, const Tensor& t, const
     return out;
   };
   Tensor x_t = fresh(m.outputs[0]);
-  Tensor second = target < 0 ? empty_contiguous(x0, {0}, x0.scalar_type()) : fresh(m.outputs[1]);
+  Tensor second = target < 0 ? empty_contiguous({0}, x0.scalar_type()) : fresh(m.outputs[1]);
   dispatch_dtype("q_sample", x0.scalar_type(), [&]<class T>() { run<T>(m); });
   return {x_t, second};
 }
@@ -127,7 +127,7 @@ std::tuple<Tensor, Tensor> q_sample_bwd(OptionalTensor grad, OptionalTensor grad
   if (grad_target) m.w = operands("grad_target", *grad_target, "grad", sizes);
   fill_coefficients(m, t, alphas, sigmas, target, true);
   const auto fresh = [&](Output& output, bool wanted) {
-    if (!wanted) return empty_contiguous(like, {0}, like.scalar_type());
+    if (!wanted) return empty_contiguous({0}, like.scalar_type());
     Tensor out = empty_dense(like, channels_last, like.scalar_type());
     output.data = out.mutable_data_ptr();
     return out;

@@ -238,7 +238,7 @@ std::tuple<Tensor, Tensor, Tensor> sampler_step_fwd(
   if (return_corrected) corrected = fresh();
   write_step(sample, model_output, table, step, uncond, std::move(history), noise, seeds, variance, mask, known, known_noise,
              threshold, out, prediction, corrected);
-  const auto or_empty = [&](const OptionalTensor& t) { return t ? *t : empty_contiguous(sample, {0}, sample.scalar_type()); };
+  const auto or_empty = [&](const OptionalTensor& t) { return t ? *t : empty_contiguous({0}, sample.scalar_type()); };
   return {out, or_empty(prediction), or_empty(corrected)};
 }
 
