@@ -6,7 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
 # One worker a core; a group of tests that shares a costly fixture stays on one worker.
-PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses=8 --dist=loadgroup
+# What one process has compiled of the tests the others find, whatever the shell says of bytecode.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --maxprocesses=8 --dist=loadgroup
 
 .PHONY: docs demo test test-oldest test-environments lint bench bench-full gpu build setup peers wheel clean
 .DEFAULT_GOAL := build
