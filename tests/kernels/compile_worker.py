@@ -15,6 +15,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from unittest import mock
 
@@ -101,10 +102,15 @@ def misaligned(value: Any) -> Any:
     return torch.zeros(extent + 1, dtype=value.dtype).as_strided(value.shape, value.stride(), 1)
 
 
+def modules() -> list[ModuleType]:
+    """Every file of `fastgen.kernels`."""
+    files = sorted(Path(fastgen.kernels.__path__[0]).glob("*.py"))
+    return [importlib.import_module(f"fastgen.kernels.{file.stem}") for file in files]
+
+
 def kernels() -> Iterator[JITFunction]:
     """Every kernel there is: the jitted functions of `fastgen.kernels` whose names end in `_kernel`."""
-    for file in sorted(Path(fastgen.kernels.__path__[0]).glob("*.py")):
-        module = importlib.import_module(f"fastgen.kernels.{file.stem}")
+    for module in modules():
         for name, value in vars(module).items():
             if isinstance(value, JITFunction) and name.endswith("_kernel") and value.fn.__module__ == module.__name__:
                 yield value
@@ -115,6 +121,8 @@ def name_of(kernel: JITFunction) -> str:
 
 
 def main(arch: int) -> None:
+    for module in modules():
+        records.forget_lines(module)
     seen = set()
     case, aligned = "", True
 

@@ -1,8 +1,8 @@
 """What a Triton kernel costs once compiled, as one record, and the cache of these records.
 
 A record is found again by the hash of everything it depends on: the kernel's source and that of every function it calls, signature,
-specialisation, options, architecture, Triton's version, this file and `ptx`. It holds what was measured and no verdict: a kernel
-over its budget is over it again when its record comes from the cache.
+specialisation, options, architecture, Triton's version, this file and `ptx`; not the lines where functions stand. It holds what was
+measured and no verdict: a kernel over its budget is over it again when its record comes from the cache.
 """
 
 import hashlib
@@ -12,11 +12,13 @@ import re
 import subprocess
 import tempfile
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
 
 from tests.kernels import ptx
 
@@ -35,6 +37,14 @@ def record_of(source: ASTSource, arch: int, options: dict[str, Any], cache: Path
         temporary.write(json.dumps(found))
     os.replace(temporary.name, file)  # whole or not at all: two processes may write the same record
     return found
+
+
+def forget_lines(module: ModuleType) -> None:
+    """Before anything is hashed: Triton's hash has the line where a function begins, so that an import above it would be another
+    kernel."""
+    for value in vars(module).values():
+        if isinstance(value, JITFunction):
+            value.starting_line_number = 0
 
 
 def key(source: ASTSource, arch: int, options: dict[str, Any]) -> str:

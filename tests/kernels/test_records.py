@@ -49,14 +49,17 @@ def record(monkeypatch, tmp_path):
     return record
 
 
-def source(tmp_path, factor="2.0", added="1.0", pointer="*fp32", block=128):
+def source(tmp_path, factor="2.0", added="1.0", pointer="*fp32", block=128, above=""):
     from triton.compiler import ASTSource
 
-    file = tmp_path / f"kernel_{abs(hash((factor, added)))}.py"
-    file.write_text(SOURCE.format(factor=factor, added=added))
+    from . import records
+
+    file = tmp_path / f"kernel_{abs(hash((factor, added, above)))}.py"
+    file.write_text(above + SOURCE.format(factor=factor, added=added))
     spec = importlib.util.spec_from_file_location("some_kernels", file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    records.forget_lines(module)
     signature = {"x": pointer, "n": "i32", "BLOCK": "constexpr"}
     return ASTSource(fn=module.some_kernel, signature=signature, constexprs={(2,): block}, attrs={})
 
@@ -80,6 +83,11 @@ def test_a_changed_source_or_signature_misses(record, tmp_path, change):
     """The kernel's own text, that of a function it calls, what it is called with."""
     record(source(tmp_path))
     assert record(source(tmp_path, **change))[1]
+
+
+def test_what_stands_above_a_kernel_is_none_of_it(record, tmp_path):
+    record(source(tmp_path))
+    assert not record(source(tmp_path, above="import math\n\n"))[1]
 
 
 def test_another_architecture_option_or_triton_misses(record, tmp_path, monkeypatch):
