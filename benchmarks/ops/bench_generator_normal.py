@@ -56,7 +56,7 @@ class TorchsDraws:
         while len(self._drawn) <= call:
             self._drawn.append(self._draw())
         expected = self._drawn[call].double()
-        unit = torch.finfo(self._drawn[call].dtype).eps * 2.0 ** expected.abs().clamp_min(2.0**-14).log2().floor()
+        unit = torch.finfo(self._drawn[call].dtype).eps * 2.0 ** expected.abs().clamp_min(2.0**-16).log2().floor()
         error = float(((outputs[0].double() - expected).abs() / unit).max())
         reason = "" if error <= TOLERANCE else f"draw {call} is {error:.3g} units in the last place off torch's"
         return Check(provider, error <= TOLERANCE, error, TOLERANCE, reason)

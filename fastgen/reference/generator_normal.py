@@ -38,7 +38,8 @@ def temper(y: Tensor) -> Tensor:
 def box_muller(uniforms: Tensor, angles: Tensor) -> Tensor:
     """Blocks [..., 16] of normals in float64: element j of the first eight is r cos a, element j + 8 is r sin a."""
     radius = torch.sqrt(-2.0 * torch.log(1.0 - uniforms[..., :8]))
-    return torch.cat([radius * torch.cos(angles[..., 8:]), radius * torch.sin(angles[..., 8:])], -1)
+    normals = torch.cat([radius * torch.cos(angles[..., 8:]), radius * torch.sin(angles[..., 8:])], -1)
+    return normals + 0.0  # torch's mean, which makes one zero of two
 
 
 def generator_normal(
@@ -79,8 +80,8 @@ def _words(states: Tensor, count: int) -> tuple[Tensor, Tensor]:
         block = end[24 : 24 + 8 * WORDS].view(torch.int64)[None]
         position = WORDS if left == 1 else int(following)
         drawn = [block[0, position:]]
-        while sum(map(len, drawn)) < count:
-            block, position = twist(block), 0
+        for _ in range(-((WORDS - position - count) // WORDS)):
+            block = twist(block)
             drawn.append(block[0])
         words = torch.cat(drawn)
         rows.append(temper(words[:count]))

@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import signal
 import sys
 import threading
 
@@ -27,11 +28,14 @@ SIZES = [*range(16, 41), 47, 48, 63, 64, 65, 623, 624, 625, 640, 1248, 1250, 250
 
 
 def units_off(actual: Tensor, expected: Tensor) -> float:
-    """The largest error in units in the last place of each number expected, near zero too; 2^-80 is nothing."""
+    """The largest error in units in the last place of each number expected; one under 2^-16 counts as that.
+
+    There, at whole quarters of a turn, sine or cosine is 1e-7, and torch's own vectors and scalar code are 8 units apart.
+    """
     error = (actual.double() - expected.double()).abs()
     kind = torch.finfo(expected.dtype)
-    unit = kind.eps * 2.0 ** expected.double().abs().clamp_min(kind.smallest_normal).log2().floor()
-    return float(((error - 2.0**-80).clamp_min(0.0) / unit).max())
+    least = max(2.0**-16, kind.smallest_normal)
+    return float((error / (kind.eps * 2.0 ** expected.double().abs().clamp_min(least).log2().floor())).max())
 
 
 def by_torch(before: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -131,6 +135,7 @@ def test_states_anywhere_in_memory():
 
 
 @pytest.mark.isa
+@requires_cpu
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(300_001,), (3, 70_003), (16, 2048), (5, 16_384)])
 def test_bits_do_not_depend_on_threads(shape, dtype):
@@ -306,6 +311,7 @@ def test_a_fork_while_another_thread_draws():
     with ops._lock:
         child = os.fork()
         if child == 0:
+            signal.alarm(30)  # ends a child that waits for ever
             torch.set_num_threads(
                 1
             )  # after a parallel region of the parent the child has no other threads, as with torch
@@ -410,6 +416,8 @@ def test_vmap_is_asked_what_it_wants():
 
     def noisy(x):
         return x + generator_normal((LEAST,))
+
+    noisy(torch.zeros(1))  # the first use is behind it
 
     with pytest.raises(RuntimeError, match="randomness"):
         torch.vmap(noisy)(torch.zeros(2, 1))
