@@ -58,9 +58,9 @@ def generator_normal(
     Source: Matsumoto and Nishimura, "Mersenne Twister", ACM TOMACS 8, 1998.
     """
     shape, device = tuple(shape), torch.device(device)
-    generators = _as_list(shape, generator, device)
-    source = _CPU if generators and generators[0].device == _CPU else device
-    if source == _CPU and not _watched() and math.prod(shape) >= LEAST * max(len(generators), 1) and not reasons(dtype):
+    generators, source = _sources(shape, generator, device)
+    enough = LEAST * len(generators) if generators else LEAST
+    if source.type == "cpu" and not _watched() and math.prod(shape) >= enough and not reasons(dtype):
         if len(generators) > 1:
             normals = _draw_each(shape, generators, dtype)
         else:
@@ -68,7 +68,8 @@ def generator_normal(
     elif len(generators) > 1:
         normals = torch.cat([torch.randn((1, *shape[1:]), generator=g, device=source, dtype=dtype) for g in generators])
     else:
-        normals = torch.randn(shape, generator=next(iter(generators), None), device=source, dtype=dtype)
+        only = generators[0] if generators else None
+        normals = torch.randn(shape, generator=only, device=source, dtype=dtype)
     return normals if source == device else normals.to(device)
 
 
@@ -79,24 +80,27 @@ def reasons(dtype: torch.dtype | None = None) -> list[str]:
     return list(dict.fromkeys(why for each in _dispatch.KERNEL_DTYPES for why in reasons(each)))
 
 
-def _as_list(shape: tuple[int, ...], generator: Generators, device: torch.device) -> list[torch.Generator]:
-    """The generators of a draw, [] for the default one of the device."""
+def _sources(
+    shape: tuple[int, ...], generator: Generators, device: torch.device
+) -> tuple[Sequence[torch.Generator], torch.device]:
+    """The generators of a draw, none for the default one of the device; and the device that they draw on."""
     if generator is None:
-        return []
-    if isinstance(generator, torch.Generator):
-        generators = [generator]
-    elif isinstance(generator, Sequence) and all(isinstance(g, torch.Generator) for g in generator):
-        generators = list(generator)
-    else:
+        return (), device
+    if isinstance(generator, torch.Generator) and generator.device.type == "cpu":  # the usual one, at once
+        return (generator,), _CPU
+    generators = (generator,) if isinstance(generator, torch.Generator) else generator
+    if not isinstance(generators, Sequence) or not all([isinstance(g, torch.Generator) for g in generators]):
         raise TypeError(f"generator_normal: generator must be a torch.Generator or a list of them, got {generator!r}")
     samples = shape[0] if shape else 1
     if len(generators) not in (1, samples) or not generators:
         fail("generator_normal", f"generator must be one, or one a sample ({samples}), got {len(generators)}")
-    for g in generators:
-        kind = g.device.type
-        if kind not in ("cpu", device.type) or kind != generators[0].device.type:
-            fail("generator_normal", f"generator must be on the CPU or on {device}, all on one, got one on {g.device}")
-    return generators
+    kinds = {g.device.type for g in generators}
+    if kinds == {"cpu"}:
+        return generators, _CPU
+    if kinds != {device.type}:
+        found = ", ".join(str(g.device) for g in generators)
+        fail("generator_normal", f"generator must be on the CPU or on {device}, all on one, got {found}")
+    return generators, device
 
 
 def _watched() -> bool:
@@ -136,11 +140,10 @@ def _draw(shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype
                 return normals
 
 
-def _draw_each(shape: tuple[int, ...], generators: list[torch.Generator], dtype: torch.dtype) -> Tensor:
+def _draw_each(shape: tuple[int, ...], generators: Sequence[torch.Generator], dtype: torch.dtype) -> Tensor:
     """By the kernel, from one generator a sample."""
-    if len(set(generators)) < len(
-        generators
-    ):  # in order: the second draw from a generator begins where the first has ended
+    if len(set(generators)) < len(generators):
+        # In order: the second draw from a generator begins where the first has ended.
         return torch.cat([_draw((1, *shape[1:]), g, dtype) for g in generators])
     with _lock:
         states = torch.stack([g.get_state() for g in generators])
