@@ -97,6 +97,7 @@ def _compare(
     result = Comparison(name, steps, start(), start())
     seeds = torch.arange(n)
     shown = {round(k * (steps - 1) / 8) for k in range(8)}
+    shown_images = [digit * PER_CLASS + PER_CLASS // 2 for digit in (3, 7)]
 
     def plain_step(i: int, t: Tensor) -> None:
         side = result.plain
@@ -121,10 +122,10 @@ def _compare(
         tqdm(plan.timesteps, desc=f"{name}, both ways", unit="step", disable=args.quiet or None, leave=False)
     ):
         if i in shown:
-            result.trajectory.append((t, result.fused.images[[35, 75]].clone()))
+            result.trajectory.append((t, result.fused.images[shown_images].clone()))
         for step in (plain_step, fused_step)[:: 1 if i % 2 else -1]:
             step(i, timesteps[i].expand(n))
-    result.trajectory.append((-1, result.fused.images[[35, 75]].clone()))
+    result.trajectory.append((-1, result.fused.images[shown_images].clone()))
     return result
 
 

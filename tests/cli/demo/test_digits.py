@@ -19,7 +19,13 @@ def judge() -> DigitJudge:
     return DigitJudge()
 
 
-def test_demo(tmp_path, capsys):
+@pytest.fixture
+def few(monkeypatch):
+    """Four digits of each class in place of ten."""
+    monkeypatch.setattr(digits, "PER_CLASS", 4)
+
+
+def test_demo(tmp_path, capsys, few):
     assert main(["demo", "digits", "--quiet", "--steps", "12", "--out", str(tmp_path)]) == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["digits.png", "report.md", "trajectory.png"]
     printed, report = capsys.readouterr().out, (tmp_path / "report.md").read_text()
@@ -28,7 +34,7 @@ def test_demo(tmp_path, capsys):
     assert "| DDPM | whole |" in report and "x |" in report
 
 
-def test_demo_fails_where_digits_are_not_recognised(tmp_path, capsys, monkeypatch):
+def test_demo_fails_where_digits_are_not_recognised(tmp_path, capsys, monkeypatch, few):
     monkeypatch.setattr(digits, "WANTED", 1.01)
     assert main(["demo", "--quiet", "--steps", "2", "--out", str(tmp_path)]) == 1
     assert "FAILED: DDIM: only" in capsys.readouterr().out
