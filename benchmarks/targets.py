@@ -105,6 +105,8 @@ TARGETS: tuple[Target, ...] = (
     Target("no scheduler as used under 2x of diffusers (lowest row)", 2.0, _lowest("diffusers", family="schedulers", how=_AS_USED)),
     Target("every large scheduler as used within 2x of its memory floor plus the noise (worst row)", 2.0, _one(_over("floor"), family="schedulers", how=_AS_USED, shape=_LARGE), at_most=True),
     Target("philox_normal at 4 Mi elements over torch.randn", 5.0, _one(_over("randn"), family="philox_normal", shape=_FOUR_MILLION)),
+    Target("generator_normal at 3 Mi elements over torch.randn", 4.0, _one(_over("randn"), family="generator_normal", shape=_LARGE, dtype="fp32")),
+    Target("generator_normal at 1x4x64x64 over torch.randn", 1.0, _one(_over("randn"), family="generator_normal", shape=_SMALL, dtype="fp32")),
     Target("group_norm on a tiny tensor, without gradients", 6.0, _one(_microseconds, family="dispatch"), at_most=True, unit=" us"),
 )  # fmt: skip
 

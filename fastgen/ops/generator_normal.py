@@ -18,8 +18,8 @@ from ._check import fail
 _CPU = torch.device("cpu")
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
-# Normals a draw below which torch draws: reading, passing and setting a state costs as much as it does for some 5,000 (EPYC, AVX2).
-LEAST = 8192
+# Normals a draw below which torch draws: to read, pass and set a state takes as long as torch takes for some 4,000 (EPYC, AVX2).
+LEAST = 4096
 
 
 def generator_normal(
@@ -35,7 +35,7 @@ def generator_normal(
     torch takes a uniform for every element from MT19937 and makes normals of blocks of 16, element j and j + 8 by the Box-Muller
     transform :math:`\sqrt{-2\ln(1-u)}\,(\cos 2\pi v, \sin 2\pi v)`. Every number is within 4 units in its last place of torch's
     (of 2^-16, where it is smaller); in float32, with AVX2 or better, both have the same bits. Before the first draw of a dtype
-    numbers and states are compared: where they differ (another torch), for fewer than 8,192 numbers a generator, on a GPU and
+    numbers and states are compared: where they differ (another torch), for fewer than 4,096 numbers a generator, on a GPU and
     under the compiler torch draws.
 
     Calls of this function in several threads wait for each other. A thread that meanwhile draws by torch itself from the same
