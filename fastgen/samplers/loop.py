@@ -68,7 +68,7 @@ def sample(
         solver: say ``DDIM(betas=squared_cosine_betas())``, or a name of :data:`fastgen.samplers.SOLVERS` for its defaults.
         steps: of the trajectory.
         seeds: N integers. The fused mode: all noise is drawn in the kernel, and an image depends on its seed alone.
-        generator: None, one, or one a sample. The compatible mode: all noise is drawn by torch, in diffusers' order.
+        generator: None, one, or one a sample. The compatible mode: all noise is torch's, in diffusers' order.
         guidance_scale: w of classifier-free guidance; at 1 the model is called without doubling the batch.
         guidance: any other of :mod:`fastgen.samplers.guidance`; it holds its model and conditions, so ``model`` may be None then.
         classes: [N] labels, passed to the model as ``y``; checked against the model's ``num_classes`` where it has one.

@@ -26,6 +26,11 @@ def draw_normal(
     return generator_normal(shape, generator, dtype=dtype, device=device)
 
 
+def draw_like(x: Tensor) -> Tensor:
+    """What `torch.randn_like` draws: torch fills memory in another order than the elements', or with gaps, in another way."""
+    return draw_normal(x.shape, None, x.device, x.dtype) if x.is_contiguous() else torch.randn_like(x)
+
+
 def spread_noise(noise: Tensor, sample: Tensor, name: str = "noise") -> Tensor:
     """``noise`` that somebody else drew, as an addition to ``sample`` would spread it: [1, *] serves every sample.
 

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from ..engine.brownian import BrownianTree
 from ..engine.compile import compile_trace
-from ..engine.noise import spread_noise
+from ..engine.noise import draw_like, spread_noise
 from ..engine.path import Path
 from ..engine.plan import Plan
 from ..engine.prediction import Prediction
@@ -27,7 +27,7 @@ ExtraArgs = Mapping[str, Any] | None
 
 def default_noise_sampler(x: Tensor) -> NoiseSampler:
     """Independent noise of torch's global generator."""
-    return lambda sigma, sigma_next: torch.randn_like(x)
+    return lambda sigma, sigma_next: draw_like(x)
 
 
 class BrownianTreeNoiseSampler:
@@ -118,7 +118,7 @@ def follow(
             denoised = x
             if stage.calls_model:
                 if not stage.between and step + 1 in unused_noise:
-                    torch.randn_like(x)
+                    draw_like(x)
                 denoised = model(x, at[j].expand(len(x)), **kwargs)
                 if not stage.between:
                     step += 1
@@ -129,7 +129,7 @@ def follow(
             noise = None
             if plan.draws_noise[j]:
                 if noise_sampler is None or stage.interval is None:
-                    noise = torch.randn_like(x)
+                    noise = draw_like(x)
                 else:
                     noise = spread_noise(
                         noise_sampler(*(x.new_tensor(s) for s in stage.interval)), x, "the noise of noise_sampler"

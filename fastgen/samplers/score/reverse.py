@@ -52,7 +52,7 @@ def reverse_sde(
         shape: [N, *].
         steps: at least 1.
         seeds: N integers: all noise is drawn in the kernel, and a sample depends on its seed alone.
-        generator: None, one, or one a sample: all noise is drawn by torch.
+        generator: None, one, or one a sample: all noise is torch's.
         prediction_type: ``"score"`` or ``"epsilon"``, a model of the noise, divided by -s(t) in the table.
         eps: where to stop, 0 <= eps < T; that of the SDE where it is None.
         denoise: the last step adds no noise (appendix G of the paper).
