@@ -6,7 +6,10 @@ import torch
 from torch import Tensor
 
 from .families import OfTensors
+from .numerics import DTYPES
 
+# Before 2.13 torch drew the low-precision dtypes from uniforms of as few bits as they have; there it goes on to draw them itself.
+DRAWN = DTYPES if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13) else (torch.float64, torch.float32)
 EIGHTH = 2**21  # of a turn, in the 24 bits of an angle
 TOP = 2**24 - 1
 

@@ -9,6 +9,7 @@ from fastgen.samplers import draw_normal
 from fastgen.samplers.engine.noise import draw_like
 
 from ...backends import requires_cpu
+from ...ops.generator_normal_cases import DRAWN
 
 LARGE = (2, 3, 40, 40)  # 4,800 numbers a sample
 ops = importlib.import_module("fastgen.ops.generator_normal")
@@ -34,7 +35,7 @@ def test_one_generator_and_one_a_sample(kernel_calls):
 
 
 @requires_cpu
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("dtype", DRAWN)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed", "expanded"])
 def test_noise_like_a_tensor(kernel_calls, layout, dtype):
     x = torch.zeros(LARGE, dtype=dtype)
@@ -51,6 +52,6 @@ def test_noise_like_a_tensor(kernel_calls, layout, dtype):
         actual = draw_like(x)
         assert torch.equal(torch.get_rng_state(), after)
     assert actual.stride() == expected.stride() and actual.dtype == dtype
-    tolerance = {"rtol": 1e-2 if dtype == torch.bfloat16 else 5e-7, "atol": 1e-11}
+    tolerance = {"rtol": 1e-2 if dtype.itemsize == 2 else 5e-7, "atol": 1e-11}
     torch.testing.assert_close(actual, expected, **tolerance)
     assert kernel_calls == ([tuple(x.shape)] if layout == "contiguous" else [])
