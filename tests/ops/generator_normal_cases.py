@@ -56,6 +56,17 @@ def corners() -> Tensor:
     return torch.tensor(blocks).flatten()
 
 
+def units_off(actual: Tensor, expected: Tensor) -> float:
+    """The largest error in units in the last place of each number expected; one under 2^-16 counts as that.
+
+    There, at whole quarters of a turn, sine or cosine is 1e-7, and torch's own vectors and scalar code are 8 units apart.
+    """
+    error = (actual.double() - expected.double()).abs()
+    kind = torch.finfo(expected.dtype)
+    least = max(2.0**-16, kind.smallest_normal)
+    return float((error / (kind.eps * 2.0 ** expected.double().abs().clamp_min(least).log2().floor())).max())
+
+
 def example(dtype: torch.dtype) -> dict[str, Any]:
     return {"shape": (2, 3, 4096), "generator": [torch.Generator().manual_seed(k) for k in (1, 2)], "dtype": dtype}
 
