@@ -1,10 +1,13 @@
 """Noise schedules, solvers, guidance and the loop. A solver is a formula; traced once, it is a table that one kernel executes.
 
-Stand-ins for other people's samplers are in ``fastgen.samplers.diffusers`` and ``fastgen.samplers.k_diffusion``.
+Stand-ins for other people's samplers are in ``fastgen.samplers.diffusers`` and ``fastgen.samplers.k_diffusion``; the first, and
+``from_diffusers`` in it, is loaded when it is first used, for it needs diffusers.
 """
 
-from . import diffusers, k_diffusion, score
-from .diffusers import from_diffusers
+import importlib
+from typing import Any
+
+from . import k_diffusion, score
 from .engine.brownian import BrownianTree
 from .engine.noise import draw_normal
 from .engine.path import Path
@@ -119,11 +122,9 @@ __all__ = [
     "ZeroStarGuidance",
     "alphas_cumprod",
     "coefficient_table",
-    "diffusers",
     "draw_normal",
     "dynamic_threshold",
     "flow_shift",
-    "from_diffusers",
     "k_diffusion",
     "linear_betas",
     "make_solver",
@@ -138,3 +139,15 @@ __all__ = [
     "vlb_table",
     "zero_terminal_snr",
 ]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """The stand-ins for diffusers, loaded at their first use."""
+    if name not in ("diffusers", "from_diffusers"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(".diffusers", __name__)
+    return module if name == "diffusers" else module.from_diffusers
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), "diffusers", "from_diffusers"})

@@ -1,385 +1,299 @@
-"""What the stand-ins for diffusers' schedulers share: configuration, the place in the trajectory, and the step itself.
+"""`FusedScheduler`: a scheduler of diffusers whose steps are one kernel each.
 
-A scheduler works out its noise levels as diffusers does, traces its formula once, and then every ``step`` is one kernel.
+A call of a scheduler, with certain arguments and certain values of the attributes that it reads, is a `Move`: worked out the first
+time in a process by diffusers' own code, and then repeated by every scheduler. What is no move is diffusers' own call.
 """
 
+import functools
 import inspect
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ..engine.compile import compile_trace
-from ..engine.noise import Generators, draw_normal, spread_noise
-from ..engine.plan import Plan
-from ..engine.prediction import Prediction
-from ..engine.trace import Trace
-from . import config as _config
-from .config import Config
+from ..._dispatch import KERNEL_DTYPES, needs_grad
+from ...ops._autograd import transforms_active
+from ...ops.philox_normal import check_seeds
+from .content import fresh, key_of
+from .follow import follow
+from .move import Move, Unfit
+from .session import HIDDEN, MEMORY, Session
+from .symbolic import NotLinear
+from .twin import Twin
 
-Self = TypeVar("Self", bound="Scheduler")
-Timestep = Tensor | float
-_NO_OPTIONS: Mapping[str, Any] = {}
+_is_compiling = torch.compiler.is_compiling
 
 
-class SchedulerOutput:
-    """What `step` returns: ``prev_sample``, and a second value (``pred_original_sample``) worked out when it is asked for.
+class FusedScheduler:
+    """Mixed into a scheduler class of diffusers by :func:`fastgen.samplers.diffusers.stand_in`.
 
-    It is also the tuple of the two, for ``return_dict=False``.
+    ``set_timesteps``, ``scale_model_input`` and ``step`` do and return what the parent's do; all else is the parent's own. ``step``
+    takes ``seeds`` too, [N] integers, one a sample: then the kernel draws the noise, and an image depends on its seed alone.
+
+    A call goes to the parent where gradients are wanted, under ``torch.compile``, for tensors of several shapes, and where the
+    parent does to its tensors what a row of a coefficient table does not hold. :attr:`fallbacks` counts these calls.
     """
 
-    __slots__ = ("_given", "_second", "_second_name", "prev_sample")
+    parent: type
 
-    def __init__(
-        self,
-        prev_sample: Tensor,
-        second_name: str | None = None,
-        second: Callable[..., Tensor] | None = None,
-        *given: Any,
-    ) -> None:
-        self.prev_sample = prev_sample
-        self._second: Callable[..., Tensor] | Tensor | None = second
-        self._second_name, self._given = second_name, given
+    @property
+    def fallbacks(self) -> dict[str, int]:
+        """How many calls went to diffusers' own code, by reason."""
+        return dict(Session.of(self).fallbacks)
 
-    def __getattr__(self, name: str) -> Tensor:
-        if name == self._second_name and self._second is not None:
-            return self._value()
-        raise AttributeError(f"the output of this step has no {name!r}")
-
-    def _value(self) -> Tensor:
-        if callable(self._second):
-            self._second, self._given = self._second(*self._given), ()
-        return self._second  # type: ignore[return-value]
-
-    def __getitem__(self, key: str | int | slice) -> Any:
-        if key == 0:
-            return self.prev_sample
-        return getattr(self, key) if isinstance(key, str) else self.to_tuple()[key]
-
-    def __iter__(self) -> Iterator[Tensor]:
-        yield self.prev_sample
-        if self._second is not None:
-            yield self._value()
-
-    def __len__(self) -> int:
-        return 1 + (self._second is not None)
-
-    def to_tuple(self) -> tuple[Tensor, ...]:
-        return tuple(self)
+    def __reduce__(self) -> Any:
+        state = {name: value for name, value in vars(self).items() if name != HIDDEN}
+        if type(self) is not stand_in(self.parent):
+            return _empty, (type(self),), state
+        return _made_again, (self.parent,), state
 
 
-class Scheduler(ABC):
-    """Base of the stand-ins. Subclasses give ``defaults``, `_set_path` and `_trace`.
+def _empty(cls: Any) -> Any:
+    return cls.__new__(cls)
 
-    Every argument of the diffusers class of the same name, with its default, is in ``defaults``; an argument that is not
-    there is refused by name.
+
+def _made_again(parent: type) -> Any:
+    return _empty(stand_in(parent))
+
+
+@functools.cache
+def stand_in(parent: type) -> Any:
+    """The stand-in for a scheduler class of diffusers: a subclass that calls itself as its parent, so that what is saved with it
+    needs no fastgen to be loaded.
+
+    Raises:
+        TypeError: its ``step`` does not begin with the arguments (model_output, timestep, sample).
     """
+    theirs: Any = parent
+    arguments = list(inspect.signature(theirs.step).parameters) if hasattr(theirs, "step") else []
+    if arguments[1:4] != ["model_output", "timestep", "sample"]:
+        raise TypeError(f"no stand-in for {parent.__name__}: its step takes {arguments[1:]}")
+    doc = f"diffusers' class of this name with fused steps, see `FusedScheduler`.\n\n{parent.__doc__ or ''}"
+    members = {"parent": parent, "step": _stepping(theirs.step), "__module__": parent.__module__, "__doc__": doc}
+    if hasattr(theirs, "set_timesteps"):
+        members["set_timesteps"] = _setting(theirs.set_timesteps)
+    scale = getattr(theirs, "scale_model_input", None)
+    if scale is not None and scale.__code__.co_names:  # else it can only return its argument
+        members["scale_model_input"] = _scaling(scale)
+    return type(parent.__name__, (FusedScheduler, parent), members)
 
-    defaults: ClassVar[dict[str, Any]] = {}
-    order: ClassVar[int] = 1
-    second_output: str | None = None
-    needs_set_timesteps: ClassVar[bool] = True
-    stateless: ClassVar[bool] = False  # steps may come in any order, each found by its timestep
-    config_name = _config.CONFIG_NAME
-    _compatible_names: tuple[str, ...] = ()
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        parameters = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
-        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-        parameters += [inspect.Parameter(name, kind, default=value) for name, value in cls.defaults.items()]
-        if cls.defaults:
-            cls.__signature__ = inspect.Signature(parameters[1:])  # type: ignore[attr-defined]
+# ---- the calls ----------------------------------------------------------------------------------------------------------------
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        name = type(self).__name__
-        if len(args) > len(self.defaults):
-            raise TypeError(f"{name} takes {len(self.defaults)} arguments, got {len(args)}")
-        given = dict(zip(self.defaults, args, strict=False))
-        twice = sorted(set(given) & set(kwargs))
-        unknown = sorted(set(kwargs) - set(self.defaults))
-        if twice or unknown:
-            what = (
-                f"got {twice} twice"
-                if twice
-                else f"has no argument {unknown}, its arguments are {sorted(self.defaults)}"
-            )
-            raise TypeError(f"{name} {what}")
-        left = [name for name in self.defaults if name not in given and name not in kwargs]
-        self.config = Config({**self.defaults, **given, **kwargs, "_use_default_values": left})
-        self.num_inference_steps: int | None = None
-        self.timesteps: Tensor = torch.empty(0)
-        self._step_index: int | None = None
-        self._begin_index: int | None = None
-        self._plans: dict[Any, Plan] = {}
-        self._history: dict[Any, Tensor] = {}
-        self._setup()
 
-    # ---- what subclasses give ---------------------------------------------------------------------------------------
+def _stepping(theirs: Callable[..., Any]) -> Callable[..., Any]:
+    """`step` of a stand-in, given the parent's."""
+    signature = inspect.signature(theirs)
+    names = list(signature.parameters)[4:]
 
-    @abstractmethod
-    def _setup(self) -> None:
-        """Work out the schedule from the configuration, and the timesteps before `set_timesteps`."""
+    @functools.wraps(theirs)
+    def step(self: Any, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if args:
+            if len(args) > len(names) or kwargs.keys() & names[: len(args)]:
+                return theirs(self, model_output, timestep, sample, *args, **kwargs)  # a TypeError
+            kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
+        return _call(self, theirs, sample, model_output, timestep, kwargs, kwargs.pop("seeds", None))
 
-    def _prediction(self) -> Prediction:
-        """What the model predicts."""
-        config = self.config
-        thresholding = config.get("thresholding", False)
-        clip = config.get("clip_sample_range", 1.0) if config.get("clip_sample") and not thresholding else None
-        return Prediction(
-            prediction_type=config.get("prediction_type", "epsilon"),
-            clip=clip,
-            threshold_ratio=config["dynamic_thresholding_ratio"] if thresholding else None,
-            sample_max_value=config.get("sample_max_value", 1.0),
-        )
+    seeds = inspect.Parameter("seeds", inspect.Parameter.KEYWORD_ONLY, default=None)
+    parameters = list(signature.parameters.values())
+    rest = [parameters.pop()] if parameters[-1].kind is inspect.Parameter.VAR_KEYWORD else []
+    step.__signature__ = signature.replace(parameters=[*parameters, seeds, *rest])  # type: ignore[attr-defined]
+    return step
 
-    @abstractmethod
-    def _trace(self, trace: Trace, start: int, **options: Any) -> None:
-        """Follow the solver's formula from step ``start`` on."""
 
-    # ---- configuration ----------------------------------------------------------------------------------------------
+def _scaling(theirs: Callable[..., Any]) -> Callable[..., Any]:
+    """`scale_model_input` of a stand-in, given the parent's."""
 
-    @classmethod
-    def from_config(
-        cls: type[Self], config: Mapping[str, Any], return_unused_kwargs: bool = False, **kwargs: Any
-    ) -> Any:
-        """A scheduler with the arguments of ``config`` that this class has, as diffusers swaps schedulers: those that were left to
-        their defaults take the defaults of this class.
+    @functools.wraps(theirs)
+    def scale_model_input(self: Any, sample: Tensor, timestep: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if args or kwargs:
+            return theirs(self, sample, timestep, *args, **kwargs)
+        return _call(self, theirs, sample, None, timestep, {}, None)
 
-        Raises:
-            ValueError: a name that no scheduler of this module knows.
-        """
-        values = {k: v for k, v in dict(config).items() if k not in config.get("_use_default_values", ())} | kwargs
-        known = set().union(*(other.defaults for other in _all_subclasses(Scheduler)))
-        unknown = sorted(k for k in values if not k.startswith("_") and k not in known)
-        if unknown and not return_unused_kwargs:
-            raise ValueError(f"{cls.__name__}.from_config does not know {unknown}; it knows {sorted(cls.defaults)}")
-        made = cls(**{k: v for k, v in values.items() if k in cls.defaults})
-        if return_unused_kwargs:
-            return made, {k: v for k, v in kwargs.items() if k not in cls.defaults}
+    return scale_model_input
+
+
+def _call(
+    self: Any,
+    theirs: Callable[..., Any],
+    sample: Tensor,
+    model: Tensor | None,
+    timestep: Any,
+    options: dict[str, Any],
+    seeds: Any,
+) -> Any:
+    """The move of a call; the parent's call where it is none."""
+    if _is_compiling():
+        return _by_parent(self, theirs, sample, model, timestep, options, seeds, "torch.compile")
+    session = Session.of(self)
+    try:
+        state = session.state_of(self)
+        call = theirs, _time(self, timestep), _kinds(sample, model), _given(options, sample)
+        edge = state.moves.get(call)
+        if edge is None:
+            edge = state.remember(call, _move(self, session, call, sample, model, timestep, options))
+        move, target = edge
+        if type(move) is str:
+            raise NotLinear(move)
+        if seeds is not None:
+            seeds = _checked(seeds, sample)
+        attributes = vars(self)
+        result = move.run(attributes, session.pool, sample, model, options, options.get("generator"), seeds)
+    except (NotLinear, Unfit) as reason:
+        session.fallbacks[str(reason)] += 1
+        return _by_parent(self, theirs, sample, model, timestep, options, seeds, str(reason))
+    if move.sets:
+        session.leave(attributes, target, schedule=False)
+        if target is None:
+            edge[1] = session.state_of(self)
+    return result
+
+
+def _by_parent(
+    self: Any,
+    theirs: Callable[..., Any],
+    sample: Tensor,
+    model: Tensor | None,
+    timestep: Any,
+    options: dict[str, Any],
+    seeds: Any,
+    reason: str,
+) -> Any:
+    if seeds is not None:
+        raise ValueError(f"seeds= is for fused steps, and this one is diffusers' own: {reason}")
+    if model is None:
+        return theirs(self, sample, timestep)
+    return theirs(self, model, timestep, sample, **options)
+
+
+def _move(
+    self: Any, session: Session, call: Any, sample: Tensor, model: Tensor | None, timestep: Any, options: dict[str, Any]
+) -> Move | str:
+    """What a call does, from memory or worked out now; or why it is no move."""
+    made: Move | str | None = MEMORY.find((type(self), call), self, session)
+    if made is not None:
         return made
 
-    def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
-        """Write the configuration as ``scheduler_config.json``; diffusers reads it too."""
-        if push_to_hub:
-            raise ValueError("push_to_hub=True: fastgen writes folders only; give the folder to huggingface_hub")
-        _config.save(self.config, save_directory, type(self).__name__)
-
-    save_config = save_pretrained
-
-    @classmethod
-    def from_pretrained(
-        cls: type[Self], pretrained_model_name_or_path: Any, subfolder: str | None = None, **kwargs: Any
-    ) -> Any:
-        """Read ``scheduler_config.json`` of a folder, written here or by diffusers."""
-        return cls.from_config(_config.load(pretrained_model_name_or_path, subfolder), **kwargs)
-
-    @classmethod
-    def load_config(
-        cls, pretrained_model_name_or_path: Any, subfolder: str | None = None, **kwargs: Any
-    ) -> dict[str, Any]:
-        return _config.load(pretrained_model_name_or_path, subfolder)
-
-    @property
-    def compatibles(self) -> list[type["Scheduler"]]:
-        """The classes whose `from_config` takes this scheduler's configuration."""
-        names = {type(self).__name__, *self._compatible_names}
-        return [cls for cls in _all_subclasses(Scheduler) if cls.__name__ in names]
-
-    def __repr__(self) -> str:
-        named = {k: v for k, v in self.config.items() if k in self.defaults}
-        changed = {k: v for k, v in named.items() if v is not self.defaults[k] and v != self.defaults[k]}
-        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in changed.items())})"
-
-    def __len__(self) -> int:
-        return int(self.config["num_train_timesteps"])
-
-    # ---- the place in the trajectory --------------------------------------------------------------------------------
-
-    @property
-    def step_index(self) -> int | None:
-        """The step that comes next; None before the first."""
-        return self._step_index
-
-    @property
-    def begin_index(self) -> int | None:
-        """The step the trajectory begins with, where a pipeline has set it (image to image)."""
-        return self._begin_index
-
-    def set_begin_index(self, begin_index: int = 0) -> None:
-        self._begin_index = begin_index
-
-    def _restart(self) -> None:
-        self._step_index = self._begin_index = None
-        self._plans, self._history = {}, {}
-        self._last_plan: tuple[int, torch.dtype, torch.device, Mapping[str, Any], Plan] | None = None
-        self._values: list[float] = self.timesteps.tolist()  # on the host, so that steps are found without waiting
-
-    def index_for_timestep(self, timestep: Timestep, schedule_timesteps: Tensor | None = None) -> int:
-        """Where ``timestep`` stands in the schedule; of two places the second, as steps of order 2 begin there.
-
-        Raises:
-            ValueError: it is not in the schedule.
-        """
-        place = self._place_in_memory(timestep)
-        if place is None or schedule_timesteps is not None:
-            values = self._values if schedule_timesteps is None else schedule_timesteps.tolist()
-            value = timestep.item() if isinstance(timestep, Tensor) else timestep
-            places = [i for i, other in enumerate(values) if other == value]
-            if not places:
-                raise ValueError(
-                    f"timestep {value} is not in the schedule of {len(values)} timesteps from {values[0]} to {values[-1]}"
-                )
-            return places[1 if len(places) > 1 else 0]
-        value = self._values[place]
-        if place + 1 < len(self._values) and self._values[place + 1] == value:
-            return place + 1
-        return place
-
-    def _place_in_memory(self, timestep: Timestep) -> int | None:
-        """The index of a timestep that is a view into ``timesteps``, without asking the device for its value."""
-        if not isinstance(timestep, Tensor) or timestep.device.type == "cpu" or timestep.dim() != 0:
-            return None
-        mine = self.timesteps
-        if timestep.untyped_storage().data_ptr() != mine.untyped_storage().data_ptr():
-            return None
-        return int(timestep.storage_offset() - mine.storage_offset())
-
-    def _init_step_index(self, timestep: Timestep) -> None:
-        self._step_index = self.index_for_timestep(timestep) if self._begin_index is None else self._begin_index
-        self._start = self._step_index
-        self._history = {}
-
-    # ---- steps ------------------------------------------------------------------------------------------------------
-
-    def scale_model_input(self, sample: Tensor, timestep: Timestep | None = None, *args: Any) -> Tensor:
-        """``sample`` as the model wants to see it; here, as it is."""
-        return sample
-
-    def _plan(self, start: int, sample: Tensor, options: Mapping[str, Any]) -> Plan:
-        last = self._last_plan
-        if (
-            last is not None
-            and last[0] == start
-            and last[1] is sample.dtype
-            and last[2] == sample.device
-            and last[3] == options
-        ):
-            return last[4]
-        wide = torch.float64 if sample.dtype == torch.float64 else torch.float32
-        key = (start, sample.device, wide, tuple(options.items()))
-        plan = self._plans.get(key)
-        if plan is None:
-            trace = Trace(self._prediction(), scale_inputs=False)
-            self._trace(trace, start, **options)
-            plan = compile_trace(trace, learned_variance=self._learns_variance()).to(sample.device, wide)
-            self._plans[key] = plan
-        self._last_plan = start, sample.dtype, sample.device, options, plan
-        return plan
-
-    def _learns_variance(self) -> bool:
-        return False
-
-    def _index(self, timestep: Timestep) -> int:
-        """The step that ``timestep`` asks for, checked."""
-        if self.needs_set_timesteps and self.num_inference_steps is None:
-            raise ValueError(f"{type(self).__name__}: call set_timesteps before step")
-        if self.stateless:
-            self._start = 0
-            return self.index_for_timestep(timestep)
-        if self._step_index is None:
-            self._init_step_index(timestep)
-        index: int = self._step_index  # type: ignore[assignment]
-        if index >= len(self._values):
-            raise IndexError(
-                f"{type(self).__name__}: step was called {index - self._start + 1} times, the trajectory has "
-                f"{len(self._values) - self._start} steps; call set_timesteps to begin another"
-            )
-        return index
-
-    def _advance(
-        self,
-        model_output: Tensor,
-        timestep: Timestep,
-        sample: Tensor,
-        return_dict: bool,
-        options: Mapping[str, Any] = _NO_OPTIONS,
-        generator: Generators = None,
-        noise: Tensor | None = None,
-        noise_dtype: torch.dtype | None = None,
-        seeds: Tensor | Sequence[int] | None = None,
-    ) -> Any:
-        """One step; ``options`` are the arguments of ``step`` that the coefficients depend on."""
-        index = self._index(timestep)
-        plan = self._plan(self._start, sample, options)
-        i = index - self._start
-        if not plan.draws_noise[i]:
-            noise = seeds = None
-        elif noise is None and seeds is None:
-            noise = draw_normal(sample.shape, generator, model_output.device, noise_dtype or model_output.dtype)
-        elif noise is not None:
-            noise = spread_noise(noise, sample)
-        following = plan.step(model_output, i, sample, history=self._history, noise=noise, seeds=seeds)
-        if following.dtype != model_output.dtype and model_output.dtype != torch.float64:
-            following = following.to(model_output.dtype)
-        if not self.stateless:
-            self._step_index = index + 1
-        if self.second_output is None:
-            return SchedulerOutput(following) if return_dict else (following,)
-        versions = model_output._version, sample._version
-        return SchedulerOutput(following, self.second_output, self._later, plan, i, model_output, sample, versions)
-
-    def _later(self, plan: Plan, i: int, model_output: Tensor, sample: Tensor, versions: tuple[int, int]) -> Tensor:
-        if (model_output._version, sample._version) != versions:
-            raise RuntimeError(
-                f"{self.second_output} is worked out when it is asked for, and the model's output or the sample of this step has "
-                "been changed in place since: read it right after the step"
-            )
-        return self._second(plan, i, model_output, sample)
-
-    def _second(self, plan: Plan, i: int, model_output: Tensor, sample: Tensor) -> Tensor:
-        """The second value of a step's output."""
-        return plan.predicted_sample(model_output, i, sample)
-
-    # ---- noise in the other direction -------------------------------------------------------------------------------
-
-    def _marginals(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """(alpha, sigma) of the noised training samples at ``timesteps``, [N] float64 each, on the host."""
-        raise ValueError(f"{type(self).__name__} has no training noise of its own: use another scheduler's add_noise")
-
-    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """alpha x0 + sigma eps at each sample's own timestep.
-
-        Args:
-            original_samples, noise: [N, *].
-            timesteps: [N], of the schedule.
-        """
-        alpha, sigma = (m.to(original_samples.dtype) for m in self._marginals(torch.atleast_1d(timesteps)))
-        return combine(alpha, original_samples, sigma, noise)
+    drawn = torch.get_rng_state()  # from which the parent's own call will draw, where this comes to nothing
+    try:
+        if (generator := options.get("generator")) is not None:
+            first = generator[0] if isinstance(generator, Sequence) else generator
+            options = {**options, "generator": first.clone_state()}
+        made, names = follow(self, call[0], HIDDEN, sample, model, timestep, options)
+    except Exception as error:  # whatever it is, the parent's own call will say it again, or do without
+        return str(error) if isinstance(error, NotLinear) else f"{type(error).__name__}: {error}"
+    finally:
+        torch.set_rng_state(drawn)
+    MEMORY.keep((type(self), call), names, session.key(self, names), made)
+    return made
 
 
-def combine(a: Tensor, x: Tensor, b: Tensor, y: Tensor) -> Tensor:
-    """a_n x_n + b_n y_n with a weight a sample, [N] or one for all."""
-    shape = (-1, *([1] * (x.dim() - 1)))
-    return a.to(x.device).reshape(shape) * x + b.to(x.device).reshape(shape) * y
+def _time(self: Any, timestep: Any) -> Any:
+    """A timestep as a key; that of a view into the schedule of another device is its place, so that nobody waits for the value."""
+    if not isinstance(timestep, Tensor):
+        if not isinstance(timestep, Hashable):
+            raise NotLinear(f"a timestep that is a {type(timestep).__name__}")
+        return type(timestep), timestep
+    if timestep.dim() != 0:
+        raise NotLinear("a timestep for each sample")
+    if timestep.device.type == "cpu":
+        return timestep.dtype, timestep.item()
+    mine = self.timesteps
+    if timestep.untyped_storage().data_ptr() == mine.untyped_storage().data_ptr():
+        return "place", timestep.storage_offset() - mine.storage_offset()
+    return timestep.dtype, timestep.device, timestep.item()
 
 
-def _all_subclasses(cls: Any) -> list[type[Scheduler]]:
-    found = [sub for child in cls.__subclasses__() for sub in (child, *_all_subclasses(child))]
-    return [sub for sub in found if sub.defaults]
+def _kinds(sample: Tensor, model: Tensor | None) -> Any:
+    """What a move depends on in its tensors.
+
+    Raises:
+        NotLinear: the kernel does not take them.
+    """
+    if transforms_active():
+        raise NotLinear("a transform of torch.func")
+    if type(sample) is not Tensor or (model is not None and type(model) is not Tensor):
+        raise NotLinear("a subclass of Tensor, or no tensor")
+    shape, device = sample.shape, sample.device
+    if len(shape) < 2 or sample.dtype not in KERNEL_DTYPES or 0 in shape:
+        raise NotLinear(f"a sample of shape {tuple(shape)} and {sample.dtype}")
+    if model is None:
+        if needs_grad(sample):
+            raise NotLinear("gradients")
+        return sample.dtype, device, len(shape), shape[1]
+    if model.dtype not in KERNEL_DTYPES or model.device != device:
+        raise NotLinear(f"a model's output of {model.dtype} on {model.device}")
+    same = model.shape == shape
+    if not same and model.shape != (shape[0], 2 * shape[1], *shape[2:]):
+        raise NotLinear("a model's output of another shape than the sample")
+    if needs_grad(sample, model):
+        raise NotLinear("gradients")
+    return sample.dtype, model.dtype, device, len(shape), shape[1], same
 
 
-def require_float_timestep(cls: type[Scheduler], timestep: Timestep) -> None:
-    """Integers are taken for indices by mistake: schedules in sigma have fractional timesteps."""
-    if isinstance(timestep, int) or (isinstance(timestep, Tensor) and not timestep.is_floating_point()):
-        raise ValueError(
-            f"{cls.__name__}.step takes one of the scheduler's own timesteps, got the integer {timestep!r}: "
-            "not the number of the step"
-        )
+def _given(options: dict[str, Any], sample: Tensor) -> Any:
+    """The further arguments of a step as a key; tensors among them are operands, generators are not part of it."""
+    key: list[Any] = []
+    for name, value in options.items():
+        if name == "generator":
+            key.append((name, value is not None))
+        elif isinstance(value, Tensor):
+            if value.shape != sample.shape or value.device != sample.device or needs_grad(value):
+                raise NotLinear(f"{name} of another shape or device than the sample, or with gradients")
+            key.append((name, value.dtype))
+        elif isinstance(value, Hashable):
+            key.append((name, type(value), value))
+        else:
+            raise NotLinear(f"{name} is a {type(value).__name__}")
+    return tuple(key)
 
 
-def to_timesteps(values: np.ndarray, device: Any, dtype: torch.dtype) -> Tensor:
-    return torch.from_numpy(np.array(values, order="C")).to(device=device, dtype=dtype)
+def _checked(seeds: Tensor | Sequence[int], sample: Tensor) -> Tensor:
+    seeds = check_seeds("step", seeds, sample.device).to(sample.device)
+    if len(seeds) != len(sample):
+        raise ValueError(f"seeds must be one a sample ({len(sample)}), got {len(seeds)}")
+    return seeds
+
+
+def _setting(theirs: Callable[..., Any]) -> Callable[..., Any]:
+    """`set_timesteps` of a stand-in, given the parent's: the same schedule is worked out once."""
+
+    @functools.wraps(theirs)
+    def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> None:
+        if _is_compiling():
+            return theirs(self, *args, **kwargs)
+        session = Session.of(self)
+        try:
+            state = session.state_of(self)
+            call = theirs, key_of("argument", args), key_of("argument", kwargs)
+            edge = state.moves.get(call)
+            if edge is None:
+                edge = state.remember(call, _schedule(self, session, call, args, kwargs))
+        except (NotLinear, TypeError):
+            return theirs(self, *args, **kwargs)
+        changes, target = edge
+        attributes = vars(self)
+        for name, value in changes.items():
+            attributes[name] = fresh(value)
+        session.leave(attributes, target)
+        if target is None:
+            edge[1] = session.state_of(self)
+        return None
+
+    return set_timesteps
+
+
+def _schedule(self: Any, session: Session, call: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What `set_timesteps` changes."""
+    made: dict[str, Any] | None = MEMORY.find((type(self), call), self, session)
+    if made is None:
+        twin = Twin(self, HIDDEN, lambda value, name: list(value) if type(value) is list else value)
+        call[0](twin.self, *args, **kwargs)
+        if twin.loses():
+            raise NotLinear("an attribute is gone")
+        names = twin.reads()
+        made = {name: fresh(value) for name, value, _ in twin.changes()}
+        key_of("an attribute", made)
+        MEMORY.keep((type(self), call), names, session.key(self, names), made)
+    return made
