@@ -9,7 +9,7 @@ STAMP := $(VENV)/.complete
 # What one process has compiled of the tests the others find, whatever the shell says of bytecode.
 PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --maxprocesses=8 --dist=loadgroup
 
-.PHONY: docs demo test test-oldest test-environments lint bench bench-full gpu build setup peers wheel clean
+.PHONY: docs demo test test-oldest test-environments test-diffusers lint bench bench-full gpu build setup peers wheel clean
 .DEFAULT_GOAL := build
 
 demo: build
@@ -25,6 +25,10 @@ test-oldest: build
 # The suite again where arithmetic rounds otherwise: other BLAS and ATen kernels, other thread counts, other variants of ours.
 test-environments: build peers
 	bash tools/test_environments.sh
+
+# diffusers' own scheduler tests, with its classes and with the stand-ins: `make test-diffusers DIFFUSERS=path/to/checkout`.
+test-diffusers: build
+	bash tools/test_diffusers.sh "$(DIFFUSERS)"
 
 lint: setup
 	$(BIN)/ruff check .

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fastgen import samplers
 from fastgen.cli.main import COMMANDS, build_parser
 from fastgen.samplers import from_diffusers
 
@@ -43,7 +44,7 @@ def test_the_python_blocks_run_in_order(tiny_pipelines, tmp_path, monkeypatch, c
     assert len(BLOCKS) == 4
     assert names["digits"].shape == (4, 1, 8, 8) and names["digits"].isfinite().all()
     assert names["y"].shape == names["x"].shape
-    assert type(names["pipe"].scheduler).__module__.startswith("fastgen") and names["picture"].size == (8, 8)
+    assert isinstance(names["pipe"].scheduler, samplers.diffusers.FusedScheduler) and names["picture"].size == (8, 8)
     assert names["trainer"].step == 50 and (tmp_path / "digits.safetensors").is_file()
     printed = capsys.readouterr()
     assert printed.out == printed.err == ""  # no bars where there is no terminal
@@ -78,7 +79,7 @@ def test_the_extras_that_are_named_are_there():
     ]
     named = re.findall(r"'\.\[(\w+)\]'", README)
     assert named == ["demo"]
-    assert set(extras) == {*named, "gpu", "bench", "test"} and all(
+    assert set(extras) == {*named, "diffusers", "gpu", "bench", "test"} and all(
         f"`{name}`" in README for name in set(extras) - {"demo"}
     )
     assert {"scikit-learn", "matplotlib", "rich"} <= set(extras["demo"])

@@ -1,17 +1,35 @@
-"""Whole trajectories of a scheduler and its stand-in: same model, same noise, same calls as a pipeline makes."""
+"""Whole trajectories of a scheduler and its stand-in: same model, same noise, same calls as a pipeline makes.
+
+Beside both stands the exact one: the parent's code in float64, with the coefficients that it works out from its levels in float32.
+"""
 
 import contextlib
+import importlib
+import inspect
+import sys
+import types
 import warnings
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
 from torch import Tensor
 
 from fastgen.samplers import diffusers as ours
+from fastgen.samplers.diffusers import move
+from fastgen.samplers.diffusers.session import MEMORY
+
+from ...backends import import_peer
+from ..rounding import ROUNDINGS, UNIT
+from .cases import Case
 
 SHAPE = (2, 3, 6, 5)
+NEED_TORCHSDE = {
+    "DPMSolverSDEScheduler": "dpmsolver_sde",
+    "CosineDPMSolverMultistepScheduler": "cosine_dpmsolver_multistep",
+}
+diffusers = import_peer("diffusers")
 
 
 def model(x: Tensor, t: float, channels: int = 1) -> Tensor:
@@ -21,13 +39,31 @@ def model(x: Tensor, t: float, channels: int = 1) -> Tensor:
     return torch.cat([out] * channels, dim=1) if channels > 1 else out
 
 
-def pair(name: str, **config: Any) -> tuple[Any, Any]:
-    """(fastgen's, diffusers') scheduler of one class and configuration."""
-    import diffusers
+def parent(name: str) -> Any:
+    """diffusers' class; two of them are hidden where torchsde is not installed, which only their own noise needs."""
+    found = getattr(diffusers, name)
+    if name not in NEED_TORCHSDE or "dummy" not in found.__module__:
+        return found
+    module = f"diffusers.schedulers.scheduling_{NEED_TORCHSDE[name]}"
+    sys.modules["torchsde"] = types.ModuleType("torchsde")  # while it is imported
+    try:
+        return getattr(importlib.import_module(module), name)
+    finally:
+        del sys.modules["torchsde"]
 
+
+def made(cls: Any, config: Mapping[str, Any]) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return getattr(ours, name)(**config), getattr(diffusers, name)(**config)
+        return cls(**config)
+
+
+def pair(name: str, **config: Any) -> tuple[Any, Any]:
+    """(fastgen's, diffusers') scheduler of one class and configuration."""
+    return made(ours.stand_in(parent(name)), config), made(parent(name), config)
+
+
+# ---- one noise and one arithmetic for all dtypes ------------------------------------------------------------------------------
 
 
 class Torch64:
@@ -38,79 +74,71 @@ class Torch64:
 
 
 @contextlib.contextmanager
-def in_float64(scheduler: Any) -> Iterator[None]:
-    """diffusers keeps levels in float32 and works out coefficients in it; the same levels in float64 show the formula."""
-    lift(scheduler)
-    torch.set_default_dtype(torch.float64)
+def in_float64(cls: Any) -> Iterator[None]:
+    """Steps of a class of diffusers, and of its stand-in, work in the dtype of a float64 sample throughout."""
+    MEMORY.clear()
     try:
-        with mock.patch(f"{type(scheduler).__module__}.torch", Torch64()):
+        with mock.patch.object(sys.modules[cls.__module__], "torch", Torch64()):
             yield
     finally:
-        torch.set_default_dtype(torch.float32)
+        MEMORY.clear()  # what has been followed here is not what the class does
 
 
-def lift(scheduler: Any) -> None:
-    for name, value in vars(scheduler).items():
-        floating = isinstance(value, Tensor) and value.dtype == torch.float32
-        if floating and name not in ("timesteps",):
-            setattr(scheduler, name, value.double())
-    if hasattr(scheduler, "sigmas_interpol"):  # KDPM2 keeps what it has worked out of the levels
-        levels = torch.cat([scheduler.sigmas[:1], scheduler.sigmas[1::2]])
-        following = torch.cat([levels[1:], levels.new_zeros(1)])
-        up = (following**2 * (levels**2 - following**2) / levels**2).nan_to_num(0).sqrt()
-        down = (following**2 - up**2).clamp_min(0).sqrt()
-        ancestral = hasattr(scheduler, "sigmas_down")
-        between = (levels.log() + (down if ancestral else levels.roll(1)).log()).mul(0.5).exp()
-        if ancestral:
-            between[-2:] = 0
-            scheduler.sigmas_up, scheduler.sigmas_down = doubled(up), doubled(down)
-        scheduler.sigmas_interpol = doubled(between)
+@contextlib.contextmanager
+def one_noise(cls: Any) -> Iterator[None]:
+    """Whatever dtype a step draws its noise in, it gets what float32 would have been."""
+
+    def draw(shape: Any, generator: Any = None, device: Any = None, dtype: Any = None, layout: Any = None) -> Tensor:
+        return torch.randn(tuple(shape), generator=generator).to(dtype or torch.float32)
+
+    theirs = mock.patch.object(sys.modules[cls.__module__], "randn_tensor", draw, create=True)
+    with theirs, mock.patch.object(move, "draw_normal", draw):
+        yield
 
 
-def doubled(levels: Tensor) -> Tensor:
-    return torch.cat([levels[:1], levels[1:].repeat_interleave(2), levels[-1:]])
+# ---- trajectories -------------------------------------------------------------------------------------------------------------
 
 
 def run(
     scheduler: Any,
-    dtype: torch.dtype,
+    case: Case,
+    dtype: torch.dtype = torch.float32,
     *,
-    channels: int = 1,
-    begin: int | None = None,
-    clock: Any = None,
+    steps: int = 10,
+    begin: int = 0,
+    exact: bool = False,
     rounds: bool = False,
-    **options: Any,
 ) -> list[Tensor]:
-    """The samples of a trajectory; ``clock`` is the scheduler whose timesteps and first sigma the model goes by. ``rounds``: each
-    sample is rounded to float32 before the next step, to see what a trajectory makes of that."""
-    clock = clock or scheduler
-    generator = torch.Generator().manual_seed(3)
-    x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(5), dtype=torch.float64).to(dtype)
-    x = x * float(getattr(clock, "init_noise_sigma", 1.0))  # flow schedulers of diffusers have none
-    if "generator" in scheduler.step.__code__.co_varnames:
-        options["generator"] = generator
-    if begin is not None:
+    """The samples of a trajectory.
+
+    Args:
+        begin: the first step, as of image to image.
+        exact: in float64 throughout.
+        rounds: each sample is rounded to float32 before the next step, to see what a trajectory makes of that.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scheduler.set_timesteps(steps)
+    if begin:
         scheduler.set_begin_index(begin)
-    if dtype == torch.float64:  # the same noise as in float32
-        with mock.patch("torch.randn", _single_randn):
-            return _follow(scheduler, x, clock, channels, begin or 0, rounds, options)
-    return _follow(scheduler, x, clock, channels, begin or 0, rounds, options)
+    cls = getattr(scheduler, "parent", type(scheduler))
+    with one_noise(cls), in_float64(cls) if exact else contextlib.nullcontext():
+        return _follow(scheduler, case, dtype, begin, rounds)
 
 
-_randn = torch.randn
-
-
-def _single_randn(*args: Any, dtype: Any = None, **kwargs: Any) -> Tensor:
-    return _randn(*args, dtype=torch.float32, **kwargs).to(dtype)
-
-
-def _follow(
-    scheduler: Any, x: Tensor, clock: Any, channels: int, begin: int, rounds: bool, options: dict[str, Any]
-) -> list[Tensor]:
+def _follow(scheduler: Any, case: Case, dtype: torch.dtype, begin: int, rounds: bool) -> list[Tensor]:
+    x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    x = (x * float(getattr(scheduler, "init_noise_sigma", 1.0))).to(dtype)  # flow schedulers of diffusers have none
+    options = dict(case.options)
+    takes = inspect.signature(scheduler.step).parameters
+    if "generator" in takes:
+        options["generator"] = torch.Generator().manual_seed(3)
+    if "variance_noise" in takes and case.config.get("algorithm_type", "").startswith("sde"):
+        options["variance_noise"] = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1)).to(dtype)
     samples = []
-    for t, now in zip(scheduler.timesteps[begin:], clock.timesteps[begin:].tolist(), strict=True):
+    for t in scheduler.timesteps[begin:]:
         inputs = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
-        x = scheduler.step(model(inputs, now, channels), t, x, return_dict=False, **options)[0]
+        x = scheduler.step(model(inputs, float(t), case.channels), t, x, return_dict=False, **options)[0]
         samples.append(x)
         x = x.float().to(x.dtype) if rounds else x
     return samples
@@ -124,3 +152,36 @@ def error(a: list[Tensor], b: list[Tensor]) -> float:
         assert x.isfinite().all() and y.isfinite().all()
         worst = max(worst, float((x.double() - y.double()).abs().max() / y.double().abs().max().clamp_min(1.0)))
     return worst
+
+
+class Parents(NamedTuple):
+    """What a stand-in is held against; ``of_rounding``: what float32 does to the trajectory, at least one rounding."""
+
+    scheduler: Any
+    exact: list[Tensor]
+    off: float  # of the parent's in float32
+    of_rounding: float
+
+
+def parents(case: Case, **kwargs: Any) -> Parents:
+    scheduler = made(parent(case.name), case.config)
+    exact, rounded = (run(scheduler, case, torch.float64, exact=True, rounds=r, **kwargs) for r in (False, True))
+    off = error(run(scheduler, case, **kwargs), exact)
+    return Parents(scheduler, exact, off, max(error(rounded, exact), UNIT))
+
+
+def check(case: Case, **kwargs: Any) -> None:
+    """A stand-in beside its parent: as close in float64 and in float32 as these allow, and no call left to the parent.
+
+    A step in float32 rounds its coefficients and terms too, up to ``ROUNDINGS`` times as often as its sample. Where the parent's
+    error is larger than that, the stand-in's may be twice the parent's. float64 does to a trajectory what float32 does, by 2^-29.
+    """
+    theirs = parents(case, **kwargs)
+    mine = ours.from_diffusers(theirs.scheduler)
+    off = error(run(mine, case, **kwargs), theirs.exact)
+    assert off <= max(2 * theirs.off, ROUNDINGS * theirs.of_rounding), f"float32 {off:.1e} off, {theirs[2:]} beside it"
+    off = error(run(mine, case, torch.float64, exact=True, **kwargs), theirs.exact)
+    allowed = ROUNDINGS * max(theirs.off, theirs.of_rounding) * 2.0**-29
+    assert off <= allowed, f"float64 {off:.1e} off, where {allowed:.1e} are allowed"
+    assert mine.fallbacks == {}
+    assert torch.equal(mine.timesteps, theirs.scheduler.timesteps)
