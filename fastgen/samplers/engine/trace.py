@@ -93,7 +93,7 @@ class Trace:
     Args:
         prediction: what the model predicts, and how that is clipped.
         scale_inputs: the sample that a step leaves is already what the model wants to see (the loop's way); else it is
-            the x of the formulas and whoever calls the model scales it (the way of diffusers' schedulers).
+            the x of the formulas and whoever calls the model scales it (k-diffusion's way).
     """
 
     def __init__(self, prediction: Prediction, *, scale_inputs: bool = True) -> None:

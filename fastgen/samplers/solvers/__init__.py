@@ -1,7 +1,6 @@
 """The solvers, a page each: the formula as its paper has it, a function of a `Trace` and a `Path`, and the class with its options.
 
-The formulas are shared by the stand-ins for diffusers' and k-diffusion's samplers. ``start`` is the step a trajectory begins
-with; what a multistep formula has not seen yet, it does without.
+`fastgen.samplers.k_diffusion` has the same formulas under its names.
 """
 
 from collections.abc import Callable

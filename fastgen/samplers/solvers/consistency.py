@@ -9,12 +9,10 @@ from ..engine.trace import Trace
 from .edm import EDMSolver
 
 
-def consistency(
-    trace: Trace, path: Path, *, sigma_min: float, sigma_max: float, s_noise: float = 1.0, start: int = 0
-) -> None:
+def consistency(trace: Trace, path: Path, *, sigma_min: float, sigma_max: float, s_noise: float = 1.0) -> None:
     """Multistep consistency sampling (Song et al. 2023, algorithm 1): denoise wholly, then noise up to the next sigma."""
     x = None
-    for i in range(start, len(path)):
+    for i in range(len(path)):
         _, x = trace.call(x, *path.point(i))
         if len(path) > 1:
             up = min(max(path.sigmas[i + 1], sigma_min), sigma_max)

@@ -15,7 +15,6 @@ def ddim_step(
     *,
     eta: float = 0.0,
     use_clipped_model_output: bool = False,
-    always_draw: bool = False,
 ) -> Linear:
     r"""One step from (timestep, alpha, sigma) to the marginal (alpha', sigma'), on the way to the image or, inverted, to the noise.
 
@@ -32,7 +31,7 @@ def ddim_step(
     scale = trace.prediction.input_scale(*end) if trace.scale_inputs else 1.0
     trace.steps[-1].known = (alpha_next * scale, sigma_next * scale)
     following = alpha_next * x0 + math.sqrt(max(sigma_next**2 - std**2, 0.0)) * eps
-    return following + std * trace.noise() if eta > 0 or always_draw else following
+    return following + std * trace.noise() if eta > 0 else following
 
 
 def unclipped_epsilon(trace: Trace, x: Linear, alpha: float, sigma: float) -> Linear:

@@ -12,11 +12,11 @@ VARIANCE_TYPES = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_
 SMALLEST_VARIANCE = 1e-20  # the posterior variance of the last step is 0, and its logarithm is wanted
 
 
-def ddpm(trace: Trace, path: Path, *, variance_type: str = "fixed_small", start: int = 0) -> None:
+def ddpm(trace: Trace, path: Path, *, variance_type: str = "fixed_small") -> None:
     r"""The posterior mean :math:`\frac{\alpha'\beta}{\sigma^2}x_0 + \frac{a\sigma'^2}{\sigma^2}x` with
     :math:`a = \alpha/\alpha'`, :math:`\beta = 1 - a^2` (equation 7), and noise wherever the timestep is above 0."""
     x = None
-    for i in range(start, len(path)):
+    for i in range(len(path)):
         x, x0 = trace.call(x, *path.point(i))
         alpha_next, variance, variance_next = path.alphas[i + 1], path.sigmas[i] ** 2, path.sigmas[i + 1] ** 2
         a = path.alphas[i] / alpha_next

@@ -12,12 +12,12 @@ from .base import SigmaSolver
 from .dpm_solver import integrand
 
 
-def deis(trace: Trace, path: Path, *, order: int = 2, lower_order_final: bool = True, start: int = 0) -> None:
+def deis(trace: Trace, path: Path, *, order: int = 2, lower_order_final: bool = True) -> None:
     r"""tAB-DEIS in :math:`\log\rho`, :math:`\rho = \sigma/\alpha` (Zhang and Chen 2023): the noise's polynomial in log rho
     through the last ``order`` steps, integrated over rho."""
     x, past = None, []  # type: ignore[var-annotated]
     rho = [s / a for a, s in zip(path.alphas, path.sigmas, strict=True)]
-    for i in range(start, len(path)):
+    for i in range(len(path)):
         x, eps = integrand(trace, path, i, x, "dpmsolver")
         short = lower_order_final and len(path) < 15
         k = 1 if short and i == len(path) - 1 else min(order, 2) if short and i == len(path) - 2 else order

@@ -7,10 +7,10 @@ from ..engine.trace import Linear, Trace
 from .stochastic import NO_CHURN, Ancestral, Churn, Churned, ancestral_split, churned_call, halfway
 
 
-def dpm_2(trace: Trace, path: Path, *, churn: Churn = NO_CHURN, start: int = 0) -> None:
+def dpm_2(trace: Trace, path: Path, *, churn: Churn = NO_CHURN) -> None:
     """The midpoint method in log sigma: DPM-Solver-2 (Lu et al. 2022a) in Karras' form."""
     x = None
-    for i in range(start, len(path)):
+    for i in range(len(path)):
         x, x0, sigma = churned_call(trace, path, i, x, churn, len(path))
         x = _midpoint(trace, path, x, x0, sigma, path.sigmas[i + 1])
     trace.finish(x, *path.end())
@@ -24,10 +24,10 @@ class DPM2(Churned):
         dpm_2(trace, self.sigma_path(steps), churn=self.churn())
 
 
-def dpm_2_ancestral(trace: Trace, path: Path, *, eta: float = 1.0, s_noise: float = 1.0, start: int = 0) -> None:
+def dpm_2_ancestral(trace: Trace, path: Path, *, eta: float = 1.0, s_noise: float = 1.0) -> None:
     """`dpm_2` down to sigma_down, then noise."""
     x = None
-    for i in range(start, len(path)):
+    for i in range(len(path)):
         x, x0 = trace.call(x, *path.point(i))
         down, up = ancestral_split(path.sigmas[i], path.sigmas[i + 1], eta)
         x = _midpoint(trace, path, x, x0, path.sigmas[i], down)

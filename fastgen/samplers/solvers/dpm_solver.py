@@ -65,12 +65,10 @@ class Integrator:
         return sigma * math.sqrt(max(math.expm1(2 * self.h), 0.0)) if self.algorithm == "sde-dpmsolver" else 0.0
 
 
-def multistep_order(
-    i: int, steps: int, seen: int, order: int, lower_order_final: bool, euler_at_final: bool, ends_at_zero: bool
-) -> int:
+def multistep_order(i: int, steps: int, seen: int, order: int, lower_order_final: bool, ends_at_zero: bool) -> int:
     """The order of step i: as many previous predictions as there are, less at the end of short trajectories."""
     short = lower_order_final and steps < 15
-    if i == steps - 1 and (euler_at_final or short or ends_at_zero):
+    if i == steps - 1 and (short or ends_at_zero):
         return 1
     if i == steps - 2 and short:
         order = min(order, 2)
@@ -85,10 +83,8 @@ def multistep(
     algorithm: str = "dpmsolver++",
     solver_type: str = "midpoint",
     lower_order_final: bool = True,
-    euler_at_final: bool = False,
     ends_at_zero: bool = True,
     halved: bool = False,
-    start: int = 0,
 ) -> None:
     """Multistep DPM-Solver(++) of order 1 to 3 (Lu et al. 2022b, algorithm 2); the third order is always the exact series.
 
@@ -96,9 +92,9 @@ def multistep(
     for a derivative, which is twice that, and so converges with order 2 only.
     """
     x, past = None, []  # type: ignore[var-annotated]
-    for i in range(start, len(path)):
+    for i in range(len(path)):
         x, m0 = integrand(trace, path, i, x, algorithm)
-        k = multistep_order(i, len(path), len(past) + 1, order, lower_order_final, euler_at_final, ends_at_zero)
+        k = multistep_order(i, len(path), len(past) + 1, order, lower_order_final, ends_at_zero)
         step = Integrator(path, i, i + 1, algorithm, "heun" if k == 3 else solver_type)
         kept = trace.keep(m0)
         x = step.of_sample * x + step.of_difference(0) * m0
@@ -143,11 +139,10 @@ def singlestep(
     *,
     algorithm: str = "dpmsolver++",
     solver_type: str = "midpoint",
-    start: int = 0,
 ) -> None:
     """Singlestep DPM-Solver(++): blocks of steps of order 1, 2, 3, each from where its block began (Lu et al. 2022b)."""
-    x, past, base, begin = None, [], None, start  # type: ignore[var-annotated]
-    for i in range(start, len(path)):
+    x, past, base, begin = None, [], None, 0  # type: ignore[var-annotated]
+    for i in range(len(path)):
         x, m = integrand(trace, path, i, x, algorithm)
         kept = trace.keep(m)
         seen = [m, *past]

@@ -9,10 +9,10 @@ from .dpm_solver import SOLVER_TYPES
 from .stochastic import Ancestral, ancestral_split, halfway
 
 
-def dpmpp_2s_ancestral(trace: Trace, path: Path, *, eta: float = 1.0, s_noise: float = 1.0, start: int = 0) -> None:
+def dpmpp_2s_ancestral(trace: Trace, path: Path, *, eta: float = 1.0, s_noise: float = 1.0) -> None:
     """DPM-Solver++(2S) down to sigma_down, then noise, in sigma space (k-diffusion)."""
     x = None
-    for i in range(start, len(path)):
+    for i in range(len(path)):
         x, x0 = trace.call(x, *path.point(i))
         sigma = path.sigmas[i]
         down, up = ancestral_split(sigma, path.sigmas[i + 1], eta)
@@ -36,12 +36,10 @@ class DPMSolverPP2SAncestral(Ancestral):
         dpmpp_2s_ancestral(trace, self.sigma_path(steps), eta=self.eta, s_noise=self.s_noise)
 
 
-def dpmpp_sde(
-    trace: Trace, path: Path, *, eta: float = 1.0, s_noise: float = 1.0, r: float = 0.5, start: int = 0
-) -> None:
+def dpmpp_sde(trace: Trace, path: Path, *, eta: float = 1.0, s_noise: float = 1.0, r: float = 0.5) -> None:
     """DPM-Solver++ for the SDE, singlestep of two stages, in sigma space (k-diffusion)."""
     x = None
-    for i in range(start, len(path)):
+    for i in range(len(path)):
         x, x0 = trace.call(x, *path.point(i))
         sigma, sigma_next = path.sigmas[i], path.sigmas[i + 1]
         if sigma_next == 0:
@@ -80,14 +78,13 @@ def dpmpp_multistep_sde(
     s_noise: float = 1.0,
     solver_type: str = "midpoint",
     halved: bool = False,
-    start: int = 0,
 ) -> None:
     """DPM-Solver++(2M) and (3M) for the SDE with any eta, in sigma space (k-diffusion); at eta = 0 they are deterministic.
 
     ``halved``: see :func:`multistep`.
     """
     x, past, steps = None, [], []  # type: ignore[var-annotated]
-    for i in range(start, len(path)):
+    for i in range(len(path)):
         x, x0 = trace.call(x, *path.point(i))
         kept = trace.keep(x0)
         sigma, sigma_next = path.sigmas[i], path.sigmas[i + 1]

@@ -1,6 +1,5 @@
 """Flow matching (Lipman et al. 2023; Esser et al. 2024): Euler's and Heun's methods on its velocity."""
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +9,6 @@ from ..engine.prediction import Prediction
 from ..engine.trace import Trace
 from ..schedules import flow_shift
 from .base import Solver
-from .stochastic import NO_CHURN, Churn
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,10 +35,10 @@ class FlowSolver(Solver):
         return Path([s * self.num_train_timesteps for s in sigmas[:-1]], [1 - s for s in sigmas], sigmas)
 
 
-def flow_euler(trace: Trace, path: Path, *, stochastic: bool = False, start: int = 0) -> None:
+def flow_euler(trace: Trace, path: Path, *, stochastic: bool = False) -> None:
     """x' = x + (sigma' - sigma) v; the stochastic form goes to the clean sample and back up with fresh noise."""
     x = None
-    for i in range(start, len(path)):
+    for i in range(len(path)):
         x, x0 = trace.call(x, *path.point(i))
         sigma, sigma_next = path.sigmas[i], path.sigmas[i + 1]
         if stochastic:
@@ -60,23 +58,18 @@ class FlowEuler(FlowSolver):
         flow_euler(trace, self.flow_path(steps), stochastic=self.stochastic)
 
 
-def flow_heun(trace: Trace, path: Path, *, churn: Churn = NO_CHURN, divisor: int = 1, start: int = 0) -> None:
-    """Heun's method on dx/dsigma = v; Euler's for the last step. ``divisor``: over how many steps the churn is spread."""
+def flow_heun(trace: Trace, path: Path) -> None:
+    """Heun's method on dx/dsigma = v; Euler's for the last step."""
     x = None
-    for i in range(start, len(path)):
+    for i in range(len(path)):
         x, _ = trace.call(x, *path.point(i))
         sigma, sigma_next = path.sigmas[i], path.sigmas[i + 1]
-        hat = churn.sigma_hat(sigma, divisor)
-        if hat > sigma:
-            x = x + churn.s_noise * math.sqrt(hat**2 - sigma**2) * trace.noise()
-        velocity = sigma / hat * trace.output
-        ahead = x + (sigma_next - hat) * velocity
+        step, velocity = sigma_next - sigma, trace.output
+        ahead = x + step * velocity
         if i + 1 < len(path):
-            half = trace.keep(x + (sigma_next - hat) / 2 * velocity)
+            half = trace.keep(x + step / 2 * velocity)
             trace.call(ahead, *path.point(i + 1), between=True)
-            ahead = half + (sigma_next - hat) / 2 * trace.output
-            if hat > sigma:  # it cancels out of the derivative, but generators are to stay in step with diffusers
-                ahead = ahead + 0.0 * trace.noise()
+            ahead = half + step / 2 * trace.output
         x = ahead
     trace.finish(x, *path.end())
 

@@ -7,10 +7,10 @@ from ..engine.trace import Trace
 from .stochastic import NO_CHURN, Churn, Churned, churned_call
 
 
-def heun(trace: Trace, path: Path, *, churn: Churn = NO_CHURN, start: int = 0) -> None:
+def heun(trace: Trace, path: Path, *, churn: Churn = NO_CHURN) -> None:
     """Heun's method (Karras et al. 2022, algorithm 2); Euler's where the step ends at sigma = 0."""
     x = None
-    for i in range(start, len(path)):
+    for i in range(len(path)):
         x, x0, sigma = churned_call(trace, path, i, x, churn, len(path))
         sigma_next = path.sigmas[i + 1]
         d = (x - x0) / sigma

@@ -9,11 +9,11 @@ from ..schedules import check_steps
 from .base import DiscreteSolver
 
 
-def lcm(trace: Trace, path: Path, *, timestep_scaling: float = 10.0, sigma_data: float = 0.5, start: int = 0) -> None:
+def lcm(trace: Trace, path: Path, *, timestep_scaling: float = 10.0, sigma_data: float = 0.5) -> None:
     """Latent consistency models (Luo et al. 2023, section 4): denoise wholly, with the boundary condition of consistency
     models, then add the noise of the next level."""
     x = None
-    for i in range(start, len(path)):
+    for i in range(len(path)):
         x, x0 = trace.call(x, *path.point(i))
         c_skip, c_out = lcm_boundary(path.timesteps[i], timestep_scaling, sigma_data)
         denoised = c_out * x0 + c_skip * x

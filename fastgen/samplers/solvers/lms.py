@@ -10,12 +10,12 @@ from ..engine.trace import ZERO, Trace
 from .base import SigmaSolver
 
 
-def lms(trace: Trace, path: Path, *, order: int = 4, start: int = 0) -> None:
+def lms(trace: Trace, path: Path, *, order: int = 4) -> None:
     """Linear multistep: the derivative's polynomial through the last ``order`` steps, integrated (Karras' k-diffusion)."""
     if not 1 <= order <= 8:
         raise ValueError(f"order must be in [1, 8], got {order}")
     x, derivatives = None, []  # type: ignore[var-annotated]
-    for i in range(start, len(path)):
+    for i in range(len(path)):
         x, x0 = trace.call(x, *path.point(i))
         derivatives = [trace.keep((x - x0) / path.sigmas[i]), *derivatives[: order - 1]]
         now = (x - x0) / path.sigmas[i]

@@ -1,10 +1,9 @@
-"""PNDM: pseudo numerical methods, with and without a Runge-Kutta warm-up, and IPNDM (Liu et al. 2022)."""
+"""PNDM: pseudo numerical methods, with and without a Runge-Kutta warm-up (Liu et al. 2022)."""
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..engine.path import Path
 from ..engine.trace import ZERO, Linear, Trace, weighted
 from .base import DiscreteSolver
 
@@ -16,15 +15,13 @@ def pndm_plms(
     timesteps: Sequence[int],
     marginal: Callable[[int], tuple[float, float]],
     stride: int,
-    *,
-    start: int = 0,
 ) -> None:
     """PNDM without Runge-Kutta warm-up (Liu et al. 2022, section 3.3): the first step is made twice, once to look ahead.
 
     The second of ``timesteps`` is the repetition: its timestep is that after the first.
     """
     x, past, first = None, [], ZERO  # type: ignore[var-annotated]
-    for count, t in enumerate(timesteps[start:]):
+    for count, t in enumerate(timesteps):
         x, _ = trace.call(x, t, *marginal(t))
         now = trace.output
         if count == 1:
@@ -113,18 +110,3 @@ class PNDM(DiscreteSolver):
         half = stride // 2
         stages = [s for i in range(3) for s in (times[i], times[i] - half, times[i] - half, times[i + 1])]
         pndm_prk(trace, stages, times[3:], marginal, stride)
-
-
-def ipndm(trace: Trace, path: Path, *, start: int = 0) -> None:
-    """Improved PNDM (Liu et al. 2022's multistep without a warm-up, for models that predict v): Adams-Bashforth of up to four
-    predictions. Where alpha is 0 the sample is the noise, and the step keeps nothing else of it, as in diffusers."""
-    x, past = None, []  # type: ignore[var-annotated]
-    for i in range(start, len(path)):
-        x, _ = trace.call(x, *path.point(i))
-        alpha, sigma = max(path.alphas[i], 1e-8), path.sigmas[i]
-        eps = path.alphas[i] * trace.output + sigma * x
-        weights = ADAMS_BASHFORTH[min(len(past), 3)]
-        combined = weighted(weights, [eps, *past][: len(weights)])
-        past = [trace.keep(eps), *past][:3]
-        x = transfer((alpha, sigma), (path.alphas[i + 1], path.sigmas[i + 1]), x, combined)
-    trace.finish(x, *path.end())

@@ -21,27 +21,23 @@ def sa_solver(
     corrector_order: int = 2,
     predict_x0: bool = True,
     lower_order_final: bool = True,
-    from_last_sample: bool = False,
-    start: int = 0,
 ) -> None:
     """SA-Solver (Xue et al. 2023, algorithm 1): stochastic Adams-Bashforth predictor and Adams-Moulton corrector.
 
-    Both take the same noise, so the corrector is its predictor plus differences of predictions; see :func:`unipc` for
-    ``from_last_sample``, which here also keeps the noise.
+    Both take the same noise, so the corrector is its predictor plus differences of predictions.
     """
     algorithm = "dpmsolver++" if predict_x0 else "dpmsolver"
     length = max(predictor_order, corrector_order - 1)
-    x, past, predicted, last = None, [], ZERO, ZERO  # type: ignore[var-annotated]
-    for i in range(start, len(path)):
+    x, past, predicted = None, [], ZERO  # type: ignore[var-annotated]
+    for i in range(len(path)):
         x, m = integrand(trace, path, i, x, algorithm)
-        if i > start:
+        if i > 0:
             used = min(corrector_order, len(past) + 1)
             if lower_order_final:
                 used = min(used, len(path) - i + 2)
             level = tau(path.timesteps[i - 1])
             weights = sa_weights(path, i - 1, i, used, level, predict_x0, corrector=True)
-            corrected = weighted(weights, [m, *past][:used])
-            x = last + corrected if from_last_sample else x + corrected - predicted
+            x = x + weighted(weights, [m, *past][:used]) - predicted
         kept = trace.keep(m)
         past = [kept, *past][:length]
         used = min(predictor_order, len(past))
@@ -50,10 +46,7 @@ def sa_solver(
         level = tau(path.timesteps[i])
         weights = sa_weights(path, i, i, used, level, predict_x0, corrector=False)
         of_sample, of_noise = _sa_base(path, i, level, predict_x0)
-        noise = of_noise * trace.noise()
-        if from_last_sample:
-            last = of_sample * (trace.keep(x) if i > start else x) + noise
-        x = of_sample * x + noise + weighted(weights, [m, *past[1:]][:used])
+        x = of_sample * x + of_noise * trace.noise() + weighted(weights, [m, *past[1:]][:used])
         predicted = weighted(weights, past[:used])
     trace.finish(x, *path.end())
 

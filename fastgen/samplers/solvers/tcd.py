@@ -10,11 +10,11 @@ from .ddim import unclipped_epsilon
 from .lcm import LCM
 
 
-def tcd(trace: Trace, path: Path, between: Sequence[tuple[float, float]], *, eta: float = 0.3, start: int = 0) -> None:
+def tcd(trace: Trace, path: Path, between: Sequence[tuple[float, float]], *, eta: float = 0.3) -> None:
     """Trajectory consistency distillation (Zheng et al. 2024, algorithm 4, its gamma is ``eta``): DDIM to the marginals
     (alpha, sigma) of ``between``, then noise up to the next level."""
     x = None
-    for i in range(start, len(path)):
+    for i in range(len(path)):
         x, x0 = trace.call(x, *path.point(i))
         alpha, sigma = between[i]
         x = alpha * x0 + sigma * unclipped_epsilon(trace, x, path.alphas[i], path.sigmas[i])

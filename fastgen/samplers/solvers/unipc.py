@@ -1,7 +1,7 @@
 """UniPC: a predictor, and a corrector that costs no further call of the model (Zhao et al. 2023)."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,30 +20,21 @@ def unipc(
     solver_type: str = "bh2",
     predict_x0: bool = True,
     lower_order_final: bool = True,
-    disable_corrector: Sequence[int] = (),
-    from_last_sample: bool = False,
-    start: int = 0,
 ) -> None:
     """UniPC (Zhao et al. 2023, algorithms 1 and 2): a predictor, and a corrector that costs no further call of the model.
 
     Predictor and corrector of a step begin alike, so the corrector is the sample it corrects plus differences of predictions.
-    ``from_last_sample`` begins again from the sample before instead, which is another thing only where somebody changed the
-    sample in between; it is how diffusers' pipelines see it, and costs two passes over memory.
     """
     algorithm = "dpmsolver++" if predict_x0 else "dpmsolver"
-    x, past, used, predicted, last = None, [], 0, ZERO, ZERO  # type: ignore[var-annotated]
-    for i in range(start, len(path)):
+    x, past, used, predicted = None, [], 0, ZERO  # type: ignore[var-annotated]
+    for i in range(len(path)):
         x, m = integrand(trace, path, i, x, algorithm)
-        corrects = i > start and i - 1 not in disable_corrector
-        if corrects:
+        if i > 0:
             _, weights = unipc_weights(path, i - 1, used, solver_type, predict_x0)
-            base, scale = _unipc_base(path, i - 1, predict_x0)
+            _, scale = _unipc_base(path, i - 1, predict_x0)
             differences = [p - past[0] for p in past[1:used]] + [m - past[0]]
-            correction = scale * weighted(weights, differences)
-            x = base(last, past[0]) + correction if from_last_sample else x + correction - predicted
+            x = x + scale * weighted(weights, differences) - predicted
         kept = trace.keep(m)
-        if from_last_sample:
-            last = trace.keep(x) if corrects else x
         past = [kept, *past][:order]
         used = min(order, len(past), len(path) - i if lower_order_final else order)
         weights, _ = unipc_weights(path, i, used, solver_type, predict_x0)
