@@ -79,6 +79,14 @@ def edit_history_in_place(scheduler):
     scheduler.model_outputs[-1].mul_(0.5)
 
 
+def forget_derivatives(scheduler):
+    del scheduler.derivatives[:-1]
+
+
+def forget_a_prediction(scheduler):
+    scheduler.model_outputs[-1] = torch.zeros(1, dtype=torch.float64).expand(SHAPE)
+
+
 def edit_levels(scheduler):
     scheduler.sigmas[4:].mul_(1.1)
 
@@ -133,11 +141,11 @@ EDITS = {
     "EulerAncestralDiscreteScheduler": [edit_levels, replace_levels, register, jump, begin_later],
     "FlowMatchEulerDiscreteScheduler": [edit_levels, replace_levels, jump],
     "PNDMScheduler": [edit_bars, register],
-    "LMSDiscreteScheduler": [edit_levels, register, jump],
+    "LMSDiscreteScheduler": [edit_levels, register, jump, forget_derivatives],
     **{
         name: [
-            replace_history, edit_history, edit_history_in_place, edit_levels, replace_levels, register, jump, lower_order,
-            begin_later,
+            replace_history, edit_history, edit_history_in_place, forget_a_prediction, edit_levels, replace_levels, register,
+            jump, lower_order, begin_later,
         ]
         for name in MULTISTEP
     },
@@ -153,6 +161,7 @@ def test_an_edit_in_mid_trajectory(name, edit):
     plain = edited(pair(name)[0], lambda _: None)
     expected, first, again = (edited(scheduler, edit) for scheduler in (theirs, mine, pair(name)[0]))
     assert error(first, expected) <= 2e-5 and error(again, expected) <= 2e-5
+    assert [x.dtype for x in first] == [x.dtype for x in expected]
     assert error(edited(pair(name)[0], lambda _: None), plain) == 0  # and those of the unedited stay
     assert edit in WITHOUT_EFFECT or error(plain, expected) > 1e-3
 

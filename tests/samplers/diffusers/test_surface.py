@@ -64,6 +64,24 @@ def test_a_class_of_the_user_s():
     torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5)
 
 
+def test_following_draws_no_noise():
+    """A step that draws by itself, and is then found not to be linear: its noise is the parent's, from any generator."""
+
+    class Drawing(diffusers.DDPMScheduler):
+        def step(self, model_output, timestep, sample, generator=None, **kwargs):
+            spread = torch.rand(1) + torch.rand(1, generator=generator)
+            return super().step(
+                model_output * model_output * spread.item(), timestep, sample, generator=generator, **kwargs
+            )
+
+    x, results = torch.randn(SHAPE), []
+    for scheduler in (Drawing(), from_diffusers(Drawing())):
+        scheduler.set_timesteps(4)
+        torch.manual_seed(0)
+        results.append(scheduler.step(x, scheduler.timesteps[1], x, generator=torch.Generator().manual_seed(1))[0])
+    assert torch.equal(*results) and sum(scheduler.fallbacks.values()) == 1
+
+
 # ---- configurations ------------------------------------------------------------------------------------------------------------
 
 SETTINGS = {
