@@ -23,10 +23,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 Role = Literal["fastgen", "baseline", "floor"]
 
-AS_USED, WITH_SEEDS = (
-    "as used",
-    "with seeds",
-)  # how a case calls fastgen: as any program does, or with noise drawn in the kernel
+# How a case calls fastgen: as any program does, as if for the first time in a process, or with noise drawn in the kernel.
+AS_USED, FIRST, WITH_SEEDS = "as used", "first in a process", "with seeds"
 
 
 @dataclass(frozen=True)

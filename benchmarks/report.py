@@ -23,6 +23,7 @@ _EVERY_CASE = (
 )
 _HOW = (
     "*As used* is what any program does: default allocator, both sides' own defaults, set-up included where there is one. "
+    "*First in a process*: fastgen has forgotten what it has followed of earlier trajectories. "
     "*With seeds*: fastgen draws the noise in its kernel, from a seed a sample, the other side as it does by default. Figures are "
     "geometric means of paired medians, the lowest and the highest row in brackets; *over the fastest* takes for each row the "
     "fastest of its baselines."

@@ -2,9 +2,9 @@
 
 A call is what a pipeline does without its model: a generator, `set_timesteps`, the start scaled, then `scale_model_input` and
 `step` at every timestep, over outputs that were made before and differ from step to step. First as used: diffusers' defaults,
-noise from the generator on both sides. Then, for the schedulers that draw noise, with seeds: fastgen draws in its kernel. A few
-have the loop in plain torch beside them, eager and compiled. The floors: a pass that reads two tensors and writes one for every
-step, and drawing the noise.
+noise from the generator on both sides. At the small size also as the first in a process, before fastgen has followed a step. Then,
+for the schedulers that draw noise, with seeds: fastgen draws in its kernel. A few have the loop in plain torch beside them, eager
+and compiled. The floors: a pass that reads two tensors and writes one for every step, and drawing the noise.
 """
 
 import functools
@@ -22,8 +22,9 @@ from torch import Tensor
 
 from fastgen.ops import philox_normal
 from fastgen.samplers import diffusers as stand_ins
+from fastgen.samplers.diffusers.session import HIDDEN, MEMORY
 
-from ..cases import AS_USED, DTYPES, WITH_SEEDS, Case, Provider, Workload, random_tensor
+from ..cases import AS_USED, DTYPES, FIRST, WITH_SEEDS, Case, Provider, Workload, random_tensor
 from ..verify import Outputs, Values
 from . import plain
 
@@ -73,8 +74,8 @@ def cases(device: torch.device, full: bool) -> list[Case]:
             "schedulers", mode, shape, "fp32", functools.partial(build, mode, how, shape, device),
             f"schedulers of diffusers, {STEPS} steps, {'x'.join(map(str, shape))}", how,
         )
-        for how, modes in ((AS_USED, SCHEDULERS), (WITH_SEEDS, DRAWING))
-        for shape in (FULL_SHAPES if full else SHAPES)
+        for how, modes in ((AS_USED, SCHEDULERS), (FIRST, SCHEDULERS), (WITH_SEEDS, DRAWING))
+        for shape in (SHAPES[:1] if how == FIRST else FULL_SHAPES if full else SHAPES)
         for mode in modes
     ]  # fmt: skip
 
@@ -91,10 +92,12 @@ class Trajectory:
 
     def __init__(self, scheduler: Any, start: Tensor, outputs: list[Tensor], seeds: Tensor | None = None) -> None:
         self.scheduler, self.start, self.outputs, self.seeds = scheduler, start, outputs, seeds
+        self.before: Callable[[], None] = lambda: None  # each call
         self._takes = inspect.signature(scheduler.step).parameters
         self.step = 0
 
     def __call__(self) -> tuple[Tensor, Tensor]:
+        self.before()
         scheduler, device = self.scheduler, self.start.device
         options: dict[str, Any] = {"seeds": self.seeds} if self.seeds is not None else {}
         if not options and "generator" in self._takes:
@@ -120,6 +123,8 @@ def build(mode: str, how: str, shape: tuple[int, ...], device: torch.device, all
     outputs = [start + random_tensor(shape, device, "fp32", seed=1 + k, deviation=0.2) for k in range(OUTPUTS)]
     seeds = torch.arange(1, shape[0] + 1, device=device) if how == WITH_SEEDS else None
     fused = Trajectory(getattr(stand_ins, name)(**config), start, outputs, seeds)
+    if how == FIRST:
+        fused.before = functools.partial(forget, fused.scheduler)
     theirs, judge = (Trajectory(diffusers_scheduler(name, config), start, outputs) for _ in range(2))
 
     def with_generator() -> Outputs:
@@ -151,6 +156,12 @@ def build(mode: str, how: str, shape: tuple[int, ...], device: torch.device, all
     return Workload(
         providers, (expected,), min_bytes=3 * steps * elements * item, flops=20 * steps * elements, notes=notes
     )
+
+
+def forget(scheduler: Any) -> None:
+    """What has been followed in this process, and what the scheduler knows of it."""
+    MEMORY.clear()
+    vars(scheduler).pop(HIDDEN, None)
 
 
 def diffusers_scheduler(name: str, config: dict[str, Any]) -> Any:

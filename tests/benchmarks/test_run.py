@@ -67,7 +67,7 @@ def test_families_and_cases_are_chosen_by_name():
 def test_as_used_comes_first_and_group_norm_first_on_a_gpu():
     families, _ = cases.collect(torch.device("cpu"), False, None, ["schedulers"])
     how = [case.how for case in families["schedulers"]]
-    assert how == sorted(how) and set(how) == {"as used", "with seeds"}
+    assert how == sorted(how) and set(how) == {"as used", "first in a process", "with seeds"}
     assert next(iter(cases.collect(torch.device("cuda"), False)[0])) == "group_norm"
 
 
