@@ -8,7 +8,6 @@ and compiled. The floors: a pass that reads two tensors and writes one for every
 """
 
 import functools
-import importlib.util
 import inspect
 import math
 import sys
@@ -67,8 +66,6 @@ DRAWING = (
 
 
 def cases(device: torch.device, full: bool) -> list[Case]:
-    if importlib.util.find_spec("diffusers") is None:
-        raise ImportError("diffusers is not installed, and its schedulers are what these are compared with")
     return [
         Case(
             "schedulers", mode, shape, "fp32", functools.partial(build, mode, how, shape, device),
