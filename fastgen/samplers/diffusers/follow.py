@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .content import is_operand, key_of
-from .move import GIVEN, MODEL_PLACE, NOISE_PLACE, SAMPLE_PLACE, Coefficients, InPlace, Move, Row, Source
+from .move import GIVEN, MODEL_PLACE, NOISE_PLACE, SAMPLE_PLACE, Coefficients, InPlace, Move, Row, Source, added, scaled
 from .symbolic import MODEL, NOISE, ONE, PREDICTION, SAMPLE, Name, NotLinear, Recording, Symbolic
 from .twin import Twin
 
@@ -212,9 +212,9 @@ class _Making:
         """Where torch has a kernel that does the same."""
         terms = {name: factor for name, factor in value.terms.items() if factor != 0}
         if terms.keys() == {SAMPLE}:
-            self._move.factor = terms[SAMPLE]
+            self._move.short = scaled(terms[SAMPLE])
         elif terms.keys() == {SAMPLE, MODEL} and terms[SAMPLE] == 1.0 and not self._recording.learned_variance:
-            self._move.step = terms[MODEL]
+            self._move.short = added(terms[MODEL])
 
 
 def _outputs(eager: list[Symbolic]) -> list[Symbolic | None]:

@@ -3,8 +3,9 @@
 `follow` finds it by giving diffusers' own code symbols in place of tensors; `Move.run` repeats it.
 """
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -71,6 +72,28 @@ class Coefficients:
         return table
 
 
+def scaled(factor: float) -> Callable[[Tensor, Tensor | None, Recycled], Tensor]:
+    """c x, by torch."""
+    number = torch.tensor(
+        factor, dtype=torch.float64
+    )  # costs less than a Python number, which is made one in each call
+
+    def call(sample: Tensor, model: Tensor | None, pool: Recycled) -> Tensor:
+        return torch.mul(sample, number, out=pool.like(sample)) if pool.keeps(sample) else sample * number
+
+    return call
+
+
+def added(step: float) -> Callable[[Tensor, Tensor | None, Recycled], Tensor]:
+    """x + d g, by torch."""
+
+    def call(sample: Tensor, model: Any, pool: Recycled) -> Tensor:
+        out = pool.like(sample) if pool.keeps(sample) else None
+        return torch.add(sample, model, alpha=step, out=out)  # type: ignore[call-overload, no-any-return]
+
+    return call
+
+
 class Unfit(Exception):
     """A tensor is not of the shape that the others have."""
 
@@ -95,7 +118,7 @@ class Move:
         last: whether the trajectory ends here.
         threshold: (quantile, largest bound) of dynamic thresholding.
         learned_variance: whether the second half of the model's output is one.
-        factor, step: c, where the call is c x; d, where it is x + d g: torch has kernels for these.
+        short: makes the first output, where torch has a kernel for all of it.
     """
 
     reads: list[tuple[str | None, Any]] = field(default_factory=list)
@@ -114,8 +137,7 @@ class Move:
     last: bool = False
     threshold: tuple[float, float] | None = None
     learned_variance: bool = False
-    factor: float | None = None
-    step: float | None = None
+    short: Callable[[Tensor, Tensor | None, Recycled], Tensor] | None = None
 
     def run(
         self,
@@ -147,15 +169,20 @@ class Move:
             elif self.keeps_noise:
                 values[2] = philox_normal(seeds, sample.shape, self.number, dtype=self.noise_dtype)
         threshold = None if self.threshold is None else self._bound(values)
-        if self.row is not None:
+        if self.short is not None and sample.dtype is self.dtype and (model is None or model.dtype is self.dtype):
+            values += (self.short(sample, model, pool), None, None)
+        elif self.row is not None:
             values += self._written(values, variance, seeds, threshold, pool)
         for name, value in self.sets.items():
-            if type(value) is InPlace:
+            kind = type(value)
+            if kind is Source:
+                attributes[name] = _taken(value, values)
+            elif kind is InPlace:
                 attributes[name][:] = [_taken(element, values) for element in value.elements]
-            elif type(value) is list:
+            elif kind is list:
                 attributes[name] = [_taken(element, values) for element in value]
             else:
-                attributes[name] = _taken(value, values)
+                attributes[name] = value
         if self.last:
             pool.release()
         return self._returned(values, threshold)
@@ -173,10 +200,6 @@ class Move:
         if sample.dtype is not self.dtype:
             sample = sample.to(self.dtype)
         out = pool.like(sample)
-        if self.factor is not None:
-            return [torch.mul(sample, self.factor, out=out), None, None]
-        if self.step is not None and model.dtype is self.dtype:
-            return [torch.add(sample, model, alpha=self.step, out=out), None, None]
         second = pool.like(sample) if self.written[0] else None
         third = pool.like(sample) if self.written[1] else None
         if not self.takes_noise:
@@ -204,30 +227,37 @@ class Move:
         return result.to(row.dtype)
 
     def _returned(self, values: list[Any], threshold: Tensor | None) -> Any:
-        fields = {
-            name: self._later(name, source, values, threshold) if type(source) is Row else _taken(source, values)
+        if len(self.fields) == 1 and self.result is tuple:
+            (source,) = self.fields.values()
+            return (_taken(source, values),)
+        found = [
+            Later(functools.partial(self._work_out, name, source, values, threshold, self._versions(values)))
+            if type(source) is Row
+            else _taken(source, values)
             for name, source in self.fields.items()
-        }
+        ]
         if self.result is None:
-            (alone,) = fields.values()
-            return alone
+            return found[0]
         if self.result is tuple:
-            return (LazyTuple if len(fields) > 1 else tuple)(fields.values())
-        return lazy(self.result)(**fields)
+            return LazyTuple(found) if len(found) > 1 else tuple(found)
+        return lazy(self.result)(**dict(zip(self.fields, found, strict=True)))
 
-    def _later(self, name: str, row: Row, values: list[Any], threshold: Tensor | None) -> Later:
-        operands = [values[i] for i in (0, 1, *self.history)]
-        versions = [_version(operand) for operand in operands]
+    def _versions(self, values: list[Any]) -> list[int]:
+        """Of the operands: how often they have been changed; tensors of inference mode do not say."""
+        try:
+            return [values[0]._version, values[1]._version, *[values[i]._version for i in self.history]]
+        except RuntimeError:
+            return []
 
-        def work_out() -> Tensor:
-            if [_version(operand) for operand in operands] != versions:
-                raise RuntimeError(
-                    f"{name} is worked out when it is asked for, and the model's output or the sample of this step has been "
-                    "changed in place since: read it right after the step"
-                )
-            return self._at_row(row, values, threshold)
-
-        return Later(work_out)
+    def _work_out(
+        self, name: str, row: Row, values: list[Any], threshold: Tensor | None, versions: list[int]
+    ) -> Tensor:
+        if self._versions(values) != versions:
+            raise RuntimeError(
+                f"{name} is worked out when it is asked for, and the model's output or the sample of this step has been "
+                "changed in place since: read it right after the step"
+            )
+        return self._at_row(row, values, threshold)
 
 
 def _taken(value: Any, values: list[Any]) -> Any:
@@ -235,7 +265,3 @@ def _taken(value: Any, values: list[Any]) -> Any:
         return value
     tensor = values[value.place]
     return tensor if value.dtype is None or tensor.dtype is value.dtype else tensor.to(value.dtype)
-
-
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version

@@ -126,7 +126,8 @@ def _call(
     """The move of a call; the parent's call where it is none."""
     if _is_compiling():
         return _by_parent(self, theirs, sample, model, timestep, options, seeds, "torch.compile")
-    session = Session.of(self)
+    attributes = self.__dict__
+    session = attributes.get(HIDDEN) or Session.of(self)
     try:
         state = session.state_of(self)
         call = theirs, _time(self, timestep), _kinds(sample, model), _given(options, sample)
@@ -138,7 +139,6 @@ def _call(
             raise NotLinear(move)
         if seeds is not None:
             seeds = _checked(seeds, sample)
-        attributes = vars(self)
         result = move.run(attributes, session.pool, sample, model, options, options.get("generator"), seeds)
     except (NotLinear, Unfit) as reason:
         session.fallbacks[str(reason)] += 1
@@ -175,6 +175,7 @@ def _move(
     if made is not None:
         return made
 
+    _check_kinds(sample, model)
     drawn = torch.get_rng_state()  # from which the parent's own call will draw, where this comes to nothing
     try:
         if (generator := options.get("generator")) is not None:
@@ -197,7 +198,7 @@ def _time(self: Any, timestep: Any) -> Any:
         return type(timestep), timestep
     if timestep.dim() != 0:
         raise NotLinear("a timestep for each sample")
-    if timestep.device.type == "cpu":
+    if timestep.is_cpu:
         return timestep.dtype, timestep.item()
     mine = self.timesteps
     if timestep.untyped_storage().data_ptr() == mine.untyped_storage().data_ptr():
@@ -206,37 +207,43 @@ def _time(self: Any, timestep: Any) -> Any:
 
 
 def _kinds(sample: Tensor, model: Tensor | None) -> Any:
-    """What a move depends on in its tensors.
+    """What a move depends on in its tensors, as a key; `_check_kinds` looks at it when it is seen first.
 
     Raises:
-        NotLinear: the kernel does not take them.
+        NotLinear: gradients or a transform are to see the call.
     """
-    if transforms_active():
-        raise NotLinear("a transform of torch.func")
     if type(sample) is not Tensor or (model is not None and type(model) is not Tensor):
         raise NotLinear("a subclass of Tensor, or no tensor")
-    shape, device = sample.shape, sample.device
-    if len(shape) < 2 or sample.dtype not in KERNEL_DTYPES or 0 in shape:
-        raise NotLinear(f"a sample of shape {tuple(shape)} and {sample.dtype}")
-    if model is None:
-        if needs_grad(sample):
-            raise NotLinear("gradients")
-        return sample.dtype, device, len(shape), shape[1]
-    if model.dtype not in KERNEL_DTYPES or model.device != device:
-        raise NotLinear(f"a model's output of {model.dtype} on {model.device}")
-    same = model.shape == shape
-    if not same and model.shape != (shape[0], 2 * shape[1], *shape[2:]):
-        raise NotLinear("a model's output of another shape than the sample")
-    if needs_grad(sample, model):
+    if (sample.requires_grad or (model is not None and model.requires_grad)) and torch.is_grad_enabled():
         raise NotLinear("gradients")
-    return sample.dtype, model.dtype, device, len(shape), shape[1], same
+    if transforms_active():
+        raise NotLinear("a transform of torch.func")
+    shape = sample.shape
+    if model is None:
+        return sample.dtype, sample.device, len(shape), shape[1:2], 0 in shape
+    same = model.shape == shape
+    if not same and (len(shape) < 2 or model.shape != (shape[0], 2 * shape[1], *shape[2:])):
+        raise NotLinear("a model's output of another shape than the sample")
+    return sample.dtype, model.dtype, sample.device, model.device, len(shape), shape[1:2], 0 in shape, same
+
+
+def _check_kinds(sample: Tensor, model: Tensor | None) -> None:
+    """Raises `NotLinear` where the kernel does not take the tensors."""
+    if sample.dim() < 2 or sample.numel() == 0 or sample.dtype not in KERNEL_DTYPES:
+        raise NotLinear(f"a sample of shape {tuple(sample.shape)} and {sample.dtype}")
+    if model is not None and (model.dtype not in KERNEL_DTYPES or model.device != sample.device):
+        raise NotLinear(f"a model's output of {model.dtype} on {model.device}")
 
 
 def _given(options: dict[str, Any], sample: Tensor) -> Any:
     """The further arguments of a step as a key; tensors among them are operands, generators are not part of it."""
+    if not options:
+        return ()
     key: list[Any] = []
     for name, value in options.items():
-        if name == "generator":
+        if name == "return_dict":
+            key.append(value)
+        elif name == "generator":
             key.append((name, value is not None))
         elif isinstance(value, Tensor):
             if value.shape != sample.shape or value.device != sample.device or needs_grad(value):

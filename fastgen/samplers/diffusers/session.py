@@ -2,7 +2,7 @@
 
 import threading
 from collections import Counter, OrderedDict
-from operator import is_
+from operator import attrgetter, is_
 from typing import Any
 
 from torch import Tensor
@@ -77,6 +77,7 @@ class Memory:
 
 
 MEMORY = Memory()
+_version = attrgetter("_version")
 
 
 class Session:
@@ -116,17 +117,18 @@ class Session:
     def leave(self, attributes: dict[str, Any], state: State | None, schedule: bool = True) -> None:
         """The attributes are in ``state``, until somebody touches them; ``schedule``: its tensors are new ones."""
         self._state, self._values = state, list(attributes.values())
-        self._lists = [(value, value[:]) for value in self._values if type(value) is list]
+        if schedule or self._lists:
+            self._lists = [(value, value[:]) for value in self._values if type(value) is list]
         if schedule:
             self._schedule = [v for v in self._values if type(v) is Tensor and v.dim() < 2 and not v.is_inference()]
-            self._versions = [tensor._version for tensor in self._schedule]
+            self._versions = list(map(_version, self._schedule))
 
     def _untouched(self, attributes: dict[str, Any]) -> bool:
         return (
             len(self._values) == len(attributes)
             and all(map(is_, self._values, attributes.values()))
-            and [tensor._version for tensor in self._schedule] == self._versions
-            and all([len(now) == len(then) and all(map(is_, now, then)) for now, then in self._lists])
+            and list(map(_version, self._schedule)) == self._versions
+            and (not self._lists or all([len(a) == len(b) and all(map(is_, a, b)) for a, b in self._lists]))
         )
 
     def key(self, scheduler: Any, names: Any) -> tuple[Any, ...]:

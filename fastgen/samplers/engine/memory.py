@@ -54,9 +54,13 @@ class Recycled:
         self._limit = limit
         self._own: list[tuple[tuple[Any, ...], Tensor]] = []
 
+    def keeps(self, tensor: Tensor) -> bool:
+        """Whether memory of this size and place is worth being handed out again."""
+        return tensor.nbytes >= self.SMALL and tensor.is_cpu
+
     def like(self, tensor: Tensor) -> Tensor:
         """Uninitialised, as ``torch.empty_like(tensor)``."""
-        if tensor.nbytes < self.SMALL or tensor.device.type != "cpu":
+        if not self.keeps(tensor):
             return torch.empty_like(tensor)
         kind = tensor.shape, tensor.stride(), tensor.dtype, torch.is_inference_mode_enabled()
         for known, own in self._own:
