@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from .content import is_operand, key_of
-from .move import GIVEN, MODEL_PLACE, NOISE_PLACE, SAMPLE_PLACE, Coefficients, InPlace, Move, Row, Source, added, scaled
+from .move import GIVEN, MODEL_PLACE, NOISE_PLACE, SAMPLE_PLACE, Coefficients, InPlace, Move, Row, Source, Sum
 from .symbolic import MODEL, NOISE, ONE, PREDICTION, SAMPLE, Name, NotLinear, Recording, Symbolic
 from .twin import Twin
 
 Tensors = Mapping[str, Tensor]
+MOST_CALLS = 3  # of torch, in place of one of ours
 _COLUMNS = {SAMPLE: "sample", PREDICTION: "prediction", MODEL: "model"}
 
 
@@ -199,8 +200,11 @@ class _Making:
             if third is not None:
                 row |= _columns(third, "corrected_")
             move.row = Coefficients([row], [history(first) + (history(third) if third is not None else [])])
-            if len(written) == 1 and not prediction and not move.takes_noise:
-                self._shorten(first)
+            if not prediction and first.log_scale is None and all(any(v.terms.values()) for v in written):
+                sums = tuple(self._sum(value) for value in self._outputs)
+                calls = sum(each.calls for each in sums if each is not None)
+                if calls <= MOST_CALLS:
+                    move.sums, move.one_sum = sums, calls == 1
         rows = [{**prediction, **bounds, **_columns(value)} for value in later]
         histories = [history(value) for value in later]
         if recording.threshold:
@@ -208,13 +212,11 @@ class _Making:
         if rows:
             move.later = Coefficients(rows, histories)
 
-    def _shorten(self, value: Symbolic) -> None:
-        """Where torch has a kernel that does the same."""
-        terms = {name: factor for name, factor in value.terms.items() if factor != 0}
-        if terms.keys() == {SAMPLE}:
-            self._move.short = scaled(terms[SAMPLE])
-        elif terms.keys() == {SAMPLE, MODEL} and terms[SAMPLE] == 1.0 and not self._recording.learned_variance:
-            self._move.short = added(terms[MODEL])
+    def _sum(self, value: Symbolic | None) -> Sum | None:
+        """A value as a sum by torch."""
+        if value is None:
+            return None
+        return Sum({self._place(name): factor for name, factor in value.terms.items() if factor != 0})
 
 
 def _outputs(eager: list[Symbolic]) -> list[Symbolic | None]:

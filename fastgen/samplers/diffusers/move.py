@@ -5,7 +5,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from .output import Later, LazyTuple, lazy
 from .symbolic import NotLinear
 
 _sampler_step: Any = torch.ops.fastgen.sampler_step_out.default
+_SMALL = 1 << 17  # bytes of a sample
 _ROWS = 1 << 30  # of a table that is one row again and again: the number of a row is the Philox step alone
 SAMPLE_PLACE, MODEL_PLACE, NOISE_PLACE = range(
     3
@@ -72,26 +73,27 @@ class Coefficients:
         return table
 
 
-def scaled(factor: float) -> Callable[[Tensor, Tensor | None, Recycled], Tensor]:
-    """c x, by torch."""
-    number = torch.tensor(
-        factor, dtype=torch.float64
-    )  # costs less than a Python number, which is made one in each call
+class Sum:
+    """A linear combination of values, by torch: a call for each term but one whose coefficient is 1."""
 
-    def call(sample: Tensor, model: Tensor | None, pool: Recycled) -> Tensor:
-        return torch.mul(sample, number, out=pool.like(sample)) if pool.keeps(sample) else sample * number
+    def __init__(self, terms: Mapping[int, float]) -> None:
+        first, *rest = sorted(terms.items(), key=lambda term: term[1] != 1.0)
+        # a tensor as factor costs less than a Python number, which torch makes one of in each call
+        self._first, self._factor = first[0], None if first[1] == 1.0 else torch.tensor(first[1], dtype=torch.float64)
+        self._rest = rest
+        self.places = tuple(terms)
+        self.calls = max(len(terms) - (self._factor is None), 1)
 
-    return call
-
-
-def added(step: float) -> Callable[[Tensor, Tensor | None, Recycled], Tensor]:
-    """x + d g, by torch."""
-
-    def call(sample: Tensor, model: Any, pool: Recycled) -> Tensor:
-        out = pool.like(sample) if pool.keeps(sample) else None
-        return torch.add(sample, model, alpha=step, out=out)  # type: ignore[call-overload, no-any-return]
-
-    return call
+    def of(self, values: Sequence[Tensor], pool: Recycled) -> Tensor:
+        total = values[self._first]
+        out = pool.like(total) if pool.keeps(total) else None
+        if self._factor is not None:
+            total = total * self._factor if out is None else torch.mul(total, self._factor, out=out)
+        elif not self._rest:
+            return total.clone()
+        for place, factor in self._rest:
+            total = torch.add(total, values[place], alpha=factor, out=out)
+        return total
 
 
 class Unfit(Exception):
@@ -118,7 +120,7 @@ class Move:
         last: whether the trajectory ends here.
         threshold: (quantile, largest bound) of dynamic thresholding.
         learned_variance: whether the second half of the model's output is one.
-        short: makes the first output, where torch has a kernel for all of it.
+        sums: the outputs, where they are linear in the operands and few calls of torch make them; one_sum: a single one.
     """
 
     reads: list[tuple[str | None, Any]] = field(default_factory=list)
@@ -137,7 +139,8 @@ class Move:
     last: bool = False
     threshold: tuple[float, float] | None = None
     learned_variance: bool = False
-    short: Callable[[Tensor, Tensor | None, Recycled], Tensor] | None = None
+    sums: tuple[Sum | None, ...] = ()
+    one_sum: bool = False
 
     def run(
         self,
@@ -169,8 +172,8 @@ class Move:
             elif self.keeps_noise:
                 values[2] = philox_normal(seeds, sample.shape, self.number, dtype=self.noise_dtype)
         threshold = None if self.threshold is None else self._bound(values)
-        if self.short is not None and sample.dtype is self.dtype and (model is None or model.dtype is self.dtype):
-            values += (self.short(sample, model, pool), None, None)
+        if self.sums and self._sums_are_better(values):
+            values += [None if each is None else each.of(values, pool) for each in self.sums]
         elif self.row is not None:
             values += self._written(values, variance, seeds, threshold, pool)
         for name, value in self.sets.items():
@@ -212,6 +215,24 @@ class Move:
             seeds, variance, None, None, None, threshold, out, second, third,
         )  # fmt: skip
         return [out, second, third]
+
+    def _sums_are_better(self, values: list[Any]) -> bool:
+        """Whether torch's own kernels are to make the outputs: where one does all of it, or a few on small samples on the CPU.
+
+        Between other work a call of ours costs as much there as three (34 us, EPYC). It hangs on the size of a sample, not of the
+        batch, so that an image has the same bits in any batch.
+        """
+        sample = values[0]
+        if not self.one_sum and not (
+            sample.is_cpu and sample.nbytes < _SMALL * sample.shape[0] and self.dtype in (torch.float32, torch.float64)
+        ):
+            return False
+        for each in self.sums:
+            if each is not None:
+                for place in each.places:
+                    if values[place] is None or values[place].dtype is not self.dtype:
+                        return False
+        return True
 
     def _bound(self, values: list[Any]) -> Tensor:
         """[N], what divides each sample's prediction."""

@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from fastgen.samplers.diffusers import follow, move
+from fastgen.samplers.diffusers.session import MEMORY
+
 from .cases import CLASSES, Case
 from .parity import NEED_TORCHSDE, SHAPE, diffusers, error, model, ours, pair, parent, run
 
@@ -238,6 +241,65 @@ def test_an_image_depends_on_its_seed_alone(name, options):
         torch.set_num_threads(threads)
     one, other = draw([3, 4], start=1)
     assert not torch.equal(one, other)
+
+
+# ---- small samples ---------------------------------------------------------------------------------------------------------------
+
+
+def _trajectory(name, dtype, shape=SHAPE, **options):
+    """The images of a trajectory of six steps with a generator for each sample."""
+    MEMORY.clear()
+    scheduler = pair(name)[0]
+    scheduler.set_timesteps(6)
+    if "generator" in inspect.signature(scheduler.step).parameters:
+        options["generator"] = [torch.Generator().manual_seed(k) for k in range(shape[0])]
+    starts = [torch.randn(shape[1:], generator=torch.Generator().manual_seed(9 + k)) for k in range(shape[0])]
+    x = torch.stack(starts).to(dtype) * float(getattr(scheduler, "init_noise_sigma", 1.0))
+    for t in scheduler.timesteps:
+        inputs = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+        x = scheduler.step(inputs.clamp(-1, 1) * 0.3, t, x, return_dict=False, **options)[0]
+    assert scheduler.fallbacks == {}
+    return x
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_sums_by_torch_are_what_the_kernel_makes(name, monkeypatch):
+    """Small samples are summed by torch where a few calls do it: the same to rounding, in float64 and float32."""
+    for dtype, bound in ((torch.float64, 1e-12), (torch.float32, 1e-4)):
+        by_torch = _trajectory(name, dtype)
+        with monkeypatch.context() as patched:
+            patched.setattr(follow, "MOST_CALLS", 0)
+            by_kernel = _trajectory(name, dtype)
+        MEMORY.clear()
+        assert (by_torch - by_kernel).abs().max() <= bound * by_kernel.abs().max()
+
+
+def test_which_sums_torch_makes(monkeypatch):
+    """One call of it at any size; a few for small samples only, in any batch; none where a sample is clipped."""
+    made: list[int] = []
+    of = move.Sum.of
+    monkeypatch.setattr(move.Sum, "of", lambda self, *args: made.append(self.calls) or of(self, *args))
+
+    def calls(name, shape):
+        made.clear()
+        _trajectory(name, torch.float32, shape)
+        return len(made)
+
+    large, small, batch = (1, 2, 128, 130), (1, 2, 64, 64), (6, 2, 64, 64)
+    assert calls("FlowMatchEulerDiscreteScheduler", small) == calls("FlowMatchEulerDiscreteScheduler", large) == 6
+    assert (
+        calls("HeunDiscreteScheduler", small)
+        == calls("HeunDiscreteScheduler", batch)
+        > calls("HeunDiscreteScheduler", large)
+    )
+    assert calls("DDPMScheduler", small) == 0
+
+
+@pytest.mark.parametrize("name", ["HeunDiscreteScheduler", "EulerAncestralDiscreteScheduler", "PNDMScheduler"])
+def test_an_image_has_the_same_bits_in_any_batch(name):
+    """Of 64 KiB a sample: four of them are past the size at which a batch counts as large."""
+    shape = (2, 64, 128)
+    assert torch.equal(_trajectory(name, torch.float32, (4, *shape))[:1], _trajectory(name, torch.float32, (1, *shape)))
 
 
 def test_seeds_where_they_cannot_be():
