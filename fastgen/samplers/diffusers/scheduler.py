@@ -124,8 +124,9 @@ def _call(
     seeds: Any,
 ) -> Any:
     """The move of a call; the parent's call where it is none."""
+    arguments = (sample, timestep) if model is None else (model, timestep, sample)
     if _is_compiling():
-        return _by_parent(self, theirs, sample, model, timestep, options, seeds, "torch.compile")
+        return _by_parent(self, theirs, arguments, options, seeds, "torch.compile")
     attributes = self.__dict__
     session = attributes.get(HIDDEN) or Session.of(self)
     try:
@@ -142,7 +143,7 @@ def _call(
         result = move.run(attributes, session.pool, sample, model, options, options.get("generator"), seeds)
     except (NotLinear, Unfit) as reason:
         session.fallbacks[str(reason)] += 1
-        return _by_parent(self, theirs, sample, model, timestep, options, seeds, str(reason))
+        return _by_parent(self, theirs, arguments, options, seeds, str(reason))
     if move.sets:
         session.leave(attributes, target, schedule=False)
         if target is None:
@@ -151,20 +152,11 @@ def _call(
 
 
 def _by_parent(
-    self: Any,
-    theirs: Callable[..., Any],
-    sample: Tensor,
-    model: Tensor | None,
-    timestep: Any,
-    options: dict[str, Any],
-    seeds: Any,
-    reason: str,
+    self: Any, theirs: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any], seeds: Any, reason: str
 ) -> Any:
     if seeds is not None:
         raise ValueError(f"seeds= is for fused steps, and this one is diffusers' own: {reason}")
-    if model is None:
-        return theirs(self, sample, timestep)
-    return theirs(self, model, timestep, sample, **options)
+    return theirs(self, *arguments, **options)
 
 
 def _move(
