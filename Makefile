@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
-# One worker a core; a group of tests that shares a costly fixture stays on one worker.
+# One worker a core; loadgroup hands each one test at a time, so that those that start first because they take long are spread.
 # What one process has compiled of the tests the others find, whatever the shell says of bytecode.
 PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --maxprocesses=8 --dist=loadgroup
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import verify
-from benchmarks.cases import Case, Provider, collect
+from benchmarks.cases import AS_USED, Case, Provider, collect
 from fastgen.samplers import diffusers as stand_ins
 from fastgen.samplers import k_diffusion
 
@@ -51,7 +51,8 @@ def test_green_as_it_is_and_red_when_the_output_is_broken(family):
         checks = verify.check(workload)
         assert all(check.ok for check in checks), [check for check in checks if not check.ok]
         assert len(checks) == len(providers)
-        for name, wrong in BREAKS.items():
+        # another way to call the same thing is checked in the same way: one break of it is enough
+        for name, wrong in BREAKS.items() if case.how == AS_USED else [("turned", BREAKS["turned"])]:
             workload.providers = [p if p.role == "baseline" else replace(p, call=broken(p, wrong)) for p in providers]
             assert not ours(verify.check(workload)).ok, (case.id, name)
 

@@ -129,6 +129,8 @@ def calls() -> Iterator[Call]:
     # each dtype loads and stores in one place: all targets in one dtype, and the fullest in all
     kinds = [(d, k) for d in DTYPES for k in targets if d == torch.float32 or targets[k] == "v_prediction"]
     for (dtype, target), layout, drawn in itertools.product(kinds, LAYOUTS, (False, True)):
+        if drawn and dtype == torch.float32 and targets[target] not in ("no target", "v_prediction"):
+            continue  # where the noise comes from is one place too, and the interpreter is slow at drawing
         # normals are made in float32, so even a float64 sample carries their rounding
         tolerance = torch.float32 if dtype == torch.float64 and drawn else None
         for shape in ((2, 3, 19, 21), (3, 5)):

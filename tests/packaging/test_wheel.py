@@ -15,8 +15,7 @@ from fastgen import _library
 
 from ..backends import requires_cpu
 
-# One wheel for both tests, built once.
-pytestmark = [pytest.mark.long, pytest.mark.xdist_group("wheel")]
+pytestmark = pytest.mark.long
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -32,12 +31,10 @@ print(fastgen._library.ISA, y.shape)
 """
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> Path:
+def wheel(folder: Path) -> Path:
     """Built from this checkout, or the one that the whole run tests."""
     if given := os.environ.get("FASTGEN_WHEEL"):
         return Path(given)
-    folder = tmp_path_factory.mktemp("wheel")
     command = [
         sys.executable,
         "-m",
@@ -55,8 +52,7 @@ def wheel(tmp_path_factory) -> Path:
     return built
 
 
-@requires_cpu
-def test_what_is_inside(wheel):
+def check_what_is_inside(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     built = sorted(path.name for path in _library.LIBRARY_DIR.glob("libfastgen_*.so"))
     assert sorted(Path(name).name for name in names if name.startswith("fastgen/lib/")) == built
@@ -66,9 +62,12 @@ def test_what_is_inside(wheel):
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/", "csrc/"))]
 
 
+# One test: two that build in one folder would meet there.
 @requires_cpu
-def test_it_works_where_there_is_no_compiler(wheel, tmp_path):
-    venv.create(tmp_path / "env", with_pip=True)
+def test_a_wheel_is_whole_and_works_where_there_is_no_compiler(tmp_path):
+    built = wheel(tmp_path)
+    check_what_is_inside(built)
+    venv.create(tmp_path / "env")
     python = tmp_path / "env/bin/python"
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("FASTGEN", "PYTHON"))}
     environment["PATH"] = str(tmp_path / "env/bin")
@@ -79,7 +78,8 @@ def test_it_works_where_there_is_no_compiler(wheel, tmp_path):
         assert result.returncode == 0, result.stderr[-3000:]
         return result.stdout
 
-    output(python, "-m", "pip", "install", "-q", "--no-deps", "--no-index", wheel)
+    pip = [sys.executable, "-m", "pip", "--python", python]
+    output(*pip, "install", "-q", "--no-deps", "--no-index", built)
     # torch and its like come from this environment: what is tested is the wheel, not a second download of torch
     site = next((tmp_path / "env/lib").glob("python*/site-packages"))
     (site / "borrowed.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
