@@ -1,10 +1,12 @@
 """CUDA C++ without a GPU: its arithmetic on the host, and that its library builds and loads where torch has no CUDA."""
 
 import ctypes
+import hashlib
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -52,20 +54,36 @@ assert has("philox_normal") and not has("group_norm_fwd")
 """
 
 
-@pytest.mark.skipif(NVCC is None, reason="nvcc is not on PATH")
-def test_the_library_builds_and_loads_without_cuda_in_torch(tmp_path):
+def built(folder: Path) -> Path:
+    """The library, built in ``folder``; or as it was built before from the same sources by the same tools."""
+    sources = (path for part in ("common", "cuda") for path in sorted((ROOT / "csrc" / part).rglob("*.*")))
+    version = subprocess.run([NVCC, "--version"], capture_output=True, text=True, check=True).stdout
+    parts = [torch.__version__, version, *(path.read_text() for path in (ROOT / "setup.py", *sources))]
+    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    kept = ROOT / f".cache/cuda/{key}.so"
+    if kept.exists():
+        return kept
     environment = {**os.environ, "FASTGEN_CUDA": "1", "FASTGEN_CUDA_ARCHS": "90", "FASTGEN_ISA_BUILD": "portable"}
     program = (
         "import runpy, sys; sys.argv = ['setup.py']; from pathlib import Path; import setuptools; "
         "setuptools.setup = lambda **_: None; names = runpy.run_path('setup.py'); "
-        f"build = names['describe_build'](Path({str(tmp_path)!r}), Path({str(tmp_path / 'objects')!r})); "
+        f"build = names['describe_build'](Path({str(folder)!r}), Path({str(folder / 'objects')!r})); "
         "build.compilations = [c for c in build.compilations if '/cuda/' in c[0]]; "
         "build.links = [c for c in build.links if 'cuda' in c[0]]; "
-        f"Path({str(tmp_path / 'lib')!r}).mkdir(); sys.exit(build.run_plainly())"
+        f"Path({str(folder / 'lib')!r}).mkdir(); sys.exit(build.run_plainly())"
     )
-    built = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert built.returncode == 0, built.stdout + built.stderr
-    library = tmp_path / "lib/libfastgen_cuda.so"
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=kept.parent, suffix=".tmp", delete=False) as temporary:
+        temporary.write((folder / "lib/libfastgen_cuda.so").read_bytes())
+    os.replace(temporary.name, kept)
+    return kept
+
+
+@pytest.mark.skipif(NVCC is None, reason="nvcc is not on PATH")
+def test_the_library_builds_and_loads_without_cuda_in_torch(tmp_path):
+    library = built(tmp_path)
     loaded = subprocess.run([sys.executable, "-c", LOADING, library], cwd=ROOT, capture_output=True, text=True)
     assert loaded.returncode == 0, loaded.stderr
     nm = shutil.which("nm")
