@@ -168,7 +168,7 @@ def describe_build(package: Path, objects: Path) -> Ninja:
     common += f" {hidden_paths([torch / 'include'])}"
     # gcc 12 warns of its own AVX-512 header (gcc bug 105593).
     warnings = "-Wall -Wextra -Wno-psabi -Wno-uninitialized -Wno-maybe-uninitialized"
-    symbols = ROOT / "csrc/common/hidden.map"  # exports nothing: variants must never share an inline function
+    symbols = ROOT / "csrc/common/hidden.map"  # exports no C++: variants must never share an inline function
     # libstdc++ first: libtorch_cpu exports some of its symbols by accident, and a later torch may not.
     torch_link = f"-L{torch / 'lib'} -Wl,--as-needed -lstdc++ -ltorch_cpu -lc10"
     extra = os.environ.get("FASTGEN_CXXFLAGS", "")  # sanitizers, debug information

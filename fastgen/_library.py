@@ -4,6 +4,7 @@ A library that fails to load is a line in :data:`FAILURES` (and so in ``fastgen 
 reference answers in its place.
 """
 
+import ctypes
 import importlib
 import os
 import sys
@@ -24,6 +25,7 @@ FAILURES: dict[str, str] = {}  # library or variant -> why it is not in use
 ISA: str | None = None  # the CPU variant in use, None where only the reference is there
 ISA_REASON = "nothing loaded yet"
 CUDA_LOADED = False
+CPU_LIBRARY: ctypes.CDLL | None = None  # the variant in use, for what is called without the dispatcher
 
 _libraries: list[torch.library.Library] = []  # an op lives as long as the Library that defined it
 
@@ -95,13 +97,14 @@ def _one_by_one(op: str) -> Callable[..., Any]:
 
 def load() -> None:
     """Load the best CPU variant of this machine, or the one that ``FASTGEN_ISA`` names, and the CUDA library if built."""
-    global ISA, ISA_REASON, CUDA_LOADED
+    global ISA, ISA_REASON, CPU_LIBRARY, CUDA_LOADED
     try:
         _cpu = importlib.import_module("fastgen._cpu")
     except ImportError as error:
         FAILURES["cpu"] = ISA_REASON = f"the compiled extension is not installed: {error}"
     else:
         ISA, ISA_REASON = _load_cpu(_cpu)
+        CPU_LIBRARY = None if ISA is None else ctypes.CDLL(str(LIBRARY_DIR / f"libfastgen_{ISA}.so"))
     cuda = LIBRARY_DIR / "libfastgen_cuda.so"
     if cuda.exists():
         CUDA_LOADED = _try_load("cuda", cuda)

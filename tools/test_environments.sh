@@ -22,8 +22,10 @@ for environment in "${environments[@]}"; do
   [ "$environment" != FASTGEN_ISA=reference ] || required=triton,peers
   marks=()
   [ "$environment" != FASTGEN_ISA=portable ] || marks=(-m "not isa")
+  workers=auto # one a core; half of them where each has two threads
+  [ "$environment" != OMP_NUM_THREADS=2 ] || workers=$((($(nproc) + 1) / 2))
   echo "fastgen: $environment"
-  env $environment FASTGEN_REQUIRE=$required .venv/bin/python -m pytest -q -n auto --maxprocesses=8 --dist=loadgroup \
+  env $environment FASTGEN_REQUIRE=$required .venv/bin/python -m pytest -q -n $workers --maxprocesses=8 --dist=loadgroup \
     "${without[@]}" "${marks[@]}" "$@" || failed+=("$environment")
 done
 [ ${#failed[@]} -eq 0 ] || { echo "fastgen: red in ${failed[*]}" >&2; exit 1; }

@@ -242,7 +242,35 @@ std::tuple<Tensor, Tensor, Tensor> sampler_step_fwd(
   return {out, or_empty(prediction), or_empty(corrected)};
 }
 
+// A step as fastgen/ops/_sampler_step_direct.py packs it: operands of one dtype whose elements lie one after the other.
+struct DirectStep {
+  std::int64_t dtype;  // its place among float64, float32, bfloat16, float16
+  std::int64_t elements;
+  const void* row;  // float64 for a float64 step, else float32
+  const void *sample, *model, *noise;
+  void *out, *prediction, *corrected;
+  std::int64_t n_history;
+  const void* history[];
+};
+
 }  // namespace
+
+// `sampler_step_out` for a caller who has checked what that checks.
+extern "C" [[gnu::visibility("default")]] void fastgen_sampler_step(const DirectStep* given) {
+  constexpr ScalarType dtypes[] = {ScalarType::Double, ScalarType::Float, ScalarType::BFloat16, ScalarType::Half};
+  const ScalarType dtype = dtypes[given->dtype];
+  const auto operand = [&](const void* data) { return Operand{"sampler_step", data, dtype}; };
+  Step s;
+  s.sample = operand(given->sample), s.model = operand(given->model), s.noise = operand(given->noise);
+  for (std::int64_t k = 0; k < given->n_history; ++k) s.history.push_back(operand(given->history[k]));
+  s.out = given->out, s.prediction = given->prediction, s.corrected = given->corrected;
+  s.size = given->elements;
+  std::vector<double> row(kNumColumns + (s.corrected ? 2 : 1) * given->n_history);
+  for (std::size_t i = 0; i < row.size(); ++i)
+    row[i] = dtype == ScalarType::Double ? static_cast<const double*>(given->row)[i] : static_cast<const float*>(given->row)[i];
+  dispatch_dtype("sampler_step", dtype, [&]<class T>() { run<T>(s, row); });
+}
+
 }  // namespace fastgen
 
 STABLE_TORCH_LIBRARY_IMPL(fastgen, CPU, m) {

@@ -58,12 +58,13 @@ def test_undefined_symbols_are_of_the_stable_abi(library):
 
 
 @pytest.mark.parametrize("library", LIBRARIES, ids=lambda path: path.stem)
-def test_nothing_is_exported(library):
+def test_no_cpp_is_exported(library):
     """Variants share inline functions by name: an exported one could be taken by another variant, and trap."""
     lines = subprocess.run(
         ["nm", "-D", "--defined-only", str(library)], capture_output=True, text=True, check=True
     ).stdout
-    assert [line for line in lines.splitlines() if line.strip()] == []
+    exported = {line.split()[-1] for line in lines.splitlines() if line.strip()}
+    assert exported <= {"fastgen_sampler_step"}  # which is C, and looked up in the one library that is loaded
 
 
 @pytest.mark.parametrize("library", [*LIBRARIES, *sorted(PACKAGE.glob("_cpu*.so"))], ids=lambda path: path.name)

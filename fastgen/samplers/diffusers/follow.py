@@ -1,5 +1,6 @@
 """`follow`: a call of a scheduler made into a `Move`, by giving diffusers' own code symbols in place of tensors."""
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -13,7 +14,6 @@ from .symbolic import MODEL, NOISE, ONE, PREDICTION, SAMPLE, Name, NotLinear, Re
 from .twin import Twin
 
 Tensors = Mapping[str, Tensor]
-MOST_CALLS = 3  # of torch, in place of one of ours
 _COLUMNS = {SAMPLE: "sample", PREDICTION: "prediction", MODEL: "model"}
 
 
@@ -200,23 +200,15 @@ class _Making:
             if third is not None:
                 row |= _columns(third, "corrected_")
             move.row = Coefficients([row], [history(first) + (history(third) if third is not None else [])])
-            if not prediction and first.log_scale is None and all(any(v.terms.values()) for v in written):
-                sums = tuple(self._sum(value) for value in self._outputs)
-                calls = sum(each.calls for each in sums if each is not None)
-                if calls <= MOST_CALLS:
-                    move.sums, move.one_sum = sums, calls == 1
+            if not prediction and first.log_scale is None and len(written) == 1:
+                with contextlib.suppress(NotLinear):
+                    move.sum = Sum({self._place(name): factor for name, factor in first.terms.items() if factor != 0})
         rows = [{**prediction, **bounds, **_columns(value)} for value in later]
         histories = [history(value) for value in later]
         if recording.threshold:
             rows, histories = [{**prediction, "prediction": 1.0}, *rows], [[0.0] * len(order), *histories]
         if rows:
             move.later = Coefficients(rows, histories)
-
-    def _sum(self, value: Symbolic | None) -> Sum | None:
-        """A value as a sum by torch."""
-        if value is None:
-            return None
-        return Sum({self._place(name): factor for name, factor in value.terms.items() if factor != 0})
 
 
 def _outputs(eager: list[Symbolic]) -> list[Symbolic | None]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ...ops import philox_normal, sampler_step
+from ...ops._sampler_step_direct import sampler_step_out
 from ..engine.memory import Recycled
 from ..engine.noise import Generators, draw_normal
 from ..engine.table import coefficient_table
@@ -20,8 +21,6 @@ from ..engine.thresholding import dynamic_threshold
 from .output import Later, LazyTuple, lazy
 from .symbolic import NotLinear
 
-_sampler_step: Any = torch.ops.fastgen.sampler_step_out.default
-_SMALL = 1 << 17  # bytes of a sample
 _ROWS = 1 << 30  # of a table that is one row again and again: the number of a row is the Philox step alone
 SAMPLE_PLACE, MODEL_PLACE, NOISE_PLACE = range(
     3
@@ -74,26 +73,34 @@ class Coefficients:
 
 
 class Sum:
-    """A linear combination of values, by torch: a call for each term but one whose coefficient is 1."""
+    """A multiple of a value, or a value and a multiple of another: one call of torch.
+
+    Raises:
+        NotLinear: more than one call would be needed.
+    """
 
     def __init__(self, terms: Mapping[int, float]) -> None:
-        first, *rest = sorted(terms.items(), key=lambda term: term[1] != 1.0)
+        (self._first, one), *rest = sorted(terms.items(), key=lambda term: term[1] != 1.0)
+        if len(rest) > 1 or (rest and one != 1.0):
+            raise NotLinear("a sum of several products")
+        self._second: int | None = rest[0][0] if rest else None
+        self._factor = rest[0][1] if rest else one
         # a tensor as factor costs less than a Python number, which torch makes one of in each call
-        self._first, self._factor = first[0], None if first[1] == 1.0 else torch.tensor(first[1], dtype=torch.float64)
-        self._rest = rest
-        self.places = tuple(terms)
-        self.calls = max(len(terms) - (self._factor is None), 1)
+        self._scalar = torch.tensor(self._factor, dtype=torch.float64)
+
+    def fits(self, values: Sequence[Any], dtype: torch.dtype) -> bool:
+        """Whether the operands are there and have the dtype of the result."""
+        for place in (self._first,) if self._second is None else (self._first, self._second):
+            if values[place] is None or values[place].dtype is not dtype:
+                return False
+        return True
 
     def of(self, values: Sequence[Tensor], pool: Recycled) -> Tensor:
-        total = values[self._first]
-        out = pool.like(total) if pool.keeps(total) else None
-        if self._factor is not None:
-            total = total * self._factor if out is None else torch.mul(total, self._factor, out=out)
-        elif not self._rest:
-            return total.clone()
-        for place, factor in self._rest:
-            total = torch.add(total, values[place], alpha=factor, out=out)
-        return total
+        first = values[self._first]
+        out = pool.like(first) if pool.keeps(first) else None
+        if self._second is not None:
+            return torch.add(first, values[self._second], alpha=self._factor, out=out)
+        return first * self._scalar if out is None else torch.mul(first, self._scalar, out=out)
 
 
 class Unfit(Exception):
@@ -120,7 +127,7 @@ class Move:
         last: whether the trajectory ends here.
         threshold: (quantile, largest bound) of dynamic thresholding.
         learned_variance: whether the second half of the model's output is one.
-        sums: the outputs, where they are linear in the operands and few calls of torch make them; one_sum: a single one.
+        sum: what is computed, where one call of torch does all of it.
     """
 
     reads: list[tuple[str | None, Any]] = field(default_factory=list)
@@ -139,8 +146,7 @@ class Move:
     last: bool = False
     threshold: tuple[float, float] | None = None
     learned_variance: bool = False
-    sums: tuple[Sum | None, ...] = ()
-    one_sum: bool = False
+    sum: "Sum | None" = None
 
     def run(
         self,
@@ -172,23 +178,30 @@ class Move:
             elif self.keeps_noise:
                 values[2] = philox_normal(seeds, sample.shape, self.number, dtype=self.noise_dtype)
         threshold = None if self.threshold is None else self._bound(values)
-        if self.sums and self._sums_are_better(values):
-            values += [None if each is None else each.of(values, pool) for each in self.sums]
+        if self.sum is not None and self.sum.fits(values, self.dtype):
+            values += [self.sum.of(values, pool), None, None]
         elif self.row is not None:
             values += self._written(values, variance, seeds, threshold, pool)
-        for name, value in self.sets.items():
+        constants, others = self._sets
+        attributes.update(constants)
+        for name, value in others:
             kind = type(value)
             if kind is Source:
                 attributes[name] = _taken(value, values)
             elif kind is InPlace:
                 attributes[name][:] = [_taken(element, values) for element in value.elements]
-            elif kind is list:
-                attributes[name] = [_taken(element, values) for element in value]
             else:
-                attributes[name] = value
+                attributes[name] = [_taken(element, values) for element in value]
         if self.last:
             pool.release()
         return self._returned(values, threshold)
+
+    @functools.cached_property
+    def _sets(self) -> tuple[dict[str, Any], list[tuple[str, Any]]]:
+        """``sets``: what is the same each time, and what is made of tensors or a list of its own."""
+        others = [(name, value) for name, value in self.sets.items() if type(value) in (Source, InPlace, list)]
+        names = [name for name, _ in others]
+        return {name: value for name, value in self.sets.items() if name not in names}, others
 
     def _written(
         self,
@@ -210,29 +223,11 @@ class Move:
         elif noise is not None:
             seeds = None
         table = self.row.like(sample)  # type: ignore[union-attr]
-        _sampler_step(
-            sample, sample if model is None else model, table, self.number, None, [values[i] for i in self.history], noise,
-            seeds, variance, None, None, None, threshold, out, second, third,
+        sampler_step_out(
+            sample, sample if model is None else model, table, self.number, [values[i] for i in self.history], noise,
+            out, second, third, seeds=seeds, variance=variance, threshold=threshold,
         )  # fmt: skip
         return [out, second, third]
-
-    def _sums_are_better(self, values: list[Any]) -> bool:
-        """Whether torch's own kernels are to make the outputs: where one does all of it, or a few on small samples on the CPU.
-
-        Between other work a call of ours costs as much there as three (34 us, EPYC). It hangs on the size of a sample, not of the
-        batch, so that an image has the same bits in any batch.
-        """
-        sample = values[0]
-        if not self.one_sum and not (
-            sample.is_cpu and sample.nbytes < _SMALL * sample.shape[0] and self.dtype in (torch.float32, torch.float64)
-        ):
-            return False
-        for each in self.sums:
-            if each is not None:
-                for place in each.places:
-                    if values[place] is None or values[place].dtype is not self.dtype:
-                        return False
-        return True
 
     def _bound(self, values: list[Any]) -> Tensor:
         """[N], what divides each sample's prediction."""
@@ -248,19 +243,17 @@ class Move:
         return result.to(row.dtype)
 
     def _returned(self, values: list[Any], threshold: Tensor | None) -> Any:
-        if len(self.fields) == 1 and self.result is tuple:
+        if len(self.fields) == 1 and (self.result is tuple or self.result is None):
             (source,) = self.fields.values()
-            return (_taken(source, values),)
+            return (_taken(source, values),) if self.result is tuple else _taken(source, values)
         found = [
             Later(functools.partial(self._work_out, name, source, values, threshold, self._versions(values)))
             if type(source) is Row
             else _taken(source, values)
             for name, source in self.fields.items()
         ]
-        if self.result is None:
-            return found[0]
         if self.result is tuple:
-            return LazyTuple(found) if len(found) > 1 else tuple(found)
+            return LazyTuple(found)
         return lazy(self.result)(**dict(zip(self.fields, found, strict=True)))
 
     def _versions(self, values: list[Any]) -> list[int]:

@@ -163,22 +163,23 @@ def _move(
     self: Any, session: Session, call: Any, sample: Tensor, model: Tensor | None, timestep: Any, options: dict[str, Any]
 ) -> Move | str:
     """What a call does, from memory or worked out now; or why it is no move."""
-    made: Move | str | None = MEMORY.find((type(self), call), self, session)
+    theirs, time, kinds, given = call
+    key = type(self), theirs, time, _of_any_size(*kinds), given
+    made: Move | str | None = MEMORY.find(key, self, session)
     if made is not None:
         return made
 
-    _check_kinds(sample, model)
     drawn = torch.get_rng_state()  # from which the parent's own call will draw, where this comes to nothing
     try:
         if (generator := options.get("generator")) is not None:
             first = generator[0] if isinstance(generator, Sequence) else generator
             options = {**options, "generator": first.clone_state()}
-        made, names = follow(self, call[0], HIDDEN, sample, model, timestep, options)
+        made, names = follow(self, theirs, HIDDEN, sample, model, timestep, options)
     except Exception as error:  # whatever it is, the parent's own call will say it again, or do without
         return str(error) if isinstance(error, NotLinear) else f"{type(error).__name__}: {error}"
     finally:
         torch.set_rng_state(drawn)
-    MEMORY.keep((type(self), call), names, session.key(self, names), made)
+    MEMORY.keep(key, names, session.key(self, names), made)
     return made
 
 
@@ -198,8 +199,8 @@ def _time(self: Any, timestep: Any) -> Any:
     return timestep.dtype, timestep.device, timestep.item()
 
 
-def _kinds(sample: Tensor, model: Tensor | None) -> Any:
-    """What a move depends on in its tensors, as a key; `_check_kinds` looks at it when it is seen first.
+def _kinds(sample: Tensor, model: Tensor | None) -> tuple[Any, ...]:
+    """What the tensors of a call are, as a key; `_of_any_size` says what a move depends on of it.
 
     Raises:
         NotLinear: gradients or a transform are to see the call.
@@ -210,21 +211,28 @@ def _kinds(sample: Tensor, model: Tensor | None) -> Any:
         raise NotLinear("gradients")
     if transforms_active():
         raise NotLinear("a transform of torch.func")
-    shape = sample.shape
     if model is None:
-        return sample.dtype, sample.device, len(shape), shape[1:2], 0 in shape
-    same = model.shape == shape
-    if not same and (len(shape) < 2 or model.shape != (shape[0], 2 * shape[1], *shape[2:])):
+        return sample.shape, sample.dtype, sample.device
+    return sample.shape, sample.dtype, sample.device, model.shape, model.dtype, model.device
+
+
+def _of_any_size(shape: torch.Size, *others: Any) -> tuple[Any, ...]:
+    """`_kinds` without the number of samples and their size.
+
+    Raises:
+        NotLinear: the kernel does not take the tensors.
+    """
+    if len(shape) < 2 or 0 in shape or others[0] not in KERNEL_DTYPES:
+        raise NotLinear(f"a sample of shape {tuple(shape)} and {others[0]}")
+    kinds = len(shape), shape[1], *others[:2]
+    if len(others) == 2:
+        return kinds
+    model_shape, dtype, device = others[2:]
+    if dtype not in KERNEL_DTYPES or device != others[1]:
+        raise NotLinear(f"a model's output of {dtype} on {device}")
+    if model_shape != shape and model_shape != (shape[0], 2 * shape[1], *shape[2:]):
         raise NotLinear("a model's output of another shape than the sample")
-    return sample.dtype, model.dtype, sample.device, model.device, len(shape), shape[1:2], 0 in shape, same
-
-
-def _check_kinds(sample: Tensor, model: Tensor | None) -> None:
-    """Raises `NotLinear` where the kernel does not take the tensors."""
-    if sample.dim() < 2 or sample.numel() == 0 or sample.dtype not in KERNEL_DTYPES:
-        raise NotLinear(f"a sample of shape {tuple(sample.shape)} and {sample.dtype}")
-    if model is not None and (model.dtype not in KERNEL_DTYPES or model.device != sample.device):
-        raise NotLinear(f"a model's output of {model.dtype} on {model.device}")
+    return *kinds, dtype, model_shape == shape
 
 
 def _given(options: dict[str, Any], sample: Tensor) -> Any:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..._dispatch import KERNEL_DTYPES, needs_grad
 from ...ops import sampler_step
+from ...ops._sampler_step_direct import sampler_step_out
 from ..guidance.base import Call
 from .prediction import Prediction
 from .thresholding import dynamic_threshold
@@ -17,7 +18,6 @@ from .trace import Symbol
 
 History = MutableMapping[Symbol, Tensor]
 _grad_enabled, _is_compiling = torch.is_grad_enabled, torch.compiler.is_compiling
-_sampler_step: Any = torch.ops.fastgen.sampler_step_out.default
 
 
 @dataclass(frozen=True)
@@ -157,10 +157,19 @@ class Plan:
                 following = torch.empty_like(sample) if out is None else out
                 second = torch.empty_like(sample) if stage.second else None
                 third = torch.empty_like(sample) if stage.third else None
-                _sampler_step(
-                    sample, model_output, self.table, i, uncond, past, noise, seeds, None, None, None, None, None,
-                    following, second, third,
-                )  # fmt: skip
+                sampler_step_out(
+                    sample,
+                    model_output,
+                    self.table,
+                    i,
+                    past,
+                    noise,
+                    following,
+                    second,
+                    third,
+                    uncond=uncond,
+                    seeds=seeds,
+                )
         else:
             inpainting = {"mask": mask, "known": known, "known_noise": known_noise}
             following, second, third = self._checked_step(
