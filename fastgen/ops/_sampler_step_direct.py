@@ -54,7 +54,7 @@ def sampler_step_out(
     corrected: Tensor | None,
     *,
     uncond: Tensor | None = None,
-    seeds: Tensor | None = None,
+    seeds: Any = None,
     variance: Tensor | None = None,
     threshold: Tensor | None = None,
 ) -> None:

@@ -158,18 +158,8 @@ class Plan:
                 second = torch.empty_like(sample) if stage.second else None
                 third = torch.empty_like(sample) if stage.third else None
                 sampler_step_out(
-                    sample,
-                    model_output,
-                    self.table,
-                    i,
-                    past,
-                    noise,
-                    following,
-                    second,
-                    third,
-                    uncond=uncond,
-                    seeds=seeds,
-                )
+                    sample, model_output, self.table, i, past, noise, following, second, third, uncond=uncond, seeds=seeds,
+                )  # fmt: skip
         else:
             inpainting = {"mask": mask, "known": known, "known_noise": known_noise}
             following, second, third = self._checked_step(
