@@ -31,12 +31,11 @@ _profiling: Callable[[], bool] = torch.autograd._profiler_enabled
 
 
 def _load() -> Callable[[bytes], None] | None:
-    """The kernel; None where no library is loaded."""
-    if _library.CPU_LIBRARY is None:
-        return None
-    function = _library.CPU_LIBRARY.fastgen_sampler_step
-    function.argtypes, function.restype = [ctypes.c_char_p], None
-    return function  # type: ignore[no-any-return]
+    """The kernel; None where no library is loaded, or one that has been built before there was such a call."""
+    function: Any = getattr(_library.CPU_LIBRARY, "fastgen_sampler_step", None)
+    if function is not None:
+        function.argtypes, function.restype = [ctypes.c_char_p], None
+    return function
 
 
 _kernel = _load()
