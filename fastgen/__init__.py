@@ -9,6 +9,7 @@ import pkgutil
 from types import ModuleType
 
 from . import _dispatch, _library
+from ._exact import set_exact
 from ._version import __version__
 
 _library.find_kernels()
@@ -18,7 +19,7 @@ _dispatch.register_cuda()
 
 from . import ops  # noqa: E402  (the ops are there only after they are defined)
 
-__all__ = ["__version__", "ops"]
+__all__ = ["__version__", "ops", "set_exact"]
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -95,6 +95,13 @@ def _one_by_one(op: str) -> Callable[..., Any]:
     return rule
 
 
+def implement(op: str, function: Callable[..., Any]) -> None:
+    """Give ``op`` a CPU kernel in Python: one that chooses among compiled ones by what they cannot see."""
+    library = torch.library.Library(_schema.NAMESPACE, "IMPL")
+    _libraries.append(library)
+    library.impl(op, function, "CPU")
+
+
 def load() -> None:
     """Load the best CPU variant of this machine, or the one that ``FASTGEN_ISA`` names, and the CUDA library if built."""
     global ISA, ISA_REASON, CPU_LIBRARY, CUDA_LOADED

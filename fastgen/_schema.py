@@ -59,6 +59,10 @@ SCHEMAS: dict[str, dict[str, str]] = {
         # dtype of either output
         "group_norm_bwd": "(Tensor grad_output, Tensor input, Tensor mean, Tensor rstd, int num_groups, Tensor? weight, Tensor? bias, Tensor? channel_bias, Tensor? scale, Tensor? shift, int activation) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     },
+    "group_norm_affine": {
+        # (a, c) [N, C] in fp32 (fp64 for fp64) with norm(input + channel_bias) * (1 + scale) + shift = input * a + c
+        "group_norm_affine": "(Tensor input, int num_groups, Tensor? weight, Tensor? bias, Tensor? channel_bias, Tensor? scale, Tensor? shift, float eps) -> (Tensor, Tensor)",
+    },
     "sampler_step": {
         # row `step` of a coefficient table applied to a sample; returns (x_next, prediction, corrected), the last two empty where
         # they were not asked for
@@ -82,6 +86,14 @@ SCHEMAS: dict[str, dict[str, str]] = {
         # standard normals of Philox4x32-10, key = seeds[n], counter = (element, step); returns [N, *] in float32
         "philox_normal": "(Tensor seeds, SymInt[] shape, SymInt step) -> Tensor",
     },
+    "conv2d": {
+        # (conv(act(input * input_scale + input_shift)) + bias + embedding + residual) * output_scale, whichever way is fastest
+        "conv2d_fwd": "(Tensor input, Tensor weight, Tensor? bias, int[2] stride, int[2] padding, int[2] dilation, int groups, Tensor? input_scale, Tensor? input_shift, int activation, Tensor? embedding, Tensor? residual, float output_scale) -> Tensor",
+        # the weights [points, panels, C, 16] of tiles of outputs x outputs in fp32: Winograd's for a 3x3 kernel with 4 or 2, a 1x1 kernel's own with 1
+        "conv2d_pack": "(Tensor weight, int outputs) -> Tensor",
+        # conv2d_fwd of stride 1, the size kept, by weights so packed
+        "conv2d_packed": "(Tensor input, Tensor packed, int out_channels, Tensor? bias, Tensor? input_scale, Tensor? input_shift, int activation, Tensor? embedding, Tensor? residual, float output_scale) -> Tensor",
+    },
     "generator_normal": {
         # the normals that torch.randn draws from a CPU generator with this state [5056], or a sample from each of [N, 5056], and the
         # states that it leaves; wide_angle: the angles are rounded as torch's scalar code rounds them
@@ -90,8 +102,12 @@ SCHEMAS: dict[str, dict[str, str]] = {
 }
 # fmt: on
 
-# Families that have no kernels for GPUs, and no need of any: what they read is on the CPU.
-CPU_ONLY: tuple[str, ...] = ("generator_normal",)  # the states of CPU generators; torch draws from those of a GPU
+# Families that have no kernels for GPUs, and no need of any.
+CPU_ONLY: tuple[str, ...] = (
+    "conv2d",  # on a GPU the library's convolution wins
+    "group_norm_affine",  # what conv2d reads
+    "generator_normal",  # the states of CPU generators; torch draws from those of a GPU
+)
 
 # Op -> family.
 FAMILY_OF: dict[str, str] = {op: family for family, ops in SCHEMAS.items() for op in ops}

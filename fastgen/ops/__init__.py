@@ -1,9 +1,11 @@
 """The differentiable ops: one function a family, each the public face of the raw ops in ``torch.ops.fastgen``."""
 
 from .._schema import COLUMNS, VLB_COLUMNS
+from .conv2d import conv2d, conv2d_memory_limit, conv2d_plan
 from .diffusion_loss import diffusion_loss
 from .generator_normal import generator_normal
 from .group_norm import group_norm
+from .group_norm_affine import group_norm_affine
 from .philox_normal import philox_normal
 from .q_sample import q_sample
 from .sampler_step import sampler_step
@@ -11,9 +13,13 @@ from .sampler_step import sampler_step
 __all__ = [
     "COLUMNS",
     "VLB_COLUMNS",
+    "conv2d",
+    "conv2d_memory_limit",
+    "conv2d_plan",
     "diffusion_loss",
     "generator_normal",
     "group_norm",
+    "group_norm_affine",
     "philox_normal",
     "q_sample",
     "sampler_step",

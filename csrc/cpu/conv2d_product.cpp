@@ -1,0 +1,82 @@
+// The matrix products of conv2d: for one point, tiles x channels times channels x output channels.
+//
+// A block of registers holds kRows tiles by kColumns output channels; a step over one channel loads the weights' vectors, spreads a
+// value of each tile, and does rows x vectors multiply-adds. Panels of weights pass through the first-level cache once a block of
+// channels, while the values of all tiles stay in the second; the tiles are shared out evenly over blocks of at most kRows, so that
+// no row is computed in vain. Sums run over the channels in order, block after block: the same bits whoever computes them.
+#include "conv2d.h"
+
+#include <array>
+
+namespace fastgen::conv2d {
+namespace {
+
+// Sixteen vector registers hold 6 x 2 sums of AVX2, thirty-two 14 x 2 of AVX-512; SSE2 has four vectors a panel.
+#if defined(__AVX512F__)
+constexpr int kRows = 14, kPanels = 2;
+#elif defined(__AVX2__)
+constexpr int kRows = 6, kPanels = 1;
+#else
+constexpr int kRows = 2, kPanels = 1;
+#endif
+constexpr int kVectors = static_cast<int>(kPanel) / kWidth<float>;  // of a panel
+constexpr std::int64_t kChannels = 256;  // of a block: 16 KB of weights beside the values of 6 tiles, 6 KB
+
+// `rows` tiles times `panels` panels over `channels`; panels lie panel_stride apart. Adds to what is there unless `fresh`.
+template <int rows, int panels>
+void block(const float* values, std::int64_t value_stride, const float* weights, std::int64_t panel_stride, float* products,
+           std::int64_t product_stride, std::int64_t channels, bool fresh) {
+  constexpr int vectors = panels * kVectors;
+  VecF sum[rows][vectors];
+#pragma GCC unroll 16
+  for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 16
+    for (int v = 0; v < vectors; ++v) sum[r][v] = fresh ? VecF(0.0f) : load(products + r * product_stride + v * kWidth<float>);
+  for (std::int64_t c = 0; c < channels; ++c) {
+    VecF w[vectors];
+#pragma GCC unroll 16
+    for (int v = 0; v < vectors; ++v)
+      w[v] = load(weights + v / kVectors * panel_stride + c * kPanel + v % kVectors * kWidth<float>);
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; ++r) {
+      const VecF x(values[r * value_stride + c]);
+#pragma GCC unroll 16
+      for (int v = 0; v < vectors; ++v) sum[r][v] = madd<float>(x, w[v], sum[r][v]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 16
+    for (int v = 0; v < vectors; ++v) store(products + r * product_stride + v * kWidth<float>, sum[r][v]);
+}
+
+using Block = void (*)(const float*, std::int64_t, const float*, std::int64_t, float*, std::int64_t, std::int64_t, bool);
+
+template <int panels, int... rows>
+constexpr auto blocks_of(std::integer_sequence<int, rows...>) {
+  return std::array<Block, sizeof...(rows)>{block<rows + 1, panels>...};
+}
+// The block of r + 1 rows.
+template <int panels>
+constexpr auto kBlocks = blocks_of<panels>(std::make_integer_sequence<int, kRows>{});
+
+}  // namespace
+
+void multiply(const Product& p, std::int64_t first, std::int64_t last) {
+  const std::int64_t parts = ceil_div(p.channels, kChannels), groups = ceil_div(p.tiles, kRows), panel_stride = p.channels * kPanel;
+  for (std::int64_t part = 0; part < parts; ++part) {
+    const std::int64_t begin = part * p.channels / parts, end = (part + 1) * p.channels / parts;
+    for (std::int64_t panel = first; panel < last; panel += kPanels) {
+      const bool whole = panel + kPanels <= last;
+      const float* weights = p.weights + panel * panel_stride + begin * kPanel;
+      for (std::int64_t g = 0; g < groups; ++g) {
+        const std::int64_t tile = g * p.tiles / groups, rows = (g + 1) * p.tiles / groups - tile;
+        const Block run = whole ? kBlocks<kPanels>[rows - 1] : kBlocks<1>[rows - 1];
+        run(p.values + tile * p.value_stride + begin, p.value_stride, weights, panel_stride,
+            p.products + tile * p.product_stride + panel * kPanel, p.product_stride, end - begin, begin == 0);
+      }
+    }
+  }
+}
+
+}  // namespace fastgen::conv2d

@@ -1,0 +1,53 @@
+"""Arguments of `group_norm_affine` for its tests. The statistics are those of `group_norm`, whose cases are harder."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastgen.ops import group_norm_affine
+
+from .families import OfTensors
+from .numerics import guarded, randn
+
+NAMES = ("weight", "bias", "channel_bias", "scale", "shift")
+
+
+def parameters(shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Tensor]:
+    n, c = shape[:2]
+    sizes = ((c,), (c,), (n, c), (n, c), (n, c))
+    return {
+        name: guarded(randn(*size, seed=i + 10, dtype=dtype))
+        for i, (name, size) in enumerate(zip(NAMES, sizes, strict=True))
+    }
+
+
+def example(dtype: torch.dtype) -> dict[str, Any]:
+    shape = (2, 6, 5, 7)
+    return {"input": randn(*shape, dtype=dtype), "num_groups": 3, **parameters(shape, dtype)}
+
+
+REFUSED = [
+    ("group_norm_affine", {"num_groups": 0}, "num_groups"),
+    ("group_norm_affine", {"num_groups": 4}, "num_groups must divide channels"),
+]
+
+
+def harmless(op: str, name: str, how: str, arguments: dict[str, Any]) -> bool:
+    """An image may be of any size."""
+    return name == "input" and how.startswith(("dimension 2", "dimension 3"))
+
+
+MAPPED = OfTensors(
+    lambda x, weight, shift: group_norm_affine(x, 2, weight, shift=shift),
+    lambda k: [
+        randn(*shape, seed=k + seed, dtype=torch.float32)
+        for shape, seed in (((2, 4, 5, 7), 0), ((4,), 50), ((2, 4), 60))
+    ],
+)
+EXPORTED = {
+    "group_norm_affine": OfTensors(
+        lambda x, shift: group_norm_affine(x, 2, shift=shift),
+        lambda n: [randn(n, 4, 5, 7, dtype=torch.float32), randn(n, 4, dtype=torch.float32)],
+    )
+}
