@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..nn import Downsample, GroupNorm, ResBlock, SpatialAttention, TimestepEmbedding, Upsample
+from ..nn.conv2d import conv_beside, normed_conv
 from ..nn.resblock import zero_parameters
 from .checkpoint import CheckpointError, check_weights, json_metadata, load_state, save_state
 
@@ -37,7 +38,8 @@ class UNet(nn.Module):
         learn_sigma: twice the output channels, the second half for the variance.
         dropout: rate inside the residual blocks.
         num_groups: of every norm; divides every width.
-        norm: class or factory of the norms, called as :class:`fastgen.nn.GroupNorm`; not part of ``config``.
+        norm: class or factory of the norms, called as :class:`fastgen.nn.GroupNorm`; not part of ``config``. Beside
+            :class:`fastgen.nn.PlainGroupNorm` the convolutions are torch's own too.
 
     Raises:
         ValueError: an argument is out of its range; the message names it.
@@ -84,6 +86,7 @@ class UNet(nn.Module):
         self.out_channels = in_channels * (2 if learn_sigma else 1)
         self.num_classes = num_classes
         embedding_channels = 4 * model_channels
+        conv = conv_beside(norm)
 
         def res_block(channels: int, out_channels: int, resample: str | None = None) -> ResBlock:
             return ResBlock(
@@ -99,7 +102,7 @@ class UNet(nn.Module):
         def resample(direction: str, channels: int) -> nn.Module:
             if resblock_updown:
                 return res_block(channels, channels, direction)
-            return Upsample(channels) if direction == "up" else Downsample(channels)
+            return Upsample(channels, conv=conv) if direction == "up" else Downsample(channels)
 
         self.time_embedding = TimestepEmbedding(model_channels, embedding_channels)
         self.class_embedding: nn.Embedding | None = None
@@ -108,7 +111,7 @@ class UNet(nn.Module):
 
         widths = [model_channels * mult for mult in channel_mult]
         channels = widths[0]
-        self.input_blocks = nn.ModuleList([Stage([nn.Conv2d(in_channels, channels, 3, padding=1)])])
+        self.input_blocks = nn.ModuleList([Stage([conv(in_channels, channels, 3, padding=1)])])
         skip_channels = [channels]
         for level, width in enumerate(widths):
             has_attention = 2**level in attention_resolutions
@@ -138,7 +141,7 @@ class UNet(nn.Module):
                 self.output_blocks.append(Stage(layers))
 
         self.out_norm = norm(num_groups, channels, activation="silu")
-        self.out_conv = nn.Conv2d(channels, self.out_channels, 3, padding=1)
+        self.out_conv = conv(channels, self.out_channels, 3, padding=1)
         zero_parameters(self.out_conv)
 
     def forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
@@ -167,7 +170,7 @@ class UNet(nn.Module):
         h = self.middle_block(h, embedding)
         for stage in self.output_blocks:
             h = stage(torch.cat([h, skips.pop()], dim=1), embedding)
-        return self.out_conv(self.out_norm(h))
+        return normed_conv(self.out_norm, self.out_conv, h)
 
     @property
     def null_label(self) -> int | None:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._schema import ACTIVATIONS
-from ..ops import group_norm
+from ..ops import group_norm, group_norm_affine
 
 
 class GroupNorm(nn.GroupNorm):
@@ -74,6 +74,26 @@ class GroupNorm(nn.GroupNorm):
             input, self.num_groups, self.weight, self.bias, self.eps,
             channel_bias=channel_bias, scale=scale, shift=shift, activation=self.activation,
         )  # fmt: skip
+
+    def affine_map(
+        self,
+        input: Tensor,
+        *,
+        channel_bias: Tensor | None = None,
+        scale: Tensor | None = None,
+        shift: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """(a, c), each [N, C], with :meth:`forward` = act(input * a + c): for the op that reads ``input`` next."""
+        return group_norm_affine(
+            input,
+            self.num_groups,
+            self.weight,
+            self.bias,
+            self.eps,
+            channel_bias=channel_bias,
+            scale=scale,
+            shift=shift,
+        )
 
     def extra_repr(self) -> str:
         fused = f", activation={self.activation!r}" if self.activation is not None else ""

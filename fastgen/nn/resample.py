@@ -1,7 +1,11 @@
 """Halving and doubling the resolution of an image, with or without a convolution, as diffusion U-Nets do."""
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .conv2d import Conv2d
 
 
 class Upsample(nn.Module):
@@ -11,16 +15,24 @@ class Upsample(nn.Module):
         channels: C.
         out_channels: C if None; another number needs ``use_conv``.
         use_conv: whether the convolution follows.
+        conv: its class or factory, called as :class:`fastgen.nn.Conv2d`.
 
     Raises:
         ValueError: ``out_channels`` differs from ``channels`` without ``use_conv``.
     """
 
-    def __init__(self, channels: int, out_channels: int | None = None, *, use_conv: bool = True) -> None:
+    def __init__(
+        self,
+        channels: int,
+        out_channels: int | None = None,
+        *,
+        use_conv: bool = True,
+        conv: Callable[..., nn.Module] = Conv2d,
+    ) -> None:
         super().__init__()
         self.channels = channels
         self.out_channels = _out_channels("Upsample", channels, out_channels, use_conv)
-        self.conv = nn.Conv2d(channels, self.out_channels, 3, padding=1) if use_conv else None
+        self.conv = conv(channels, self.out_channels, 3, padding=1) if use_conv else None
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.interpolate(x, scale_factor=2.0, mode="nearest")

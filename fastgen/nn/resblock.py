@@ -1,4 +1,5 @@
-"""`ResBlock`: the residual block of the DDPM family, its two norms fused with the activation and the time embedding.
+"""`ResBlock`: the residual block of the DDPM family, its two norms fused with the activation and the time embedding; in inference
+with the convolutions after them, too.
 
 Ho et al. 2020 (channel bias); Nichol and Dhariwal 2021 (scale and shift); Dhariwal and Nichol 2021 (resampling inside).
 """
@@ -8,6 +9,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .conv2d import conv_beside, normed_conv
 from .group_norm import GroupNorm
 from .resample import Downsample, Upsample
 
@@ -32,7 +34,8 @@ class ResBlock(nn.Module):
         skip_kernel_size: 1 or 3, of the convolution on the skip, which is there when the channels change.
         num_groups, eps: of both norms.
         zero_init: the second convolution starts at zero, so that the block starts as its skip.
-        norm: class or factory of the norms, called as :class:`fastgen.nn.GroupNorm`.
+        norm: class or factory of the norms, called as :class:`fastgen.nn.GroupNorm`; beside :class:`fastgen.nn.PlainGroupNorm`
+            the convolutions are torch's own too.
 
     Raises:
         ValueError: an argument is out of its range; the message names it.
@@ -69,18 +72,19 @@ class ResBlock(nn.Module):
         self.resample: nn.Module | None = None
         if resample is not None:
             self.resample = (Upsample if resample == "up" else Downsample)(channels, use_conv=False)
-        self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
+        conv = conv_beside(norm)
+        self.conv1 = conv(channels, out_channels, 3, padding=1)
         self.embedding_projection: nn.Linear | None = None
         if embedding_channels is not None:
             self.embedding_projection = nn.Linear(embedding_channels, out_channels * (2 if use_scale_shift_norm else 1))
         self.norm2 = norm(num_groups, out_channels, eps=eps, activation="silu")
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv2 = conv(out_channels, out_channels, 3, padding=1)
         if zero_init:
             zero_parameters(self.conv2)
         self.skip: nn.Module = nn.Identity()
         if out_channels != channels:
-            self.skip = nn.Conv2d(channels, out_channels, skip_kernel_size, padding=skip_kernel_size // 2)
+            self.skip = conv(channels, out_channels, skip_kernel_size, padding=skip_kernel_size // 2)
 
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
         """``x`` [N, C, H, W]; ``embedding`` [N, E] exactly where the block was built with ``embedding_channels``.
@@ -91,20 +95,24 @@ class ResBlock(nn.Module):
         if (embedding is None) != (self.embedding_projection is None):
             expected = "none" if self.embedding_projection is None else "one of shape [N, embedding_channels]"
             raise ValueError(f"ResBlock: the block takes {expected} as embedding, got {_describe(embedding)}")
-        h = self.norm1(x)
-        if self.resample is not None:
-            h, x = self.resample(h), self.resample(x)
-        h = self.conv1(h)
-        if embedding is None or self.embedding_projection is None:
-            h = self.norm2(h)
+        of_norm2 = {} if embedding is None else self._modulation(embedding)
+        if self.resample is None:
+            h = normed_conv(self.norm1, self.conv1, x)
         else:
-            e = self.embedding_projection(F.silu(embedding))  # [N, out_channels] or [N, 2 * out_channels]
-            if self.use_scale_shift_norm:
-                scale, shift = e.chunk(2, dim=1)
-                h = self.norm2(h, scale=scale, shift=shift)
-            else:
-                h = self.norm2(h, channel_bias=e)
-        return self.skip(x) + self.conv2(self.dropout(h))
+            h, x = self.conv1(self.resample(self.norm1(x))), self.resample(x)
+        if self.training and self.dropout.p > 0:
+            return self.skip(x) + self.conv2(self.dropout(self.norm2(h, **of_norm2)))
+        return normed_conv(self.norm2, self.conv2, h, residual=self.skip(x), **of_norm2)
+
+    def _modulation(self, embedding: Tensor) -> dict[str, Tensor]:
+        """What the second norm takes of the embedding."""
+        if self.embedding_projection is None:
+            return {}
+        e = self.embedding_projection(F.silu(embedding))  # [N, out_channels] or [N, 2 * out_channels]
+        if not self.use_scale_shift_norm:
+            return {"channel_bias": e}
+        scale, shift = e.chunk(2, dim=1)
+        return {"scale": scale, "shift": shift}
 
     def extra_repr(self) -> str:
         return f"{self.channels}, {self.out_channels}, use_scale_shift_norm={self.use_scale_shift_norm}"

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fastgen.models import UNet
-from fastgen.nn import GroupNorm, PlainGroupNorm, ResBlock, SpatialAttention
+from fastgen.nn import Conv2d, GroupNorm, PlainGroupNorm, ResBlock, SpatialAttention
 from fastgen.nn.resample import Downsample, Upsample
 
 from ..backends import import_peer
@@ -53,6 +53,22 @@ def test_is_plain_torch(variant):
     assert max_difference(result, expected) <= 1e-5
     if fused.out_channels > 1:
         assert result.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_inference_is_within_the_bound_of_winograd(variant, channels_last):
+    """Whose error, 2e-5 of each convolution's output at most, adds up over the network; in truth it is a few 1e-6 of the result."""
+    fused, plain = _build(variant).eval(), _build(variant, PlainGroupNorm).eval().double()
+    x, timesteps, y = _inputs(fused)
+    x = x.repeat(1, 1, 2, 2)
+    with torch.no_grad():
+        expected = plain(x.double(), timesteps, y)
+        x = x.to(memory_format=torch.channels_last) if channels_last else x
+        convolutions = [m for m in fused.modules() if isinstance(m, Conv2d)]
+        assert len(convolutions) > 10
+        error = (fused(x, timesteps, y) - expected).norm() / expected.norm()
+    assert error <= 2e-5
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
