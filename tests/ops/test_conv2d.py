@@ -239,7 +239,7 @@ def test_bits_do_not_depend_on_threads_or_time(dtype, outputs, layout):
 @pytest.mark.isa
 @requires_cpu
 def test_many_groups_of_rows_are_one_convolution():
-    """Values and products past the bytes of a group of rows: the second group begins in the middle of a sample."""
+    """Values and products past the bytes of a group of rows: some groups begin in the middle of a sample."""
     x, packed, *rest = packed_arguments((3, 64, 120, 60), 64, 4)
     together = torch.ops.fastgen.conv2d_packed(x, packed, *rest)
     k, bias, scale, shift, activation, embedding, residual, factor = rest
