@@ -58,6 +58,7 @@ def test_a_reason_of_some_families_names_them():
     ]
 
 
+@requires_cpu
 def test_a_family_that_leaves_its_calls_to_torch_says_so(monkeypatch):
     """On a GPU in silence, for there is nothing else; on the CPU with its reasons, and for some dtypes beside the kernel."""
     sentences = {torch.float32: [], torch.float16: ["this torch draws other float16 normals"]}
