@@ -48,6 +48,14 @@ VLB_COLUMNS: tuple[str, ...] = (
 # Family -> op -> schema. A family's name is the name of its file in every room.
 # fmt: off
 SCHEMAS: dict[str, dict[str, str]] = {
+    "attention": {
+        # softmax(scale query key^T + mask) value, [N, H, L, E] each and the mask [N, H, L, S], for calls without gradients
+        "attention": "(Tensor query, Tensor key, Tensor value, Tensor? attn_mask, bool is_causal, float scale) -> Tensor",
+        # the same, with what the backward needs; returns (output, logsumexp [N, H, L])
+        "attention_fwd": "(Tensor query, Tensor key, Tensor value, Tensor? attn_mask, bool is_causal, float scale) -> (Tensor, Tensor)",
+        # returns the gradients of (query, key, value, scores [N, H, L, S]), the last empty where not wanted
+        "attention_bwd": "(Tensor grad_output, Tensor query, Tensor key, Tensor value, Tensor output, Tensor logsumexp, Tensor? attn_mask, bool is_causal, float scale, bool wants_scores) -> (Tensor, Tensor, Tensor, Tensor)",
+    },
     "group_norm": {
         # y = act(norm(input + channel_bias) * (1 + scale) + shift), for calls without gradients
         "group_norm": "(Tensor input, int num_groups, Tensor? weight, Tensor? bias, Tensor? channel_bias, Tensor? scale, Tensor? shift, float eps, int activation) -> Tensor",

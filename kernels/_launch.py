@@ -28,18 +28,29 @@ def on_device(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
     return torch.cuda.device(tensor.device)
 
 
-def launch(kernel: Any, programs: int, *args: Any, num_warps: int, enable_fp_fusion: bool, **constants: Any) -> None:
+def launch(
+    kernel: Any,
+    programs: int,
+    *args: Any,
+    num_warps: int,
+    enable_fp_fusion: bool,
+    num_stages: int | None = None,
+    **constants: Any,
+) -> None:
     """``kernel[(programs,)]`` of ``args`` and the named ``constants``, directly where it was compiled for such arguments before.
+    ``num_stages`` of loads in flight in a loop are Triton's own choice where not given.
 
     The interpreter, and a Triton whose compiled kernels may be started in another way, get every launch as it is written.
     """
     options = {"num_warps": num_warps, "enable_fp_fusion": enable_fp_fusion}
+    if num_stages is not None:
+        options["num_stages"] = num_stages
     if not (DIRECT and isinstance(kernel, JITFunction)):
         kernel[(programs,)](*args, **constants, **options)
         return
     names, general = _parameters(kernel)
     values = tuple(constants[name] for name in names)
-    key = (kernel, num_warps, enable_fp_fusion, values, kinds(args, general))
+    key = (kernel, *options.values(), values, kinds(args, general))
     compiled = _compiled.get(key)
     if compiled is not None:
         compiled[(programs, 1, 1)](*args, *values)

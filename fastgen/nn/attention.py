@@ -1,13 +1,13 @@
 """Multi-head self-attention over the positions of an image, as U-Nets have it between their residual blocks.
 
-Ho et al. 2020 (one head); Dhariwal and Nichol 2021 (several). The product is `scaled_dot_product_attention` of torch.
+Ho et al. 2020 (one head); Dhariwal and Nichol 2021 (several).
 """
 
 from collections.abc import Callable
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops import attention
 from .group_norm import GroupNorm
 from .resblock import zero_parameters
 
@@ -64,8 +64,8 @@ class SpatialAttention(nn.Module):
         n, c, height, width = x.shape
         tokens = self.norm(x).flatten(2).transpose(1, 2)  # [N, S, C]; no copy for channels-last input
         qkv = self.qkv(tokens).reshape(n, height * width, 3, self.num_heads, c // self.num_heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [N, heads, S, d]
-        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, height * width, c)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [N, heads, S, d], read where it lies
+        attended = attention(q, k, v).transpose(1, 2).flatten(2)  # [N, S, C], as the queries lie: no copy
         return x + self.proj(attended).transpose(1, 2).reshape(n, c, height, width)
 
     def extra_repr(self) -> str:

@@ -1,6 +1,7 @@
 """The differentiable ops: one function a family, each the public face of the raw ops in ``torch.ops.fastgen``."""
 
 from .._schema import COLUMNS, VLB_COLUMNS
+from .attention import attention
 from .conv2d import conv2d, conv2d_memory_limit, conv2d_plan
 from .diffusion_loss import diffusion_loss
 from .generator_normal import generator_normal
@@ -13,6 +14,7 @@ from .sampler_step import sampler_step
 __all__ = [
     "COLUMNS",
     "VLB_COLUMNS",
+    "attention",
     "conv2d",
     "conv2d_memory_limit",
     "conv2d_plan",

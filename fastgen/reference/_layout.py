@@ -43,6 +43,35 @@ def copy_like(value: Tensor, x: Tensor, dtype: torch.dtype | None = None) -> Ten
     return copy.permute([order.index(dim) for dim in range(x.dim())])
 
 
+def strides_in_order_of(x: Tensor, shape: Sequence[int]) -> list[int]:
+    """Dense strides for ``shape`` with its dimensions in the order in which those of ``x`` lie, expanded ones outermost."""
+    strides, step = [0] * len(shape), 1
+    for dim in reversed(_order_of(x)):
+        strides[dim] = step
+        step = step * max(shape[dim], 1)
+    return strides
+
+
+def _order_of(x: Tensor) -> list[int]:
+    """The dimensions of ``x`` from the largest stride to the smallest, those of stride 0 before them."""
+    strides = x.stride()
+    return [d for d in range(x.dim()) if strides[d] == 0] + sorted(
+        (d for d in range(x.dim()) if strides[d] != 0), key=lambda d: -strides[d]
+    )
+
+
+def empty_in_order_of(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """An uninitialised tensor of ``shape`` with the strides of :func:`strides_in_order_of`, in the dtype of ``x``."""
+    return torch.empty_strided(tuple(shape), strides_in_order_of(x, shape), dtype=x.dtype, device=x.device)
+
+
+def copy_in_order_of(value: Tensor, x: Tensor) -> Tensor:
+    """A copy of ``value`` with those strides and the dtype of ``x``, made without writing as :func:`copy_like` makes it."""
+    order = _order_of(x)
+    copy = value.permute(order).to(x.dtype, copy=True, memory_format=torch.contiguous_format)
+    return copy.permute([order.index(dim) for dim in range(x.dim())])
+
+
 def opmath_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which sums and element arithmetic are carried out for tensors of ``dtype``."""
     return torch.float64 if dtype == torch.float64 else torch.float32

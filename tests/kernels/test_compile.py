@@ -18,6 +18,13 @@ REGISTERS = 128
 REGISTERS_FP64 = 255
 SHARED_BYTES = 16 * 1024
 STORES_IN_A_LOOP = {name for module in case_files().values() for name in getattr(module, "STORES_IN_A_LOOP", ())}
+# What single kernels may use more.
+OWN_REGISTERS = {
+    name: most for module in case_files().values() for name, most in getattr(module, "REGISTERS", {}).items()
+}
+OWN_SHARED = {
+    name: most for module in case_files().values() for name, most in getattr(module, "SHARED_BYTES", {}).items()
+}
 NO_STORAGE_TYPE = {name for module in case_files().values() for name in getattr(module, "NO_STORAGE_TYPE", ())}
 
 
@@ -31,7 +38,7 @@ def faults(record: dict[str, Any]) -> list[str]:
     found = {
         "spills": spills,
         "fp64 instructions": bool(stray) and not wide,
-        "registers": record["reg"] > (REGISTERS_FP64 if wide else REGISTERS),
+        "registers": record["reg"] > (REGISTERS_FP64 if wide else OWN_REGISTERS.get(record["kernel"], REGISTERS)),
         "shared memory": record["shared"] > SHARED_BYTES,
         "loads that wait for a store": record["loads after a store"] > 0 and record["kernel"] not in STORES_IN_A_LOOP,
         "narrow loads or stores": record["aligned"] and "contiguous" in record["case"] and bool(lacking(record)),

@@ -19,6 +19,7 @@ What a case file may hold, besides the arguments of its own CPU tests:
     gates(arch)         large :class:`Call` that are compiled for sm_``arch`` and not run. A name that ends in fp64 may use
                         fp64 instructions, one that ends in "fp64 table" may round its coefficients, no other may
     STORES_IN_A_LOOP    names of kernels that load again after a store; all others load everything first
+    REGISTERS           kernel -> registers a thread that it may use, where that is more than others may
     NO_STORAGE_TYPE     names of kernels that see no operand of the storage type, and so are the same for all of them
     gpu_*()             what the public op must show on a GPU
 

@@ -1,5 +1,5 @@
 // Arithmetic that std::experimental::simd does not have, or does lane by lane: the fused multiply-add, sums in one order, scaling
-// by 2^k, rounding, the approximate reciprocal and square root, and a clamp that lets a NaN through.
+// by 2^k, rounding, the approximate reciprocal and square root, and bounds that let a NaN through.
 #pragma once
 
 #include "common/simd/load_store.h"
@@ -99,6 +99,18 @@ FASTGEN_INLINE VecF clamp(VecF x, float low, float high) {
 #else
   stdx::where(x < low, x) = low;
   stdx::where(x > high, x) = high;
+  return x;
+#endif
+}
+
+// The larger of x and a number; a NaN stays.
+FASTGEN_INLINE VecF at_least(VecF x, float low) {
+#if defined(__AVX512F__)
+  return VecF(_mm512_max_ps(_mm512_set1_ps(low), static_cast<__m512>(x)));  // of a NaN the second operand is kept
+#elif defined(__AVX2__)
+  return VecF(_mm256_max_ps(_mm256_set1_ps(low), static_cast<__m256>(x)));
+#else
+  stdx::where(x < low, x) = low;
   return x;
 #endif
 }

@@ -6,6 +6,15 @@
 
 namespace fastgen {
 
+template <class A>
+FASTGEN_INLINE void transpose_through_memory(Vec<A> (&v)[kWidth<A>]) {
+  constexpr int width = kWidth<A>;
+  alignas(64) A square[width][width];
+  for (int i = 0; i < width; ++i) v[i].copy_to(square[i], stdx::element_aligned);
+  for (int j = 0; j < width; ++j) v[j] = Vec<A>([&](auto i) { return square[i][j]; });
+}
+
+FASTGEN_INLINE void transpose(Vec<double> (&v)[kWidth<double>]) { transpose_through_memory<double>(v); }
 FASTGEN_INLINE void transpose(VecF (&v)[kWidth<float>]) {
 #if defined(__AVX512F__)
   // Pairs of rows, then of pairs, leave 4x4 squares in lanes of 128 bits; two rounds of shuffles put the squares in their places.
@@ -41,10 +50,7 @@ FASTGEN_INLINE void transpose(VecF (&v)[kWidth<float>]) {
     v[j + 4] = VecF(_mm256_permute2f128_ps(u[j], u[4 + j], 0x31));
   }
 #else
-  constexpr int width = kWidth<float>;
-  alignas(64) float square[width][width];
-  for (int i = 0; i < width; ++i) v[i].copy_to(square[i], stdx::element_aligned);
-  for (int j = 0; j < width; ++j) v[j] = VecF([&](auto i) { return square[i][j]; });
+  transpose_through_memory<float>(v);
 #endif
 }
 

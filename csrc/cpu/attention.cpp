@@ -1,0 +1,234 @@
+// attention, forward: flash attention with query rows in the lanes (attention_tiles.h).
+//
+// A thread owns a block of query rows of one head: panels of kLanes rows, transposed once. It goes through the keys in
+// blocks, copied once a block of rows into dense memory that stays in the second-level cache (widened to fp32, or as pairs of bf16
+// where there is an instruction for their dot product). A panel's scores of one block of keys stay in the first-level cache:
+// maximum, exponentials, product with the values. A length that fits one block, such as 77, is never rescaled.
+// Blocks depend on the shape alone, so the bits do not depend on the number of threads.
+#include "attention.h"
+
+namespace fastgen::attention {
+namespace {
+
+constexpr std::int64_t kKeys = 128;            // keys of a block: its scores are 12 KB in fp32 with 8 lanes a vector
+constexpr std::int64_t kBlockBytes = 1 << 18;  // of the keys and values of a block at the most: half of the second-level cache
+constexpr std::int64_t kRowBytes = 1 << 17;    // of the queries and outputs of a block of rows, where that is kLeastPanels or more
+constexpr std::int64_t kLeastPanels = 4, kMostPanels = 16;
+constexpr std::int64_t kItems = 64;            // blocks of rows wanted in all, so that many threads have work
+
+#if defined(__AVX512BF16__)
+constexpr bool kHasPairs = true;
+#else
+constexpr bool kHasPairs = false;
+#endif
+
+// The lengths of [0, length) cut into equal blocks of at most `most`, each a multiple of `unit`.
+std::int64_t block_length(std::int64_t length, std::int64_t most, std::int64_t unit) {
+  const std::int64_t blocks = (length + most - 1) / most;
+  return blocks == 0 ? unit : round_up((length + blocks - 1) / blocks, unit);
+}
+
+struct Blocks {
+  std::int64_t rows, row_blocks, keys;
+
+  template <class A>
+  static Blocks of(const Problem& p) {
+    const std::int64_t bytes = std::max<std::int64_t>(p.depth + p.width, 1) * static_cast<std::int64_t>(sizeof(A));
+    const std::int64_t panels = std::clamp(kRowBytes / (bytes * kLanes<A>), kLeastPanels, kMostPanels);
+    const std::int64_t share = std::max(p.n * p.heads * p.rows / kItems, kLeastPanels * kLanes<A>);
+    const std::int64_t rows = block_length(p.rows, std::min(panels * kLanes<A>, share), kLanes<A>);
+    const std::int64_t keys = std::clamp<std::int64_t>(kBlockBytes / bytes / 16 * 16, 32, kKeys);
+    return {rows, (p.rows + rows - 1) / rows, block_length(p.keys, keys, 2)};
+  }
+};
+
+// What one thread works in: the panels of its rows, one block of keys and values, and one panel's scores. F says how factors are stored.
+template <class F, class A>
+struct Block {
+  using E = typename F::Element;
+  Arena arena;
+  const Problem& p;
+  std::int64_t terms, key_row, value_row, panel_size, output_size;  // terms: of one score, in elements
+  E *queries, *keys, *values, *weights;
+  A *output, *scores, *bias, *staged, *highest, *total, *factor;
+
+  Block(const Problem& problem, const Blocks& b) : p(problem), terms((p.depth + F::count - 1) / F::count) {
+    const std::int64_t panels = b.rows / kLanes<A>, keys_up = round_up(b.keys, kUnit<A>);
+    key_row = round_up(terms, kUnit<A>), value_row = round_up(p.width, kUnit<A>);
+    panel_size = terms * kLanes<A>, output_size = value_row * kLanes<A>;
+    queries = arena.take<E>(panels * panel_size);
+    keys = arena.take<E>(keys_up * key_row);
+    values = arena.take<E>(keys_up * value_row);
+    output = arena.take<A>(panels * output_size);
+    scores = arena.take<A>((keys_up + 1) * kLanes<A>);
+    highest = arena.take<A>(b.rows), total = arena.take<A>(b.rows), factor = arena.take<A>(kLanes<A>);
+    bias = arena.take<A>(b.keys * kLanes<A>);
+    if constexpr (std::is_same_v<E, A>) {
+      weights = scores, staged = nullptr;
+    } else {
+      weights = arena.take<E>((keys_up / 2 + 1) * kLanes<A>);
+      staged = arena.take<A>(std::max((p.depth + 1) * kLanes<A>, (keys_up + 1) * value_row));
+    }
+  }
+  Block(const Block&) = delete;
+
+  template <class T>
+  void read_queries(std::int64_t panel, const T* q, const View& view, std::int64_t rows) {
+    E* to = queries + panel * panel_size;
+    if constexpr (std::is_same_v<E, A>) {
+      read_panel<A>(q, view.column, view.row, p.depth, rows, to, kLanes<A>);
+    } else {
+      read_panel<A>(q, view.column, view.row, p.depth, rows, staged, kLanes<A>);
+      if (p.depth % 2) std::fill_n(staged + p.depth * kLanes<A>, kLanes<A>, A(0));
+      pair_rows(staged, kLanes<A>, terms, rows, to);
+    }
+  }
+
+  template <class T>
+  void read_keys(const T* k, const View& k_view, const T* v, const View& v_view, std::int64_t count) {
+    if constexpr (std::is_same_v<E, A>) {
+      read_panel<A>(k, k_view.row, k_view.column, count, p.depth, keys, key_row);
+      read_panel<A>(v, v_view.row, v_view.column, count, p.width, values, value_row);
+    } else {
+      read_pairs(k, k_view.row, k_view.column, count, p.depth, keys, key_row);
+      read_panel<A>(v, v_view.row, v_view.column, count, p.width, staged, value_row);
+      if (count % 2) std::fill_n(staged + count * value_row, value_row, A(0));
+      pair_rows(staged, value_row, (count + 1) / 2, value_row, values);
+    }
+  }
+
+  // Keys [key, key + count), which have been read, for one panel: `rows` rows from `row` on, of `wide` vectors.
+  template <int wide>
+  void attend(std::int64_t panel, std::int64_t n, std::int64_t h, std::int64_t row, std::int64_t rows, std::int64_t key, std::int64_t count) {
+    constexpr A infinity = std::numeric_limits<A>::infinity();
+    multiply_keys<F, A, wide>(keys, key_row, count, queries + panel * panel_size, terms, scores);
+    A scale = static_cast<A>(p.scale * kLog2E);
+    if (p.mask || (p.causal && key + count > row + 1) || !(scale > 0)) {  // else the scale waits for the exponential
+      read_bias(p, n, h, row, rows, key, count, bias);
+      for (std::int64_t i = 0; i < count * kLanes<A>; i += kWidth<A>)
+        store(scores + i, madd<A>(load(scores + i), Vec<A>(scale), load(bias + i) * static_cast<A>(kLog2E)));
+      scale = 1;
+    }
+    Vec<A> high[wide], sum[wide], change[wide];
+    for (auto& v : high) v = Vec<A>(-infinity);
+    for (auto& v : sum) v = Vec<A>(A(0));
+    for (std::int64_t k = 0; k < count; ++k)
+      for (int v = 0; v < wide; ++v) high[v] = stdx::max(high[v], load(scores + k * kLanes<A> + v * kWidth<A>));
+    A *top = highest + panel * kLanes<A>, *all = total + panel * kLanes<A>;
+    for (int v = 0; v < wide; ++v) {
+      const Vec<A> before = key == 0 ? Vec<A>(-infinity) : load(top + v * kWidth<A>);
+      high[v] = stdx::max(before, high[v] * scale);
+      store(top + v * kWidth<A>, high[v]);
+      stdx::where(high[v] == -infinity, high[v]) = A(0);  // no key so far: every exponential is 0, not that of -Inf + Inf
+      change[v] = before - high[v];
+    }
+    exp2(change);
+    for (int v = 0; v < wide; ++v) store(factor + v * kWidth<A>, change[v]);
+    for (std::int64_t k = 0; k < count; k += F::count) {
+      Vec<A> weight[F::count][wide];
+      for (int j = 0; j < F::count; ++j) {
+        if (k + j < count) {
+          for (int v = 0; v < wide; ++v) weight[j][v] = madd<A>(load(scores + (k + j) * kLanes<A> + v * kWidth<A>), Vec<A>(scale), -high[v]);
+          exp2(weight[j]);
+        } else {
+          for (int v = 0; v < wide; ++v) weight[j][v] = Vec<A>(A(0));
+        }
+        for (int v = 0; v < wide; ++v) sum[v] += weight[j][v];
+      }
+      for (int v = 0; v < wide; ++v) {
+        E* to = weights + k / F::count * kLanes<A> + v * kWidth<A>;
+        if constexpr (std::is_same_v<E, A>) store(to, weight[0][v]);
+        else make_pairs(weight[0][v], weight[1][v]).copy_to(to, stdx::element_aligned);
+      }
+    }
+    for (int v = 0; v < wide; ++v) {
+      A* at = all + v * kWidth<A>;
+      store(at, key == 0 ? sum[v] : madd<A>(load(at), load(factor + v * kWidth<A>), sum[v]));
+    }
+    multiply_values<F, A, wide>(values, value_row, p.width, weights, (count + F::count - 1) / F::count, key == 0 ? nullptr : factor,
+                                output + panel * output_size);
+  }
+
+  // The panel's rows of the output, and their logsumexp where that is wanted; 0 and -Inf for a row that saw no key.
+  template <class T>
+  void write(std::int64_t panel, T* out, const View& view, A* logsumexp, std::int64_t rows) {
+    A *from = output + panel * output_size, *all = total + panel * kLanes<A>, *top = highest + panel * kLanes<A>;
+    for (std::int64_t r = 0; r < rows; ++r) {
+      if (logsumexp != nullptr) logsumexp[r] = static_cast<A>((top[r] + std::log2(all[r])) / kLog2E);
+      factor[r] = all[r] == 0 ? A(0) : 1 / all[r];
+    }
+    for (std::int64_t e = 0; e < p.width; ++e)
+      for (std::int64_t r = 0; r < rows; r += kWidth<A>) store(from + e * kLanes<A> + r, load(from + e * kLanes<A> + r) * load(factor + r));
+    write_panel<A>(from, kLanes<A>, p.width, rows, out, view.column, view.row);
+  }
+};
+
+template <class T, class F>
+void forward(const Problem& p, const View& query, const View& key, const View& value, const View& output, opmath_t<T>* logsumexp) {
+  using A = opmath_t<T>;
+  const Blocks blocks = Blocks::of<A>(p);
+  parallel(p.n * p.heads * blocks.row_blocks, p.work(), [&](std::int64_t begin, std::int64_t end) {
+    Block<F, A> block(p, blocks);
+    for (std::int64_t item = begin; item < end; ++item) {
+      const std::int64_t head = item / blocks.row_blocks, n = head / p.heads, h = head % p.heads, kv = h / p.group();
+      const std::int64_t first = item % blocks.row_blocks * blocks.rows, rows = std::min(blocks.rows, p.rows - first);
+      const auto each_panel = [&](auto&& work) {
+        for (std::int64_t r = 0; r < rows; r += kLanes<A>) work(r / kLanes<A>, first + r, std::min<std::int64_t>(kLanes<A>, rows - r));
+      };
+      each_panel([&](std::int64_t panel, std::int64_t row, std::int64_t count) {
+        block.read_queries(panel, query.at<const T>(n, h, row), query, count);
+      });
+      const std::int64_t keys = p.visible(first + rows);
+      for (std::int64_t k = 0; k < keys; k += blocks.keys) {
+        const std::int64_t count = std::min(blocks.keys, keys - k);
+        block.read_keys(key.at<const T>(n, kv, k), key, value.at<const T>(n, kv, k), value, count);
+        each_panel([&](std::int64_t panel, std::int64_t row, std::int64_t panel_rows) {
+          if (k < p.visible(row + panel_rows))
+            with_width<A>(panel_rows, [&](auto wide) { block.template attend<wide>(panel, n, h, row, panel_rows, k, count); });
+        });
+      }
+      each_panel([&](std::int64_t panel, std::int64_t row, std::int64_t count) {
+        block.write(panel, output.at<T>(n, h, row), output, logsumexp == nullptr ? nullptr : logsumexp + head * p.rows + row, count);
+      });
+    }
+  });
+}
+
+std::tuple<Tensor, Tensor> run(const char* op, const Tensor& query, const Tensor& key, const Tensor& value, const OptionalTensor& mask,
+                               bool causal, double scale, bool wants_logsumexp) {
+  const Problem p = make_problem(op, query, key, value, mask, causal, scale);
+  const ScalarType dtype = query.scalar_type();
+  Tensor output = empty_in_order_of(query, {p.n, p.heads, p.rows, p.width});
+  Tensor logsumexp = empty_contiguous({p.n, p.heads, wants_logsumexp ? p.rows : 0}, opmath_type(dtype));
+  dispatch_dtype(op, dtype, [&]<class T>() {
+    using A = opmath_t<T>;
+    auto* statistics = wants_logsumexp ? static_cast<A*>(logsumexp.mutable_data_ptr()) : nullptr;
+    if (p.keys == 0) {
+      std::memset(output.mutable_data_ptr(), 0, output.numel() * sizeof(T));
+      if (wants_logsumexp) std::fill_n(statistics, logsumexp.numel(), -std::numeric_limits<A>::infinity());
+      return;
+    }
+    if constexpr (kHasPairs && std::is_same_v<T, BFloat16>)
+      forward<T, Pairs>(p, View(query), View(key), View(value), View(output), statistics);
+    else
+      forward<T, Singles<A>>(p, View(query), View(key), View(value), View(output), statistics);
+  });
+  return {output, logsumexp};
+}
+
+Tensor attention(const Tensor& query, const Tensor& key, const Tensor& value, OptionalTensor attn_mask, bool is_causal, double scale) {
+  return std::get<0>(run("attention", query, key, value, attn_mask, is_causal, scale, false));
+}
+
+std::tuple<Tensor, Tensor> attention_fwd(const Tensor& query, const Tensor& key, const Tensor& value, OptionalTensor attn_mask,
+                                         bool is_causal, double scale) {
+  return run("attention_fwd", query, key, value, attn_mask, is_causal, scale, true);
+}
+
+}  // namespace
+}  // namespace fastgen::attention
+
+STABLE_TORCH_LIBRARY_IMPL(fastgen, CPU, m) {
+  m.impl("attention", TORCH_BOX(&fastgen::attention::attention));
+  m.impl("attention_fwd", TORCH_BOX(&fastgen::attention::attention_fwd));
+}

@@ -1,0 +1,249 @@
+// attention, backward: the scores are computed again from their logsumexp, and with P the weights and D = sum over e of dO O
+//
+//   dV = P^T dO,  dS = P (dO V^T - D),  dQ = scale dS K,  dK = scale dS^T Q
+//
+// A thread owns a chunk of the keys of one head: its dK and dV are summed in place while the rows go by in blocks, in order. Rows
+// get a part of dQ from each chunk, and the parts are added in order; few chunks, since each part is as large as dQ. Chunks depend
+// on the shape alone, so the bits do not depend on the number of threads. Arithmetic is in fp32, fp64 for fp64, whatever is stored.
+#include "attention.h"
+
+namespace fastgen::attention {
+namespace {
+
+constexpr std::int64_t kPanels = 4;      // of rows at a time: keys, values and their gradients go by once for as many
+constexpr std::int64_t kKeys = 64;       // of a block: its weights and d_scores for 96 rows are 48 KB in fp32
+constexpr std::int64_t kItems = 64;      // pieces of work wanted: heads of keys times chunks
+constexpr std::int64_t kMostChunks = 8;  // parts of dQ
+constexpr std::int64_t kLeastChunk = 4 * kKeys;
+
+struct Chunks {
+  std::int64_t count, keys;
+
+  static Chunks of(const Problem& p) {
+    const std::int64_t wanted = (kItems + p.n * p.kv_heads - 1) / std::max<std::int64_t>(p.n * p.kv_heads, 1);
+    const std::int64_t most = std::min(kMostChunks, (p.keys + kLeastChunk - 1) / kLeastChunk);
+    const std::int64_t keys = round_up((p.keys + std::clamp<std::int64_t>(wanted, 1, most) - 1) / std::clamp<std::int64_t>(wanted, 1, most), kKeys);
+    return {(p.keys + keys - 1) / keys, keys};
+  }
+};
+
+// to[k][e] += sum over rows i of from[k][i] right[i][e] for k < count and e < columns; `from` lies in panels of rows, as scores do.
+template <class A>
+void multiply_rows(const A* from, std::int64_t panel_size, std::int64_t rows, const A* right, std::int64_t count, std::int64_t columns, A* to,
+                   std::int64_t to_row) {
+  for (std::int64_t e = 0; e < columns; e += kLanes<A>)
+    with_width<A>(columns - e, [&](auto width) {
+      constexpr int wide = width;
+      for (std::int64_t k = 0; k < count; k += kTall) {
+        Tile<A, wide> sum;
+        clear<A, wide>(sum);
+        for (std::int64_t r = 0; r < rows; r += kLanes<A>)
+          multiply<Singles<A>, A, wide>(from + r / kLanes<A> * panel_size + k * kLanes<A>, kLanes<A>, 1, right + r * to_row + e, to_row,
+                                        std::min<std::int64_t>(kLanes<A>, rows - r), sum);
+        for (int i = 0; i < kTall; ++i)
+          for (int v = 0; v < wide; ++v) {
+            A* at = to + (k + i) * to_row + e + v * kWidth<A>;
+            store(at, load(at) + sum[i][v]);
+          }
+      }
+    });
+}
+
+// What one thread works in: a chunk of keys and values with their gradients, and a block of rows.
+template <class A>
+struct Chunk {
+  using F = Singles<A>;
+  Arena arena;
+  const Problem& p;
+  std::int64_t key_row, value_row, most_keys;
+  A *keys, *values, *d_keys, *d_values;                      // [keys][key_row or value_row]
+  A *queries, *grads, *query_rows, *grad_rows, *d_queries;   // panels [E][lanes]; rows [L][E]; panels
+  A *weights, *d_scores, *bias, *staged;                     // panels [keys][lanes]; one panel; one panel [Ev][lanes]
+  A *logsumexp, *delta, *ones;                               // of each row; logsumexp in powers of two
+
+  Chunk(const Problem& problem, const Chunks& chunks) : p(problem), most_keys(chunks.keys) {
+    const std::int64_t rows = std::min(kPanels * kLanes<A>, round_up(p.rows, kLanes<A>));
+    key_row = round_up(p.depth, kUnit<A>), value_row = round_up(p.width, kUnit<A>);
+    for (A** at : {&keys, &d_keys}) *at = arena.take<A>(most_keys * key_row);
+    for (A** at : {&values, &d_values}) *at = arena.take<A>(most_keys * value_row);
+    for (A** at : {&queries, &query_rows, &d_queries}) *at = arena.take<A>(rows * key_row);
+    for (A** at : {&grads, &grad_rows}) *at = arena.take<A>(rows * value_row);
+    for (A** at : {&weights, &d_scores}) *at = arena.take<A>(rows * kKeys);
+    bias = arena.take<A>(kKeys * kLanes<A>), staged = arena.take<A>(value_row * kLanes<A>);
+    logsumexp = arena.take<A>(rows), delta = arena.take<A>(rows), ones = arena.take<A>(kLanes<A>);
+    std::fill_n(ones, kLanes<A>, A(1));
+  }
+  Chunk(const Chunk&) = delete;
+
+  template <class T>
+  void begin(const T* k, const View& k_view, const T* v, const View& v_view, std::int64_t count) {
+    read_panel<A>(k, k_view.row, k_view.column, count, p.depth, keys, key_row);
+    read_panel<A>(v, v_view.row, v_view.column, count, p.width, values, value_row);
+    std::fill_n(d_keys, most_keys * key_row, A(0));
+    std::fill_n(d_values, most_keys * value_row, A(0));
+  }
+
+  // One panel of rows: `at` is where it begins among the rows of the block.
+  template <class T>
+  void read_rows(std::int64_t at, std::int64_t rows, const T* q, const View& q_view, const T* grad, const View& grad_view, const T* out,
+                 const View& out_view, const A* statistics) {
+    read_panel<A>(q, q_view.column, q_view.row, p.depth, rows, queries + at * key_row, kLanes<A>);
+    read_panel<A>(q, q_view.row, q_view.column, rows, p.depth, query_rows + at * key_row, key_row);
+    read_panel<A>(grad, grad_view.column, grad_view.row, p.width, rows, grads + at * value_row, kLanes<A>);
+    read_panel<A>(grad, grad_view.row, grad_view.column, rows, p.width, grad_rows + at * value_row, value_row);
+    read_panel<A>(out, out_view.column, out_view.row, p.width, rows, staged, kLanes<A>);
+    for (std::int64_t r = 0; r < rows; ++r) {
+      const A value = statistics[r];  // of a row without keys every weight is 0
+      logsumexp[at + r] = value == -std::numeric_limits<A>::infinity() ? -value : static_cast<A>(value * kLog2E);
+    }
+    for (std::int64_t r = 0; r < rows; r += kWidth<A>) {
+      Vec<A> sum(A(0));
+      for (std::int64_t e = 0; e < p.width; ++e)
+        sum = madd<A>(load(grads + at * value_row + e * kLanes<A> + r), load(staged + e * kLanes<A> + r), sum);
+      store(delta + at + r, sum);
+    }
+  }
+
+  // Weights and d_scores of keys [key, key + count), at `offset` in the chunk, for one panel; and its part of d_queries.
+  template <int wide>
+  void differentiate(std::int64_t at, std::int64_t n, std::int64_t h, std::int64_t row, std::int64_t rows, std::int64_t offset, std::int64_t key,
+                     std::int64_t count) {
+    A *weight = weights + at * kKeys, *d_score = d_scores + at * kKeys;
+    multiply_keys<F, A, wide>(keys + offset * key_row, key_row, count, queries + at * key_row, p.depth, weight);
+    multiply_keys<F, A, wide>(values + offset * value_row, value_row, count, grads + at * value_row, p.width, d_score);
+    const Vec<A> scale(static_cast<A>(p.scale * kLog2E));
+    const bool biased = p.mask || (p.causal && key + count > row + 1);
+    if (biased) read_bias(p, n, h, row, rows, key, count, bias);
+    for (std::int64_t k = 0; k < count; ++k) {
+      Vec<A> probability[wide];
+      for (int v = 0; v < wide; ++v) {
+        const std::int64_t i = k * kLanes<A> + v * kWidth<A>, lane = at + v * kWidth<A>;
+        const Vec<A> score = load(weight + i);
+        if (biased) probability[v] = madd<A>(score, scale, load(bias + i) * static_cast<A>(kLog2E)) - load(logsumexp + lane);
+        else probability[v] = madd<A>(score, scale, -load(logsumexp + lane));
+      }
+      exp2(probability);
+      for (int v = 0; v < wide; ++v) {
+        const std::int64_t i = k * kLanes<A> + v * kWidth<A>;
+        store(weight + i, probability[v]);
+        store(d_score + i, probability[v] * (load(d_score + i) - load(delta + at + v * kWidth<A>)));
+      }
+    }
+    multiply_values<F, A, wide>(keys + offset * key_row, key_row, p.depth, d_score, count, ones, d_queries + at * key_row);
+  }
+};
+
+// The tensors of a call as they lie; d_query_parts [chunks, N, H, L, E] where there are several chunks, d_scores where wanted.
+struct Tensors {
+  View grad, query, key, value, output, d_query, d_key, d_value;
+};
+
+template <class T>
+void backward(const Problem& p, const Chunks& chunks, const Tensors& t, const opmath_t<T>* logsumexp, opmath_t<T>* d_query_parts,
+              opmath_t<T>* d_scores) {
+  using A = opmath_t<T>;
+  const A scale = static_cast<A>(p.scale);
+  parallel(p.n * p.kv_heads * chunks.count, p.work(), [&](std::int64_t begin, std::int64_t end) {
+    Chunk<A> chunk(p, chunks);
+    for (std::int64_t item = begin; item < end; ++item) {
+      const std::int64_t part = item % chunks.count, n = item / chunks.count / p.kv_heads, kv = item / chunks.count % p.kv_heads;
+      const std::int64_t first = part * chunks.keys, count = std::min(chunks.keys, p.keys - first);
+      chunk.begin(t.key.at<const T>(n, kv, first), t.key, t.value.at<const T>(n, kv, first), t.value, count);
+      for (std::int64_t h = kv * p.group(); h < (kv + 1) * p.group(); ++h)
+        for (std::int64_t row = 0; row < p.rows; row += kPanels * kLanes<A>) {
+          const std::int64_t rows = std::min<std::int64_t>(kPanels * kLanes<A>, p.rows - row);
+          const auto each_panel = [&](auto&& work) {
+            for (std::int64_t at = 0; at < rows; at += kLanes<A>) work(at, row + at, std::min<std::int64_t>(kLanes<A>, rows - at));
+          };
+          std::fill_n(chunk.d_queries, round_up(rows, kLanes<A>) * chunk.key_row, A(0));
+          const std::int64_t visible = std::min(p.visible(row + rows) - first, count);
+          if (visible > 0)
+            each_panel([&](std::int64_t at, std::int64_t r, std::int64_t panel_rows) {
+              chunk.read_rows(at, panel_rows, t.query.at<const T>(n, h, r), t.query, t.grad.at<const T>(n, h, r), t.grad,
+                              t.output.at<const T>(n, h, r), t.output, logsumexp + (n * p.heads + h) * p.rows + r);
+            });
+          for (std::int64_t k = 0; k < visible; k += kKeys) {
+            const std::int64_t block = std::min(kKeys, count - k);  // whole: what pads a block of weights is not zero
+            each_panel([&](std::int64_t at, std::int64_t r, std::int64_t panel_rows) {
+              with_width<A>(panel_rows, [&](auto wide) {
+                chunk.template differentiate<wide>(at, n, h, r, panel_rows, k, first + k, block);
+              });
+              if (d_scores != nullptr)
+                write_panel<A>(chunk.d_scores + at * kKeys, kLanes<A>, block, panel_rows,
+                               d_scores + ((n * p.heads + h) * p.rows + r) * p.keys + first + k, 1, p.keys);
+            });
+            const std::int64_t panel_size = kKeys * kLanes<A>;
+            multiply_rows<A>(chunk.weights, panel_size, rows, chunk.grad_rows, block, p.width, chunk.d_values + k * chunk.value_row, chunk.value_row);
+            multiply_rows<A>(chunk.d_scores, panel_size, rows, chunk.query_rows, block, p.depth, chunk.d_keys + k * chunk.key_row, chunk.key_row);
+          }
+          each_panel([&](std::int64_t at, std::int64_t r, std::int64_t panel_rows) {
+            A* from = chunk.d_queries + at * chunk.key_row;
+            for (std::int64_t i = 0; i < p.depth * kLanes<A>; i += kWidth<A>) store(from + i, load(from + i) * scale);
+            if (d_query_parts == nullptr) {
+              write_panel<A>(from, kLanes<A>, p.depth, panel_rows, t.d_query.at<T>(n, h, r), t.d_query.column, t.d_query.row);
+            } else {
+              A* to = d_query_parts + (((part * p.n + n) * p.heads + h) * p.rows + r) * p.depth;
+              write_panel<A>(from, kLanes<A>, p.depth, panel_rows, to, 1, p.depth);
+            }
+          });
+        }
+      for (std::int64_t i = 0; i < count * chunk.key_row; i += kWidth<A>) store(chunk.d_keys + i, load(chunk.d_keys + i) * scale);
+      write_panel<A>(chunk.d_keys, chunk.key_row, count, p.depth, t.d_key.at<T>(n, kv, first), t.d_key.row, t.d_key.column);
+      write_panel<A>(chunk.d_values, chunk.value_row, count, p.width, t.d_value.at<T>(n, kv, first), t.d_value.row, t.d_value.column);
+    }
+  });
+}
+
+// The parts of d_query added in the order of the chunks.
+template <class T>
+void add_parts(const Problem& p, std::int64_t parts, const opmath_t<T>* from, const View& d_query) {
+  using A = opmath_t<T>;
+  const std::int64_t rows = p.n * p.heads * p.rows, size = rows * p.depth;
+  parallel(rows, parts * size, [&](std::int64_t begin, std::int64_t end) {
+    std::vector<A> sum(round_up(p.depth, kWidth<A>));
+    for (std::int64_t i = begin; i < end; ++i) {
+      for_vectors<A>(p.depth, [&](std::int64_t e, auto at) {
+        Vec<A> total = at.load(from + i * p.depth + e);
+        for (std::int64_t part = 1; part < parts; ++part) total += at.load(from + part * size + i * p.depth + e);
+        store(sum.data() + e, total);
+      });
+      T* to = d_query.at<T>(i / p.rows / p.heads, i / p.rows % p.heads, i % p.rows);
+      write_panel<A>(sum.data(), 0, 1, p.depth, to, 0, d_query.column);
+    }
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> attention_bwd(const Tensor& grad_output, const Tensor& query, const Tensor& key,
+                                                         const Tensor& value, const Tensor& output, const Tensor& logsumexp,
+                                                         OptionalTensor attn_mask, bool is_causal, double scale, bool wants_scores) {
+  const Problem p = make_problem("attention_bwd", query, key, value, attn_mask, is_causal, scale);
+  const ScalarType dtype = query.scalar_type(), opmath = opmath_type(dtype);
+  const std::vector<std::int64_t> sizes{p.n, p.heads, p.rows, p.width}, statistics{p.n, p.heads, p.rows};
+  FASTGEN_CHECK(sizes_of(grad_output) == sizes && grad_output.scalar_type() == dtype, "attention_bwd: grad_output must be [N, H, L, Ev] in the dtype of query");
+  FASTGEN_CHECK(sizes_of(output) == sizes && output.scalar_type() == dtype, "attention_bwd: output must be [N, H, L, Ev] in the dtype of query");
+  FASTGEN_CHECK(sizes_of(logsumexp) == statistics && logsumexp.scalar_type() == opmath, "attention_bwd: logsumexp must be [N, H, L] in the dtype of the statistics");
+  Tensor d_query = empty_in_order_of(query, sizes_of(query)), d_key = empty_in_order_of(key, sizes_of(key));
+  Tensor d_value = empty_in_order_of(value, sizes_of(value));
+  Tensor d_scores = empty_contiguous(wants_scores ? std::vector{p.n, p.heads, p.rows, p.keys} : std::vector<std::int64_t>{0}, opmath);
+  const Tensor dense_statistics = as_dense(logsumexp, false);
+  const Chunks chunks = p.keys > 0 ? Chunks::of(p) : Chunks{0, 0};
+  dispatch_dtype("attention_bwd", dtype, [&]<class T>() {
+    using A = opmath_t<T>;
+    auto* scores = wants_scores ? static_cast<A*>(d_scores.mutable_data_ptr()) : nullptr;
+    if (wants_scores) std::fill_n(scores, d_scores.numel(), A(0));  // what a causal row does not see is not visited
+    if (p.keys == 0 || p.rows == 0 || p.heads == 0) {
+      for (Tensor* t : {&d_query, &d_key, &d_value}) std::memset(t->mutable_data_ptr(), 0, t->numel() * sizeof(T));
+      return;
+    }
+    const Tensors tensors{View(grad_output), View(query), View(key), View(value), View(output), View(d_query), View(d_key), View(d_value)};
+    std::unique_ptr<A[]> parts(chunks.count > 1 ? new A[chunks.count * p.n * p.heads * p.rows * p.depth] : nullptr);
+    backward<T>(p, chunks, tensors, static_cast<const A*>(dense_statistics.data_ptr()), parts.get(), scores);
+    if (chunks.count > 1) add_parts<T>(p, chunks.count, parts.get(), tensors.d_query);
+  });
+  return {d_query, d_key, d_value, d_scores};
+}
+
+}  // namespace
+}  // namespace fastgen::attention
+
+STABLE_TORCH_LIBRARY_IMPL(fastgen, CPU, m) { m.impl("attention_bwd", TORCH_BOX(&fastgen::attention::attention_bwd)); }
