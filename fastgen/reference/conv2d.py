@@ -107,7 +107,7 @@ def conv2d_packed(
     tiles = padded.unfold(2, side, m).unfold(3, side, m)  # [N, C, tiles of y, tiles of x, side, side]
     values = torch.einsum("iy,nctsyx,jx->ijntsc", b, tiles, b).flatten(0, 1).flatten(1, 3)  # [points, tiles, C]
     weights = packed.to(y.dtype).transpose(2, 3).flatten(1, 2)[:, :out_channels]  # [points, K, C]
-    products = (values @ weights.transpose(1, 2)).reshape(side, side, *tiles.shape[:1], *tiles.shape[2:4], -1)
+    products = (values @ weights.transpose(1, 2)).reshape(side, side, *tiles.shape[:1], *tiles.shape[2:4], out_channels)
     y = torch.einsum("yi,ijntsk,xj->nktysx", a, products, a).flatten(4, 5).flatten(2, 3)[:, :, :height, :width]
     return in_layout(epilogue(y, bias, embedding, residual, output_scale), input)
 

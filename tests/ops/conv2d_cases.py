@@ -73,7 +73,16 @@ def packed_arguments(
     return x, packed, k, bias, input_scale, input_shift, activation, embedding, residual, scale
 
 
+def forward_arguments() -> tuple:
+    """Arguments of `conv2d_fwd`, which the public op calls only where a kernel is loaded."""
+    given = example(torch.float32)
+    bias, scale, shift, embedding, residual = (given[name] for name in OPERANDS)
+    geometry = ([1, 1], [1, 1], [1, 1], 1)
+    return given["input"], given["weight"], bias, *geometry, scale, shift, 1, embedding, residual, 0.5
+
+
 UNSEEN = {
+    "conv2d_fwd": forward_arguments,
     "conv2d_pack": lambda: (weight_of((1, 6), 4, 3, torch.float32), 4),
     "conv2d_packed": packed_arguments,
 }

@@ -45,7 +45,9 @@ def test_applied_it_is_group_norm(dtype, shape, groups, layout, full):
     # Each of the two is rounded once, and what they are made of; of groups of nearly equal values they are far larger than y.
     terms = (x.double() * spread(a, x)).abs() + spread(c, x).abs() + 1
     error = (applied(x, a, c) - exact).abs()
-    roundings = 8 if opmath == torch.float32 else 200  # what is exact to one is no more so than the other
+    roundings = (
+        16 if opmath == torch.float32 else 200
+    )  # sums of chunks; in float64 what is exact is no more so than this
     assert (error <= roundings * HALF_ULP[opmath] * terms).all(), (error / terms).max()
 
 
