@@ -5,10 +5,11 @@ Ho et al. 2020 (one head); Dhariwal and Nichol 2021 (several).
 
 from collections.abc import Callable
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import attention
-from .group_norm import GroupNorm
+from .group_norm import GroupNorm, PlainGroupNorm
 from .resblock import zero_parameters
 
 
@@ -21,7 +22,8 @@ class SpatialAttention(nn.Module):
         num_head_channels: d, the channels of one head; divides C.
         num_groups, eps: of the norm.
         zero_init: the output projection starts at zero, so that the block starts as the identity.
-        norm: class or factory of the norm, called as :class:`fastgen.nn.GroupNorm`.
+        norm: class or factory of the norm, called as :class:`fastgen.nn.GroupNorm`; beside :class:`fastgen.nn.PlainGroupNorm`
+            the attention is torch's own too.
 
     The rows of ``qkv.weight`` are all of q, then all of k, then all of v, each ordered by head.
 
@@ -54,6 +56,7 @@ class SpatialAttention(nn.Module):
             )
         self.channels = channels
         self.num_heads = num_heads
+        self._plain = norm is PlainGroupNorm
         self.norm = norm(num_groups, channels, eps=eps)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.proj = nn.Linear(channels, channels)
@@ -65,7 +68,8 @@ class SpatialAttention(nn.Module):
         tokens = self.norm(x).flatten(2).transpose(1, 2)  # [N, S, C]; no copy for channels-last input
         qkv = self.qkv(tokens).reshape(n, height * width, 3, self.num_heads, c // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [N, heads, S, d], read where it lies
-        attended = attention(q, k, v).transpose(1, 2).flatten(2)  # [N, S, C], as the queries lie: no copy
+        attend = F.scaled_dot_product_attention if self._plain else attention
+        attended = attend(q, k, v).transpose(1, 2).flatten(2)  # [N, S, C], as the queries lie: no copy
         return x + self.proj(attended).transpose(1, 2).reshape(n, c, height, width)
 
     def extra_repr(self) -> str:

@@ -66,7 +66,7 @@ def attention(
     if scale is None:
         scale = 1 / math.sqrt(depth) if depth else 1.0
 
-    if torch.is_autocast_enabled(query.device.type):
+    if query.device.type != "meta" and torch.is_autocast_enabled(query.device.type):
         device = query.device.type
         query, key, value = (_autocast(t, device) for t in (query, key, value))
         attn_mask = None if attn_mask is None else _autocast(attn_mask, device)
