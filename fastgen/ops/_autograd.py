@@ -4,10 +4,7 @@ from typing import Any
 
 import torch
 
-
-def transforms_active() -> bool:
-    """Whether a transform of `torch.func` is on, such as ``vmap`` or ``grad``; True where this torch does not say."""
-    return _are_transforms_active()
+from ._watchers import transforms_active
 
 
 def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
@@ -25,9 +22,6 @@ def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
 def _direct_apply(function: type[torch.autograd.Function], *args: Any) -> Any:
     """The C function below `Function.apply`, which that calls once it has seen to transforms and default arguments."""
     return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
-
-
-_are_transforms_active: Any = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
 
 
 class _Double(torch.autograd.Function):

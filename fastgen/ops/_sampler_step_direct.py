@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import _library
 from .._schema import COLUMNS
-from ._autograd import transforms_active
+from ._watchers import modes_active, profiler_active, transforms_active
 
 _op: Any = torch.ops.fastgen.sampler_step_out.default
 # Their codes in csrc/cpu/sampler_step.cpp, the dtype of the table, and its bytes an element.
@@ -25,9 +25,6 @@ _DTYPES = {
 }
 _COLUMNS = len(COLUMNS)
 _PACK = [struct.Struct(f"={10 + n}q").pack for n in range(16)]  # by the length of the history
-# Modes that see every op, by a private name; where that is missing, one may be on.
-_modes_active: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
-_profiling: Callable[[], bool] = torch.autograd._profiler_enabled
 
 
 def _load() -> Callable[[bytes], None] | None:
@@ -91,7 +88,7 @@ def sampler_step_out(
 
 def _plain(sample: Tensor, model_output: Tensor, history: Sequence[Tensor], noise: Tensor | None) -> bool:
     """Whether the dispatcher would go straight to the kernel, and that would read the operands where they lie."""
-    if _kernel is None or _modes_active() or _profiling() or transforms_active() or not sample.is_cpu:
+    if _kernel is None or modes_active() or profiler_active() or transforms_active() or not sample.is_cpu:
         return False
     dtype = sample.dtype
     if dtype not in _DTYPES or len(history) >= len(_PACK):

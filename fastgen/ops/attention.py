@@ -10,6 +10,7 @@ from .. import _dispatch
 from ._autograd import apply
 from ._check import check_floating, fail, shape_of
 from ._dtypes import foreign, in_float32
+from ._watchers import autocast_active, in_autocast_dtype
 
 
 def attention(
@@ -66,10 +67,9 @@ def attention(
     if scale is None:
         scale = 1 / math.sqrt(depth) if depth else 1.0
 
-    if query.device.type != "meta" and torch.is_autocast_enabled(query.device.type):
-        device = query.device.type
-        query, key, value = (_autocast(t, device) for t in (query, key, value))
-        attn_mask = None if attn_mask is None else _autocast(attn_mask, device)
+    if autocast_active(query.device):
+        query, key, value = (in_autocast_dtype(t) for t in (query, key, value))
+        attn_mask = None if attn_mask is None else in_autocast_dtype(attn_mask)
     function = _forward
     if torch.is_grad_enabled() and _dispatch.needs_grad(query, key, value, attn_mask):
         function = _differentiable
@@ -107,13 +107,6 @@ def _expanded(mask: Tensor, query: Tensor, shape: tuple[int, ...]) -> Tensor:
     if mask.dim() > 4 or any(a not in (1, b) for a, b in zip(reversed(mask.shape), reversed(shape), strict=False)):
         fail("attention", f"attn_mask must broadcast to {shape}, got {shape_of(mask)}")
     return mask.expand(shape)
-
-
-def _autocast(t: Tensor, device: str) -> Tensor:
-    """What autocast makes of an argument of an op that it runs in low precision: float64, and a boolean mask, it leaves alone."""
-    if not t.is_floating_point() or t.dtype == torch.float64:
-        return t
-    return t.to(torch.get_autocast_dtype(device))
 
 
 class _Attention(torch.autograd.Function):

@@ -12,11 +12,11 @@ from .._schema import ACTIVATIONS
 from ..reference import conv2d as reference
 from ..reference._layout import opmath_dtype
 from . import _conv2d_plan
-from ._autograd import transforms_active
 from ._check import check_floating, fail, shape_of
 from ._conv2d_plan import Conv2dPlan
 from ._dtypes import foreign, in_float32
 from ._packed_weights import WEIGHTS, default_limit
+from ._watchers import autocast_active, watched
 
 _ACTIVATION_CODE = {name: code for code, name in enumerate(ACTIVATIONS)}
 
@@ -92,7 +92,7 @@ def _call(input: Tensor, weight: Tensor, bias: Tensor | None, *args: Any) -> Ten
     tensors = (weight, bias, *(arg for arg in args if isinstance(arg, Tensor)))
     function: Any = _plain
     if not _watched(input.device, input, *tensors) and not _conv2d_plan.reasons(input, weight, *args[:4]):
-        function = _compute if _direct() else torch.ops.fastgen.conv2d_fwd.default
+        function = torch.ops.fastgen.conv2d_fwd.default if watched() else _compute
     return function(input, weight, bias, *args)
 
 
@@ -220,13 +220,9 @@ def _check_operand(name: str, tensor: Tensor, shape: tuple[int, ...], input: Ten
 
 def _watched(device: torch.device, *tensors: Tensor | None) -> str:
     """Why a call on ``device`` is plain torch's whatever its shapes are; empty where neither autograd nor autocast must see it."""
-    if _autocast(device):
+    if autocast_active(device):
         return "autocast chooses the dtypes of plain torch"
     return "gradients go through plain torch" if _dispatch.needs_grad(*tensors) else ""
-
-
-def _autocast(device: torch.device) -> bool:
-    return device.type != "meta" and torch.is_autocast_enabled(device.type)
 
 
 def _plain(
@@ -245,7 +241,7 @@ def _plain(
     output_scale: float,
 ) -> Tensor:
     """By the library's convolution in the dtype of ``input``, or of autocast; what stands around it in plain torch."""
-    y, autocast = input, _autocast(input.device)
+    y, autocast = input, autocast_active(input.device)
     if input_scale is not None or input_shift is not None or activation:
         y = reference.prologue(y.to(opmath_dtype(y.dtype)), input_scale, input_shift, activation).to(y.dtype)
     if not autocast:
@@ -255,11 +251,6 @@ def _plain(
         return y
     dtype = torch.result_type(y, residual) if autocast and residual is not None else y.dtype
     return reference.epilogue(y.to(opmath_dtype(dtype)), None, embedding, residual, output_scale).to(dtype)
-
-
-def _direct() -> bool:
-    """Whether nobody wants to see the raw op: no compiler, no mode of the dispatcher, no transform."""
-    return not (torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0 or transforms_active())
 
 
 def _compute(

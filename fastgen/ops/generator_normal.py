@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .. import _dispatch
 from ._check import fail
+from ._watchers import watched
 
 _CPU = torch.device("cpu")
 Generators = torch.Generator | Sequence[torch.Generator] | None
@@ -60,7 +61,7 @@ def generator_normal(
     shape, device = tuple(shape), torch.device(device)
     generators, source = _sources(shape, generator, device)
     enough = LEAST * len(generators) if generators else LEAST
-    if source.type == "cpu" and not _watched() and math.prod(shape) >= enough and not reasons(dtype):
+    if source.type == "cpu" and not watched() and math.prod(shape) >= enough and not reasons(dtype):
         if len(generators) > 1:
             normals = _draw_each(shape, generators, dtype)
         else:
@@ -101,15 +102,6 @@ def _sources(
         found = ", ".join(str(g.device) for g in generators)
         fail("generator_normal", f"generator must be on the CPU or on {device}, all on one, got {found}")
     return generators, device
-
-
-def _watched() -> bool:
-    """Whether somebody wants to see torch's own call: the compiler, a mode of the dispatcher (fake tensors), a transform (vmap)."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._functorch.peek_interpreter_stack() is not None
-    )
 
 
 def _kernel(states: Tensor, shape: tuple[int, ...], dtype: torch.dtype, wide_angle: bool) -> tuple[Tensor, Tensor]:

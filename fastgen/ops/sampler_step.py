@@ -9,9 +9,10 @@ from torch import Tensor
 from .. import _dispatch
 from .._schema import COLUMNS
 from ..reference import sampler_step as _reference
-from ._autograd import apply, transforms_active
+from ._autograd import apply
 from ._check import TABLE_DTYPES, check_floating, check_like, check_main, check_seeds, fail, kind_of, shape_of
 from ._dtypes import foreign, in_float32
+from ._watchers import transforms_active
 
 __all__ = ["sampler_step"]
 

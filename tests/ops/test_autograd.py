@@ -117,6 +117,6 @@ def test_what_is_missing_is_found_out(monkeypatch):
 
 
 def test_the_long_way_where_torch_does_not_say_whether_a_transform_is_on(monkeypatch):
-    monkeypatch.setattr(_autograd, "_are_transforms_active", lambda: True)
+    monkeypatch.setattr(_autograd, "transforms_active", lambda: True)
     monkeypatch.setattr(_autograd, "_direct_apply", lambda *_: pytest.fail("the short way"))
     assert torch.equal(applied(*ARGUMENTS), plain(*ARGUMENTS))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..._dispatch import KERNEL_DTYPES, needs_grad
-from ...ops._autograd import transforms_active
+from ...ops._watchers import transforms_active
 from ...ops.philox_normal import check_seeds
 from .content import fresh, key_of
 from .follow import follow
