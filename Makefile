@@ -16,7 +16,7 @@ demo: build
 	$(BIN)/fastgen demo --out demo
 
 test: build peers lint
-	FASTGEN_REQUIRE=cpu,triton,peers $(PYTEST) --durations=15
+	FASTGEN_REQUIRE=cpu,triton,peers $(PYTEST) -m "not slow" --durations=15
 
 # The same suite with the oldest torch, Triton and NumPy that fastgen promises, against the wheel installed beside them.
 test-oldest: build

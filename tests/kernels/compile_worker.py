@@ -1,10 +1,10 @@
 """Compiles every Triton kernel for one architecture without a GPU and prints what it costs, as JSON lines.
 
-Run as `python -m tests.kernels.compile_worker 90`. What is called stands in the `gates` of the case files,
-`tests/ops/<family>_cases.py`. The launchers themselves are called, with CPU tensors; instead of running,
-each launch is compiled for the arguments it was given, specialised as Triton specialises them: 1 becomes a constant, multiples
-of 16 and aligned pointers are known to be so. So a kernel is compiled exactly as calls compile it; for sm_90 also as calls do
-whose tensors begin off 16 bytes.
+Run as `python -m tests.kernels.compile_worker 90`, or with a dtype after it for the gates of that alone. What is called stands in
+the `gates` of the case files, `tests/ops/<family>_cases.py`. The launchers themselves are called, with CPU tensors; instead of
+running, each launch is compiled for the arguments it was given, specialised as Triton specialises them: 1 becomes a constant,
+multiples of 16 and aligned pointers are known to be so. So a kernel is compiled exactly as calls compile it; for sm_90 also as
+calls do whose tensors begin off 16 bytes.
 """
 
 import contextlib
@@ -121,7 +121,7 @@ def name_of(kernel: JITFunction) -> str:
     return f"{kernel.fn.__module__.rpartition('.')[2]}.{kernel.fn.__name__}"
 
 
-def main(arch: int) -> None:
+def main(arch: int, dtype: str = "") -> None:
     for module in modules():
         records.forget_lines(module)
     seen = set()
@@ -145,6 +145,8 @@ def main(arch: int) -> None:
         print(json.dumps(record | records.record_of(source, arch, options)), flush=True)
 
     for call in families.calls("gates", arch):
+        if not call.name.endswith(dtype):
+            continue
         # what is loaded element by element differs little from one architecture and dtype to the next
         for aligned in (True, False) if arch == 90 and call.name.endswith("bf16") else (True,):
             case = call.name
@@ -155,4 +157,4 @@ def main(arch: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), *sys.argv[2:])
