@@ -7,7 +7,7 @@
 //   values:   a thread owns chunks of kChunk channels of rows of tiles. The rows of pixels below a row of tiles are staged once, in
 //             fp32, channels innermost, whatever layout and dtype they have in memory, with the affine map and the activation
 //             applied and zeros around the image; the transform runs over vectors of channels.
-//   products: a thread owns points and panels of output channels (conv2d_product.cpp).
+//   products: a thread owns points and panels of output channels (_product.cpp).
 //   outputs:  a thread owns chunks of output channels of rows of tiles: transform, bias, embedding, residual and scale, one store.
 // Which thread does what changes no sum: the bits are the same on any number of threads.
 #include "conv2d.h"

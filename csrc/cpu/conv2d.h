@@ -6,17 +6,14 @@
 // 9 m^2 / (m + 2)^2 = 4 (m = 4) or 2.25 (m = 2) times fewer multiplications than the convolution. A 1x1 kernel is the case of one
 // point, whose transforms do nothing.
 //
-// Packed weights are [points, panels, C, kPanel] in fp32: the transformed weights of kPanel output channels side by side, zero
-// beyond the last. One layout for all variants; `fastgen/reference/conv2d.py` says the same.
+// Packed weights are [points, panels, C, kPanel] in fp32: the transformed weights of each point as _product.h takes them;
+// `fastgen/reference/conv2d.py` says the same.
 #pragma once
 
+#include "_product.h"
 #include "common/tensor.h"
 
 namespace fastgen::conv2d {
-
-inline constexpr std::int64_t kPanel = 16;
-
-constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 // m outputs a side; m = 1 stands for the 1x1 kernel.
 template <int m>
@@ -89,14 +86,5 @@ inline void weight_points(const double (&g)[Tile<m>::kernel], double (&p)[Tile<m
     p[0] = g[0];
   }
 }
-
-// products[t][k] (+)= sum_c values[t][c] weights[c][k] over `channels` and the panels [first, last): tiles of one point.
-struct Product {
-  const float* values;   // [tiles][value_stride]
-  const float* weights;  // [panels][C][kPanel]
-  float* products;       // [tiles][product_stride]
-  std::int64_t tiles, channels, value_stride, product_stride;
-};
-void multiply(const Product& p, std::int64_t first, std::int64_t last);
 
 }  // namespace fastgen::conv2d

@@ -1,14 +1,15 @@
 """Which algorithm a convolution takes, and why: what the kernel covers, then a table of measured rates, then the memory limit."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import _dispatch, _exact, _library
+from . import _packed_weights
 from ._packed_weights import WEIGHTS
 
 NAMES = {4: "Winograd F(4x4, 3x3)", 2: "Winograd F(2x2, 3x3)", 1: "one matrix product", 0: "the library's convolution"}
@@ -81,12 +82,10 @@ def reasons(
     return []
 
 
-def choose(input: Tensor, weight: Tensor, kept: Mapping[int, Tensor]) -> Conv2dPlan:
+def choose(input: Tensor, weight: Tensor, kept: Mapping[Hashable, Tensor]) -> Conv2dPlan:
     """The algorithm of a call that the kernels can take, as things are now; ``kept``: the packed weights that are there."""
-    if type(weight) not in (Tensor, nn.Parameter):
-        return library_plan(f"a weight of class {type(weight).__name__} is not packed")
-    if weight.is_inference():
-        return library_plan("the weight is an inference tensor, whose changes nobody counts")
+    if unkept := _packed_weights.reasons(weight):
+        return library_plan(unkept[0])
     if weight.shape[2] == 1:
         return _within_memory(weight, kept, (1,), "a 1x1 kernel is a matrix product")
     if _exact.is_exact():
@@ -114,7 +113,7 @@ def _faster(isa: str, n: int, c: int, height: int, width: int, k: int) -> tuple[
     return faster, library / min(costs.values())
 
 
-def _within_memory(weight: Tensor, kept: Mapping[int, Tensor], choices: tuple[int, ...], reason: str) -> Conv2dPlan:
+def _within_memory(weight: Tensor, kept: Mapping[Hashable, Tensor], choices: tuple[int, ...], reason: str) -> Conv2dPlan:
     """The first of ``choices`` whose packed weights are there or fit beside all others."""
     for outputs in choices:
         size = packed_bytes(weight, outputs)

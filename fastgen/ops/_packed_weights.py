@@ -1,4 +1,4 @@
-"""Packed weights of convolutions, kept until the weight changes or dies, within a limit of memory.
+"""Packed weights of matrix products, kept until the weight changes or dies, within a limit of memory.
 
 A weight counts as unchanged while it is the same object with the same memory and version counter: in-place operations raise the
 counter, `load_state_dict` works in place or gives other memory, and so does an assignment to ``.data``. The old memory is held as
@@ -9,10 +9,11 @@ counter: some hundred elements are compared as well, which sees whole weights mu
 import os
 import threading
 import weakref
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _SAMPLES = 256
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -27,7 +28,7 @@ class _Entry:
     version: int
     sample: Tensor  # a view of some of its elements, as integers
     seen: Tensor  # what they were
-    packed: dict[int, Tensor]  # outputs a side -> packed weights
+    packed: dict[Hashable, Tensor]  # what it is packed for -> packed weights
 
     def fits(self, weight: Tensor) -> bool:
         return (
@@ -50,7 +51,7 @@ class PackedWeights:
         self._entries: dict[int, _Entry] = {}  # id of the weight
         self._lock = threading.RLock()  # a weight may die, and its entry go, while this thread is in here
 
-    def find(self, weight: Tensor) -> dict[int, Tensor]:
+    def find(self, weight: Tensor) -> dict[Hashable, Tensor]:
         """What there is of the weight as it is now; what was made of it before it changed is let go."""
         with self._lock:
             entry = self._entries.get(id(weight))
@@ -61,15 +62,15 @@ class PackedWeights:
                 return {}
             return entry.packed
 
-    def make(self, weight: Tensor, outputs: int) -> Tensor:
-        """Packed weights for tiles of ``outputs`` x ``outputs``, which are kept."""
+    def make(self, weight: Tensor, purpose: Hashable, pack: Callable[[Tensor], Tensor]) -> Tensor:
+        """``pack(weight)``, which is kept under the name of its ``purpose``."""
         entry = self._entry(weight)  # as the weight is before it is read
-        packed = torch.ops.fastgen.conv2d_pack.default(entry.memory, outputs)
+        packed = pack(entry.memory)
         with self._lock:
             self.find(weight)
             kept = self._entries.setdefault(id(weight), entry).packed
-            if outputs not in kept:  # by another thread
-                kept[outputs] = packed
+            if purpose not in kept:  # by another thread
+                kept[purpose] = packed
                 self.bytes += packed.nbytes
         return packed
 
@@ -100,6 +101,15 @@ def _sample(weight: Tensor) -> Tensor:
     size = sum((n - 1) * stride for n, stride in zip(weight.shape, weight.stride(), strict=True)) + 1
     flat = weight.as_strided((size,), (1,)).view(_BITS[weight.element_size()])
     return flat[:: max(size // _SAMPLES, 1)]
+
+
+def reasons(weight: Tensor) -> list[str]:
+    """Why nothing can be kept of a weight."""
+    if type(weight) not in (Tensor, nn.Parameter):
+        return [f"a weight of class {type(weight).__name__} is not packed"]
+    if weight.is_inference():
+        return ["the weight is an inference tensor, whose changes nobody counts"]
+    return []
 
 
 def default_limit() -> int:

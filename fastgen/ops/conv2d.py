@@ -278,7 +278,7 @@ def _compute(
         )  # fmt: skip
     packed = kept.get(outputs)
     if packed is None:
-        packed = WEIGHTS.make(weight, outputs)
+        packed = WEIGHTS.make(weight, outputs, lambda memory: torch.ops.fastgen.conv2d_pack.default(memory, outputs))
     if residual is not None and residual.dtype != input.dtype:
         residual = residual.to(input.dtype)
     return torch.ops.fastgen.conv2d_packed.default(

@@ -1,14 +1,14 @@
-// The matrix products of conv2d: for one point, tiles x channels times channels x output channels.
+// How the products of _product.h are computed.
 //
-// A block of registers holds kRows tiles by kColumns output channels; a step over one channel loads the weights' vectors, spreads a
-// value of each tile, and does rows x vectors multiply-adds. Panels of weights pass through the first-level cache once a block of
-// channels, while the values of all tiles stay in the second; the tiles are shared out evenly over blocks of at most kRows, so that
-// no row is computed in vain. Sums run over the channels in order, block after block: the same bits whoever computes them.
-#include "conv2d.h"
+// A block of registers holds kRows rows by kPanels panels of outputs; a step over one channel loads the weights' vectors, spreads a
+// value of each row, and does rows x vectors multiply-adds. Panels of weights pass through the first-level cache once a block of
+// channels, while the values of all rows stay in the second; the rows are shared out evenly over blocks of at most kRows, so that
+// none is computed in vain. Sums run over the channels in order, block after block: the same bits whoever computes them.
+#include "_product.h"
 
 #include <array>
 
-namespace fastgen::conv2d {
+namespace fastgen {
 namespace {
 
 // Sixteen vector registers hold 6 x 2 sums of AVX2, thirty-two 14 x 2 of AVX-512; SSE2 has four vectors a panel.
@@ -20,9 +20,9 @@ constexpr int kRows = 6, kPanels = 1;
 constexpr int kRows = 2, kPanels = 1;
 #endif
 constexpr int kVectors = static_cast<int>(kPanel) / kWidth<float>;  // of a panel
-constexpr std::int64_t kChannels = 256;  // of a block: 16 KB of weights beside the values of 6 tiles, 6 KB
+constexpr std::int64_t kChannels = 256;  // of a block: 16 KB of weights beside the values of 6 rows, 6 KB
 
-// `rows` tiles times `panels` panels over `channels`; panels lie panel_stride apart. Adds to what is there unless `fresh`.
+// `rows` rows times `panels` panels over `channels`; panels lie panel_stride apart. Adds to what is there unless `fresh`.
 template <int rows, int panels>
 void block(const float* values, std::int64_t value_stride, const float* weights, std::int64_t panel_stride, float* products,
            std::int64_t product_stride, std::int64_t channels, bool fresh) {
@@ -63,20 +63,20 @@ constexpr auto kBlocks = blocks_of<panels>(std::make_integer_sequence<int, kRows
 }  // namespace
 
 void multiply(const Product& p, std::int64_t first, std::int64_t last) {
-  const std::int64_t parts = ceil_div(p.channels, kChannels), groups = ceil_div(p.tiles, kRows), panel_stride = p.channels * kPanel;
+  const std::int64_t parts = ceil_div(p.channels, kChannels), groups = ceil_div(p.rows, kRows), panel_stride = p.channels * kPanel;
   for (std::int64_t part = 0; part < parts; ++part) {
     const std::int64_t begin = part * p.channels / parts, end = (part + 1) * p.channels / parts;
     for (std::int64_t panel = first; panel < last; panel += kPanels) {
       const bool whole = panel + kPanels <= last;
       const float* weights = p.weights + panel * panel_stride + begin * kPanel;
       for (std::int64_t g = 0; g < groups; ++g) {
-        const std::int64_t tile = g * p.tiles / groups, rows = (g + 1) * p.tiles / groups - tile;
+        const std::int64_t row = g * p.rows / groups, rows = (g + 1) * p.rows / groups - row;
         const Block run = whole ? kBlocks<kPanels>[rows - 1] : kBlocks<1>[rows - 1];
-        run(p.values + tile * p.value_stride + begin, p.value_stride, weights, panel_stride,
-            p.products + tile * p.product_stride + panel * kPanel, p.product_stride, end - begin, begin == 0);
+        run(p.values + row * p.value_stride + begin, p.value_stride, weights, panel_stride,
+            p.products + row * p.product_stride + panel * kPanel, p.product_stride, end - begin, begin == 0);
       }
     }
   }
 }
 
-}  // namespace fastgen::conv2d
+}  // namespace fastgen

@@ -1,0 +1,26 @@
+// Matrix products with packed weights: rows of values times panels of kPanel outputs, in fp32, by one thread.
+//
+// Packed weights are [panels, C, kPanel]: the weights of kPanel outputs side by side, zero beyond the last. One layout for all
+// variants; `fastgen/reference` says the same.
+#pragma once
+
+#include "common/simd.h"
+
+namespace fastgen {
+
+inline constexpr std::int64_t kPanel = 16;
+
+constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+// products[r][k] = sum over c < channels of values[r][c] weights[c][k].
+struct Product {
+  const float* values;   // [rows][value_stride]
+  const float* weights;  // [panels][channels][kPanel]
+  float* products;       // [rows][product_stride]
+  std::int64_t rows, channels, value_stride, product_stride;
+};
+
+// The panels [first, last) of all rows.
+void multiply(const Product& p, std::int64_t first, std::int64_t last);
+
+}  // namespace fastgen
