@@ -113,7 +113,9 @@ def _faster(isa: str, n: int, c: int, height: int, width: int, k: int) -> tuple[
     return faster, library / min(costs.values())
 
 
-def _within_memory(weight: Tensor, kept: Mapping[Hashable, Tensor], choices: tuple[int, ...], reason: str) -> Conv2dPlan:
+def _within_memory(
+    weight: Tensor, kept: Mapping[Hashable, Tensor], choices: tuple[int, ...], reason: str
+) -> Conv2dPlan:
     """The first of ``choices`` whose packed weights are there or fit beside all others."""
     for outputs in choices:
         size = packed_bytes(weight, outputs)
