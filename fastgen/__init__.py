@@ -6,7 +6,7 @@ first used, so that the import stays light.
 
 import importlib
 import pkgutil
-from types import ModuleType
+from typing import Any
 
 from . import _dispatch, _library
 from ._exact import set_exact
@@ -19,18 +19,21 @@ _dispatch.register_cuda()
 
 from . import ops  # noqa: E402  (the ops are there only after they are defined)
 
-__all__ = ["__version__", "ops", "set_exact"]
+_OF_INTEGRATIONS = ("accelerate", "report", "restore")
+__all__ = ["__version__", "accelerate", "ops", "report", "restore", "set_exact"]
 
 
-def __getattr__(name: str) -> ModuleType:
-    """A sub-package, loaded at its first use."""
+def __getattr__(name: str) -> Any:
+    """A sub-package, or a function of `fastgen.integrations`, loaded at its first use."""
+    if name in _OF_INTEGRATIONS:
+        return getattr(importlib.import_module(f"{__name__}.integrations"), name)
     if name not in _subpackages():
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return importlib.import_module(f"{__name__}.{name}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_subpackages()})
+    return sorted({*globals(), *_subpackages(), *_OF_INTEGRATIONS})
 
 
 def _subpackages() -> list[str]:

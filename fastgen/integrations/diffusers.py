@@ -1,0 +1,131 @@
+"""diffusers: residual blocks and attention of its U-Nets, autoencoders and transformers."""
+
+import functools
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..ops import attention
+from .fusing import fusible, idle, is_swish, norm_silu, norm_silu_conv
+from .stand_in import StandIn
+
+
+class ResnetBlock2D(StandIn):
+    of, project = "ResnetBlock2D", "diffusers"
+    does = "norms, SiLU, time embedding and residual in the convolutions"
+    takes = ("input_tensor", "temb")
+    has = (
+        "norm1", "conv1", "time_emb_proj", "norm2", "dropout", "conv2", "nonlinearity", "upsample", "downsample", "conv_shortcut",
+        "time_embedding_norm", "skip_time_act", "output_scale_factor",
+    )  # fmt: skip
+
+    @classmethod
+    def reasons(cls, module: Any) -> Iterator[str]:
+        if module.time_embedding_norm not in ("default", "scale_shift"):
+            yield f"time_embedding_norm {module.time_embedding_norm!r}"
+        if not is_swish(module.nonlinearity):
+            yield f"non_linearity {type(module.nonlinearity).__name__}"
+
+    def forward(self: Any, input_tensor: Tensor, temb: Tensor | None, *args: Any, **kwargs: Any) -> Tensor:
+        active = self.nonlinearity
+        if (
+            args
+            or kwargs
+            or not fusible(self.norm1, active, self.conv1)
+            or not fusible(self.norm2, active, self.conv2, self.dropout)
+            or not idle(self.dropout)
+        ):
+            return self.theirs(input_tensor, temb, *args, **kwargs)
+        x = input_tensor
+        resample = self.upsample or self.downsample
+        if resample is None:
+            h = norm_silu_conv(self.norm1, self.conv1, x)
+        else:
+            h, x = self.conv1(resample(norm_silu(self.norm1, x))), resample(x)
+        of_norm2 = {}
+        if self.time_emb_proj is not None:
+            e = self.time_emb_proj(temb if self.skip_time_act else active(temb))
+            if self.time_embedding_norm == "default":
+                of_norm2 = {"channel_bias": e}
+            else:
+                scale, shift = e.chunk(2, dim=1)
+                of_norm2 = {"scale": scale, "shift": shift}
+        elif temb is not None or self.time_embedding_norm == "scale_shift":
+            return self.theirs(input_tensor, temb)
+        residual = x if self.conv_shortcut is None else self.conv_shortcut(x)
+        return norm_silu_conv(
+            self.norm2, self.conv2, h, residual=residual, output_scale=1 / self.output_scale_factor, **of_norm2
+        )
+
+
+# Whose __call__ hands 4-D queries, keys and values to torch's attention.
+PROCESSORS = ("AttnProcessor2_0", "FusedAttnProcessor2_0", "AttnAddedKVProcessor2_0")
+
+
+class Attention(StandIn):
+    of, project, does = "Attention", "diffusers", "attention that reads queries, keys and values where they lie"
+    takes = ("hidden_states", "encoder_hidden_states", "attention_mask")
+    has = ("processor",)
+
+    @classmethod
+    def reasons(cls, module: Any) -> Iterator[str]:
+        if type(module.processor).__name__ not in PROCESSORS:
+            yield f"processor {type(module.processor).__name__}"
+
+    def forward(
+        self: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        processor: Any = type(self.processor)  # users set others
+        if kwargs or processor.__name__ not in PROCESSORS:
+            return self.theirs(hidden_states, encoder_hidden_states, attention_mask, **kwargs)
+        call = call_with_attention(processor)
+        return call(
+            self.processor,
+            self,
+            hidden_states,
+            encoder_hidden_states=encoder_hidden_states,
+            attention_mask=attention_mask,
+        )
+
+
+@functools.cache
+def call_with_attention(processor: Any) -> Any:
+    """``processor.__call__``, diffusers' own code, with our attention where it says torch's."""
+    theirs = processor.__call__
+    functional: Any = types.ModuleType("functional", "torch.nn.functional with our attention")
+    vars(functional).update(vars(F), scaled_dot_product_attention=scaled_dot_product_attention)
+    made = types.FunctionType(
+        theirs.__code__,
+        {**theirs.__globals__, "F": functional},
+        theirs.__name__,
+        theirs.__defaults__,
+        theirs.__closure__,
+    )
+    made.__kwdefaults__ = theirs.__kwdefaults__
+    return made
+
+
+def scaled_dot_product_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    **others: Any,
+) -> Tensor:
+    """torch's, by ours where that knows what is asked."""
+    if dropout_p or others or query.dim() != 4:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **others)
+    return attention(query, key, value, attn_mask, is_causal=is_causal, scale=scale)
+
+
+STAND_INS = (ResnetBlock2D, Attention)

@@ -1,0 +1,96 @@
+"""guided-diffusion and what is built as it is: improved-diffusion, and the U-Nets of latent-diffusion and sgm."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from .. import nn as fused
+from ..ops import attention, group_norm
+from .fusing import fusible, idle, norm_silu, norm_silu_conv
+from .stand_in import StandIn
+
+PROJECT = "guided-diffusion"
+
+
+class GroupNorm32(StandIn, fused.GroupNorm):
+    of, project, does = "GroupNorm32", PROJECT, "one pass over the input, statistics in float32"
+    takes = ("x",)
+    activation = None
+
+    def forward(self: Any, x: Tensor) -> Tensor:  # type: ignore[override]
+        return group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+
+class ResBlock(StandIn):
+    of, project = "ResBlock", PROJECT
+    does = "norms, SiLU, time embedding and residual in the convolutions"
+    method, takes = "_forward", ("x", "emb")
+    has = ("in_layers", "emb_layers", "out_layers", "skip_connection", "use_scale_shift_norm", "updown")
+
+    @classmethod
+    def reasons(cls, module: Any) -> Iterator[str]:
+        classes = [type(m) for m in (*module.in_layers, *module.out_layers)]
+        if [issubclass(c, nn.GroupNorm) for c in classes] != [True, False, False, True, False, False, False]:
+            yield "layers in another order than norm, SiLU, (dropout,) convolution"
+        elif not (issubclass(classes[2], nn.Conv2d) and issubclass(classes[6], nn.Conv2d)):
+            yield f"a convolution of class {classes[2].__name__}"
+        if getattr(module, "exchange_temb_dims", False) or getattr(module, "skip_t_emb", False):
+            yield "an embedding for every frame, or none"
+
+    def _forward(self: Any, x: Tensor, emb: Tensor) -> Tensor:
+        norm1, active1, conv1 = self.in_layers
+        norm2, active2, dropout, conv2 = self.out_layers
+        if not (
+            fusible(norm1, active1, conv1, self.in_layers)
+            and fusible(norm2, active2, conv2, dropout, self.out_layers)
+            and idle(dropout)
+        ):
+            return self.theirs(x, emb)
+        if self.updown:
+            h, x = conv1(self.h_upd(norm_silu(norm1, x))), self.x_upd(x)
+        else:
+            h = norm_silu_conv(norm1, conv1, x)
+        e = self.emb_layers(emb).type(h.dtype)
+        if self.use_scale_shift_norm:
+            scale, shift = e.chunk(2, dim=1)
+            of_norm2 = {"scale": scale, "shift": shift}
+        else:
+            of_norm2 = {"channel_bias": e}
+        return norm_silu_conv(norm2, conv2, h, residual=self.skip_connection(x), **of_norm2)
+
+
+class QKVAttentionLegacy(StandIn):
+    """[N, H * 3 * E, L]: the heads outside, each with its queries, keys and values."""
+
+    of, project, does = "QKVAttentionLegacy", PROJECT, "attention without the matrix of weights"
+    takes, has = ("qkv",), ("n_heads",)
+
+    def forward(self: Any, qkv: Tensor) -> Tensor:
+        n, width, length = qkv.shape
+        if width % (3 * self.n_heads):
+            return self.theirs(qkv)  # which says what is wrong
+        return _attended(*qkv.reshape(n, self.n_heads, 3, -1, length).unbind(2))
+
+
+class QKVAttention(StandIn):
+    """[N, 3 * H * E, L]: all queries, all keys, all values, each by head."""
+
+    of, project, does = "QKVAttention", PROJECT, "attention without the matrix of weights"
+    takes, has = ("qkv",), ("n_heads",)
+
+    def forward(self: Any, qkv: Tensor) -> Tensor:
+        n, width, length = qkv.shape
+        if width % (3 * self.n_heads):
+            return self.theirs(qkv)
+        return _attended(*qkv.reshape(n, 3, self.n_heads, -1, length).unbind(1))
+
+
+def _attended(*qkv: Tensor) -> Tensor:
+    """[N, H, E, L] each -> [N, H * E, L]."""
+    q, k, v = (t.transpose(2, 3) for t in qkv)
+    return attention(q, k, v, scale=1 / math.sqrt(q.shape[3])).transpose(2, 3).flatten(1, 2)
+
+
+STAND_INS = (GroupNorm32, ResBlock, QKVAttentionLegacy, QKVAttention)

@@ -1,0 +1,120 @@
+"""How a foreign module comes to be a stand-in: it is given a subclass of its own class, and its own class back.
+
+A stand-in is a mixin that says which class it goes before and what must be true of a module of that class. The subclass of both
+keeps all that it does not fuse: parameters, buffers, hooks, `isinstance`, the state dict, copies and pickles are the module's own.
+"""
+
+import inspect
+from collections.abc import Iterable, Iterator
+from typing import Any, ClassVar
+
+from torch import nn
+
+
+class StandIn:
+    """The part of a stand-in that is fastgen's, a mixin before the class it stands in for.
+
+    Attributes:
+        of: the name of that class.
+        project: whose it is, for people.
+        does: what is fused, for people.
+        method: what is overridden.
+        takes: the names of the arguments that `method` must begin with.
+        has: the attributes that a module must have.
+        parent_class: the class itself, of a subclass made of both.
+    """
+
+    of: ClassVar[str]
+    project: ClassVar[str]
+    does: ClassVar[str]
+    method: ClassVar[str] = "forward"
+    takes: ClassVar[tuple[str, ...]] = ()
+    has: ClassVar[tuple[str, ...]] = ()
+    parent_class: ClassVar[type]
+
+    @classmethod
+    def concerns(cls, module: Any) -> bool:
+        """Whether a module of the right class is worth a word at all."""
+        return True
+
+    @classmethod
+    def reasons(cls, module: Any) -> Iterator[str]:
+        """Why this module of the right class, with the right attributes, is nothing for the stand-in."""
+        yield from ()
+
+    def theirs(self, *args: Any, **kwargs: Any) -> Any:
+        """The method that is overridden, as their class has it."""
+        return getattr(self.parent_class, self.method)(self, *args, **kwargs)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Copies and pickles name the mixin and the parent: the subclass of both lies in no module."""
+        found: Any = super().__reduce_ex__(max(protocol, 2))  # copyreg.__newobj__, its class and arguments, the state
+        _, (_, *args), *state = found
+        return _anew, (_mixin(type(self)), self.parent_class, *args), *state
+
+
+_MADE: dict[tuple[type, type], Any] = {}
+
+
+def subclass(mixin: type[StandIn], parent: type) -> Any:
+    """The class of modules of class ``parent`` with what ``mixin`` does otherwise, one for all; it calls itself as its parent."""
+    if (mixin, parent) in _MADE:
+        return _MADE[mixin, parent]
+    names = {name: getattr(parent, name) for name in ("__module__", "__qualname__", "__doc__")}
+    return _MADE.setdefault((mixin, parent), type(parent.__name__, (mixin, parent), {**names, "parent_class": parent}))
+
+
+def base_of(cls: type, mixin: type[StandIn]) -> type | None:
+    """The class that ``mixin`` stands in for, among those that ``cls`` derives from."""
+    return next((base for base in cls.__mro__ if base.__name__ == mixin.of and issubclass(base, nn.Module)), None)
+
+
+def refusals(mixin: type[StandIn], module: nn.Module) -> list[str]:
+    """Why ``mixin`` cannot stand in for the class of ``module``; empty where it can. `base_of` has found the class."""
+    cls, name = type(module), mixin.method
+    base = base_of(cls, mixin)
+    if getattr(cls, name, None) is not getattr(base, name, None):
+        return [f"{name} overridden by {cls.__qualname__}"]
+    if name in vars(module) or "forward" in vars(module):
+        return ["forward overridden on the module"]
+    if not hasattr(base, name):
+        return [f"this {mixin.of} has no {name}"]
+    arguments = tuple(inspect.signature(getattr(base, name)).parameters)[1:]
+    if arguments[: len(mixin.takes)] != mixin.takes:
+        return [f"{name} takes ({', '.join(arguments)}) where ({', '.join(mixin.takes)}) is known"]
+    if missing := [attribute for attribute in mixin.has if not hasattr(module, attribute)]:
+        return [f"it has no {' and no '.join(missing)}"]
+    if any(parameter.is_meta for parameter in module.parameters()):
+        return ["its parameters are on the meta device"]
+    return list(mixin.reasons(module))
+
+
+def put(mixin: type[StandIn], module: Any) -> None:
+    """Make ``module`` a stand-in."""
+    module.__class__ = subclass(mixin, type(module))
+
+
+def take_back(module: Any) -> None:
+    """Give a stand-in its own class back."""
+    module.__class__ = module.parent_class
+
+
+def mixin_of(module: Any) -> type[StandIn] | None:
+    """What ``module`` stands in by; None where it is no stand-in."""
+    return _mixin(type(module)) if isinstance(module, StandIn) else None
+
+
+def bare(modules: Iterable[nn.Module]) -> bool:
+    """Whether nobody looks at the calls of these modules, which may then be left out: no hooks."""
+    return not any(
+        m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks for m in modules
+    )
+
+
+def _mixin(cls: type) -> type[StandIn]:
+    return cls.__bases__[0]
+
+
+def _anew(mixin: type[StandIn], parent: type, *args: Any) -> Any:
+    cls = subclass(mixin, parent)
+    return cls.__new__(cls, *args)
