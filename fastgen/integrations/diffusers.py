@@ -24,7 +24,7 @@ class ResnetBlock2D(StandIn):
 
     @classmethod
     def reasons(cls, module: Any) -> Iterator[str]:
-        if module.time_embedding_norm not in ("default", "scale_shift"):
+        if module.time_emb_proj is not None and module.time_embedding_norm not in ("default", "scale_shift"):
             yield f"time_embedding_norm {module.time_embedding_norm!r}"
         if not is_swish(module.nonlinearity):
             yield f"non_linearity {type(module.nonlinearity).__name__}"
@@ -37,6 +37,8 @@ class ResnetBlock2D(StandIn):
             or not fusible(self.norm1, active, self.conv1)
             or not fusible(self.norm2, active, self.conv2, self.dropout)
             or not idle(self.dropout)
+            or (self.time_emb_proj is None and temb is not None)
+            or (self.time_embedding_norm == "scale_shift" and temb is None)
         ):
             return self.theirs(input_tensor, temb, *args, **kwargs)
         x = input_tensor
@@ -53,8 +55,6 @@ class ResnetBlock2D(StandIn):
             else:
                 scale, shift = e.chunk(2, dim=1)
                 of_norm2 = {"scale": scale, "shift": shift}
-        elif temb is not None or self.time_embedding_norm == "scale_shift":
-            return self.theirs(input_tensor, temb)
         residual = x if self.conv_shortcut is None else self.conv_shortcut(x)
         return norm_silu_conv(
             self.norm2, self.conv2, h, residual=residual, output_scale=1 / self.output_scale_factor, **of_norm2

@@ -40,12 +40,13 @@ class Report:
             groups: dict[tuple[str, str], list[str]] = {}
             for row in rows:
                 groups.setdefault((row.kind, row.detail), []).append(row.name or "(the model)")
-            lines += [(title, f"{len(rows)}", "", "")] if rows else []
-            lines += [
-                ("", f"{len(names)}", kind, f"{detail}: {_some(names)}") for (kind, detail), names in groups.items()
-            ]
-        widths = [max(len(line[i]) for line in lines) for i in range(3)]
-        return "\n".join(f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:<{widths[2]}}  {d}".rstrip() for a, b, c, d in lines)
+            lines += [(title, str(len(rows)), "", "", "")] if rows else []
+            lines += [("", str(len(names)), kind, detail, _some(names)) for (kind, detail), names in groups.items()]
+        widths = [max(len(line[i]) for line in lines) for i in range(4)]
+        return "\n".join(
+            f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:<{widths[2]}}  {d:<{widths[3]}}  {e}".rstrip()
+            for a, b, c, d, e in lines
+        )
 
 
 def report(model: Any) -> Report:
@@ -80,4 +81,4 @@ def _rows(model: Any) -> Iterator[Row]:
 
 
 def _some(names: list[str]) -> str:
-    return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
+    return names[0] + (", ..." if len(names) > 1 else "")
