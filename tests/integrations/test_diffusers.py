@@ -1,0 +1,169 @@
+"""diffusers' own models and pipelines accelerated: U-Nets, autoencoders, schedulers, attention processors that users set."""
+
+import pytest
+import torch
+from torch import nn
+
+import fastgen
+from fastgen.integrations.diffusers import PROCESSORS
+from fastgen.integrations.stand_in import mixin_of
+
+from ..backends import import_peer
+from ..modules import randomize
+from .numerics import WINOGRAD, assert_accelerated, error
+
+diffusers = import_peer("diffusers")
+STEPS = torch.tensor([3, 500])
+SMALL = {"sample_size": 16, "block_out_channels": (16, 32), "layers_per_block": 1, "norm_num_groups": 8}
+UNETS = {
+    "attention": {
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+        "attention_head_dim": 8,
+    },
+    "scale and shift, resampling in blocks": {
+        "down_block_types": ("ResnetDownsampleBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "ResnetUpsampleBlock2D"),
+        "resnet_time_scale_shift": "scale_shift",
+        "downsample_type": "resnet",
+        "upsample_type": "resnet",
+    },
+    "skips of score-based models": {
+        "down_block_types": ("SkipDownBlock2D", "AttnSkipDownBlock2D"),
+        "up_block_types": ("AttnSkipUpBlock2D", "SkipUpBlock2D"),
+        "block_out_channels": (32, 64),
+    },
+}
+
+
+def randn(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(len(shape)))
+
+
+@pytest.mark.parametrize("name", UNETS)
+def test_unet_2d(name):
+    model = randomize(diffusers.UNet2DModel(**SMALL | UNETS[name]))
+    x = randn(2, 3, 16, 16)
+    call = lambda m, dtype: m(x.to(dtype), STEPS).sample  # noqa: E731
+    assert_accelerated(model, call, ("Conv2d", "GroupNorm", "ResnetBlock2D", "Attention"))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_unet_2d_condition(masked):
+    model = randomize(
+        diffusers.UNet2DConditionModel(
+            **SMALL,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            cross_attention_dim=24,
+            attention_head_dim=4,
+        )
+    )
+    x, context = randn(2, 4, 16, 16), randn(2, 7, 24)
+    mask = torch.tensor([[1, 1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1]]) if masked else None
+    call = lambda m, dtype: m(x.to(dtype), STEPS, context.to(dtype), encoder_attention_mask=mask).sample  # noqa: E731
+    assert_accelerated(model, call, ("Conv2d", "GroupNorm", "ResnetBlock2D", "Attention"))
+
+
+@pytest.mark.parametrize("name", ["AutoencoderKL", "VQModel"])
+def test_autoencoders(name):
+    model = randomize(
+        getattr(diffusers, name)(
+            block_out_channels=(16, 32), norm_num_groups=8,
+            down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+        )
+    )  # fmt: skip
+    x = randn(2, 3, 16, 16)
+
+    def call(m, dtype):
+        encoded, latents = m.encode(x.to(dtype)), randn(2, m.config.latent_channels, 8, 8).to(dtype)
+        mean = encoded.latents if name == "VQModel" else encoded.latent_dist.mean
+        return torch.cat([mean.flatten(), m.decoder(m.post_quant_conv(latents)).flatten()])
+
+    assert_accelerated(model, call, ("Conv2d", "GroupNorm", "ResnetBlock2D", "Attention"))
+
+
+@torch.no_grad()
+def test_processors_that_users_set():
+    attention = randomize(
+        diffusers.models.attention_processor.Attention(16, heads=2, dim_head=8, norm_num_groups=4)
+    ).eval()
+    x = randn(2, 5, 16)
+    expected = attention(x)
+    fastgen.accelerate(attention)
+    assert type(attention.processor).__name__ in PROCESSORS and error(attention(x), expected.double()) < 1e-6
+
+    class Mine:
+        def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None):
+            return hidden_states + 1
+
+    attention.set_processor(Mine())
+    assert torch.equal(attention(x), x + 1)
+    (row,) = [row for row in fastgen.report(fastgen.restore(attention)).rows if row.kind == "Attention"]
+    assert row.detail == "processor Mine"
+
+
+def pipeline():
+    unet = randomize(diffusers.UNet2DModel(**SMALL, **UNETS["attention"]))
+    pipe = diffusers.DDIMPipeline(unet=unet, scheduler=diffusers.DDIMScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def draw(pipe) -> torch.Tensor:
+    images = pipe(
+        batch_size=2, generator=torch.Generator().manual_seed(1), num_inference_steps=4, output_type="np"
+    ).images
+    return torch.from_numpy(images)
+
+
+def test_a_pipeline(tmp_path):
+    """Model and scheduler; what is saved needs no fastgen; restored, the bits of before."""
+    pipe = pipeline()
+    scheduler, before = type(pipe.scheduler), draw(pipe)
+    assert fastgen.accelerate(pipe) is pipe
+    assert isinstance(pipe.scheduler, scheduler) and type(pipe.scheduler) is not scheduler
+    assert error(draw(pipe), before.double()) < 10 * WINOGRAD  # steps amplify what a call differs
+    rows = {row.name: row for row in fastgen.report(pipe).rows}
+    assert rows["scheduler"].accelerated and rows["unet.conv_in"].accelerated
+    pipe.save_pretrained(tmp_path)
+    loaded = diffusers.DDIMPipeline.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    assert type(loaded.scheduler) is scheduler and not any(mixin_of(m) for m in loaded.unet.modules())
+    assert torch.equal(draw(loaded), before)
+    fastgen.restore(pipe)
+    assert type(pipe.scheduler) is scheduler and torch.equal(draw(pipe), before)
+
+
+def test_parts_of_a_pipeline():
+    pipe = pipeline()
+    fastgen.accelerate(pipe, exclude="unet")
+    assert not any(mixin_of(m) for m in pipe.unet.modules()) and type(pipe.scheduler) is not diffusers.DDIMScheduler
+    fastgen.restore(pipe)
+    fastgen.accelerate(pipe, include="unet.conv_*")
+    assert [n for n, m in pipe.unet.named_modules() if mixin_of(m)] == ["conv_in", "conv_norm_out", "conv_out"]
+    assert type(pipe.scheduler) is diffusers.DDIMScheduler
+
+
+def test_training_of_a_unet():
+    """The loss over steps of SGD, by the model itself and accelerated, with diffusers' gradient checkpointing too."""
+    x, noise = randn(2, 3, 16, 16), randn(2, 3, 16, 16).flip(0)
+    curves = []
+    for accelerated, checkpointing in ((False, False), (True, False), (True, True)):
+        model = randomize(diffusers.UNet2DModel(**SMALL, **UNETS["attention"])).train()
+        if accelerated:
+            fastgen.accelerate(model)
+        if checkpointing:
+            model.enable_gradient_checkpointing()
+        optimizer = torch.optim.SGD(model.parameters(), 1e-2)
+        losses = []
+        for _ in range(5):
+            loss = nn.functional.mse_loss(model(x, STEPS).sample, noise)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+        curves.append(torch.stack(losses))
+    assert curves[0][-1] < 0.9 * curves[0][0]
+    for curve in curves[1:]:
+        torch.testing.assert_close(curve, curves[0], rtol=1e-4, atol=0)
