@@ -69,6 +69,17 @@ def device(text: str) -> torch.device:
     return found
 
 
+def add_data(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """`--data`, the folder of MNIST, which does not come with fastgen."""
+    parser.add_argument(
+        "--data",
+        type=path,
+        required=required,
+        metavar="FOLDER",
+        help="folder of the IDX files of MNIST, gzipped or not",
+    )
+
+
 def check_device(chosen: torch.device) -> None:
     """Raise UsageError where this machine has no such device."""
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():

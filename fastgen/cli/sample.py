@@ -16,10 +16,11 @@ from ..training import PREDICTION_TYPES, SCHEDULES, TrainingRecord
 from . import _options
 from ._errors import UsageError, argument_errors
 from ._images import grid, png, to_pixels
+from ._recipes import RECIPES
 from ._solvers import SAMPLERS, build_solver
 
 DEFAULT_WEIGHTS = "digits-ddpm"
-INK = ("digits-ddpm",)  # recipes whose images are ink, 1, on paper, -1
+INK = tuple(RECIPES)  # recipes whose images are ink, 1, on paper, -1
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
@@ -31,10 +32,11 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         epilog=textwrap.fill(f"samplers: {', '.join(SAMPLERS)}", 78, subsequent_indent="  "),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    shipped = [name for name in SHIPPED if name in RECIPES]  # a classifier draws nothing
     parser.add_argument(
         "--weights",
         default=DEFAULT_WEIGHTS,
-        help=f"safetensors file of a fastgen UNet, or shipped weights by name: {', '.join(SHIPPED)} (default: {DEFAULT_WEIGHTS})",
+        help=f"safetensors file of a fastgen UNet, or shipped weights by name: {', '.join(shipped)} (default: {DEFAULT_WEIGHTS})",
     )
     parser.add_argument(
         "--out", type=_options.path, default=Path("samples"), help="folder for the images (default: samples)"
@@ -68,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     _options.check_device(args.device)
     weights = find_weights(args.weights)
     record = TrainingRecord.read(weights)
-    model = UNet.load(weights, device=args.device)
+    model = UNet.load(weights, device=args.device, dtype=torch.float32)
     _check_conditions(args, model)
     solver = build_solver(args, record, learned=model.out_channels != model.in_channels)
     with argument_errors(f"--sampler {args.sampler}"):

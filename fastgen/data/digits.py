@@ -19,7 +19,7 @@ _MAX_LEVEL = 16.0  # the images count the set pixels of 4 x 4 blocks
 
 
 class Digits(NamedTuple):
-    """``images`` [N, 1, 8, 8] float32 in [-1, 1] (ink is 1) and ``labels`` [N] int64 in 0..9."""
+    """``images`` [N, 1, H, W] float32 in [-1, 1] (ink is 1; 8 x 8 pixels here) and ``labels`` [N] int64 in 0..9."""
 
     images: Tensor
     labels: Tensor

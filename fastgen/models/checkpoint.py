@@ -2,15 +2,18 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._files import write_atomically
+
+Model = TypeVar("Model", bound=nn.Module)
 
 WEIGHT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -58,6 +61,56 @@ def load_state(
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except SafetensorError as error:
         raise CheckpointError(f"{path}: not a readable safetensors file: {error}") from error
+
+
+def save_model(
+    path: str | os.PathLike[str],
+    model: Model,
+    name: str,
+    config: Mapping[str, Any],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write weights, config and the name of the class, for :func:`load_model`. Raises as :func:`save_state`."""
+    save_state(path, model.state_dict(), {**(metadata or {}), "model": name, "config": json.dumps(config)})
+
+
+def load_model(
+    path: str | os.PathLike[str],
+    name: str,
+    build: Callable[[Mapping[str, Any]], Model],
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> Model:
+    """The model that :func:`save_model` wrote, in evaluation mode.
+
+    Args:
+        path: the file.
+        name: of its class, which the metadata must say, if anything.
+        build: makes a model of a config; raises ValueError or TypeError for one that it does not know.
+        device: of the weights.
+        dtype: of the weights; that of the file where None.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: the file is damaged, is of another model, does not fit its own config, or its weights are not finite.
+    """
+    state, metadata = load_state(path, device)
+    if metadata.get("model", name) != name:
+        raise CheckpointError(f"{path}: the file holds a {metadata['model']}, not a {name}")
+    check_weights(path, state)
+    try:
+        with torch.device("meta"):
+            model = build(json_metadata(path, metadata, "config"))
+        model.load_state_dict(state, assign=True)
+    except CheckpointError:
+        raise
+    except (ArithmeticError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: the config in the metadata is not valid: {error}") from error
+    except RuntimeError as error:
+        reason = "; ".join(line.strip() for line in str(error).splitlines())
+        raise CheckpointError(f"{path}: the weights do not fit the config: {reason}") from error
+    return model.to(dtype=dtype).requires_grad_().eval()
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:

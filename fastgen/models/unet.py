@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..nn import Downsample, GroupNorm, ResBlock, SpatialAttention, TimestepEmbedding, Upsample
 from ..nn.conv2d import conv_beside, normed_conv
 from ..nn.resblock import zero_parameters
-from .checkpoint import CheckpointError, check_weights, json_metadata, load_state, save_state
+from .checkpoint import load_model, save_model
 
 MODEL_NAME = "UNet"
 
@@ -207,8 +207,7 @@ class UNet(nn.Module):
             path: the file.
             metadata: further strings to keep in the header (how it was trained, say).
         """
-        header = {**(metadata or {}), "model": MODEL_NAME, "config": json.dumps(self._config)}
-        save_state(path, self.state_dict(), header)
+        save_model(path, self, MODEL_NAME, self._config, metadata)
 
     @classmethod
     def load(
@@ -216,30 +215,18 @@ class UNet(nn.Module):
         path: str | os.PathLike[str],
         *,
         device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
         norm: Callable[..., nn.Module] = GroupNorm,
     ) -> "UNet":
-        """Read what :meth:`save` wrote: the model in evaluation mode on ``device``, in the dtype of the file.
+        """Read what :meth:`save` wrote: the model in evaluation mode on ``device``, in ``dtype`` or else that of the file.
 
         Raises:
             FileNotFoundError: there is no such file.
             CheckpointError: the file is damaged, is of another model, does not fit its own config, or its weights are not finite.
         """
-        state, metadata = load_state(path, device)
-        if metadata.get("model", MODEL_NAME) != MODEL_NAME:
-            raise CheckpointError(f"{path}: the file holds a {metadata['model']}, not a {MODEL_NAME}")
-        check_weights(path, state)
-        try:
-            with torch.device("meta"):
-                model = cls.from_config(json_metadata(path, metadata, "config"), norm=norm)
-            model.load_state_dict(state, assign=True)
-        except CheckpointError:
-            raise
-        except (ArithmeticError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{path}: the config in the metadata is not valid: {error}") from error
-        except RuntimeError as error:
-            reason = "; ".join(line.strip() for line in str(error).splitlines())
-            raise CheckpointError(f"{path}: the weights do not fit the config: {reason}") from error
-        return model.requires_grad_().eval()
+        return load_model(
+            path, MODEL_NAME, lambda config: cls.from_config(config, norm=norm), device=device, dtype=dtype
+        )
 
     def _check_input(self, x: Tensor) -> None:
         if x.dim() != 4 or x.shape[1] != self.in_channels:

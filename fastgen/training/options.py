@@ -29,12 +29,14 @@ class TrainingOptions:
         batch_size: images a step.
         lr: learning rate of Adam after the warm-up.
         warmup: steps in which it rises to ``lr``, linearly.
+        lr_decay_steps: the step at which it has come down to 0, along half a cosine from the end of the warm-up; 0: it stays.
         seed: of batches, timesteps, noise and dropped labels.
         schedule: of the noise, a name in :data:`SCHEDULES`.
         timesteps: T, the length of the schedule.
         ema_decay: of the moving average of the weights.
         label_dropout: share of the labels replaced by the null class, for classifier-free guidance (Ho and Salimans 2022).
         prediction_type: what the model learns to predict, a name in :data:`PREDICTION_TYPES`.
+        autocast: the model computes in bfloat16 wherever `torch.autocast` does; weights, noise and loss stay as they are.
 
     Raises:
         TypeError: a number is none.
@@ -44,18 +46,25 @@ class TrainingOptions:
     batch_size: int = 64
     lr: float = 1e-3
     warmup: int = 200
+    lr_decay_steps: int = 0
     seed: int = 0
     schedule: str = "squared_cosine"
     timesteps: int = 1000
     ema_decay: float = 0.999
     label_dropout: float = 0.1
     prediction_type: str = "epsilon"
+    autocast: bool = False
 
     def __post_init__(self) -> None:
-        for name, smallest in (("batch_size", 1), ("warmup", 0), ("timesteps", 1), ("seed", -(2**63))):
+        integers = {"batch_size": 1, "warmup": 0, "lr_decay_steps": 0, "timesteps": 1, "seed": -(2**63)}
+        for name, smallest in integers.items():
             value = self._number(name, Integral)
             if not smallest <= value < 2**63:
                 raise ValueError(f"{name} must be an integer of at least {smallest} and below 2^63, got {value}")
+        if 0 < self.lr_decay_steps <= self.warmup:
+            raise ValueError(
+                f"lr_decay_steps must be 0 or more than the warm-up of {self.warmup} steps, got {self.lr_decay_steps}"
+            )
         if not (math.isfinite(self._number("lr", Real)) and self.lr > 0):
             raise ValueError(f"lr must be positive and finite, got {self.lr}")
         for name in ("ema_decay", "label_dropout"):
@@ -64,6 +73,17 @@ class TrainingOptions:
         for name, known in (("schedule", tuple(SCHEDULES)), ("prediction_type", PREDICTION_TYPES)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
+
+        if not isinstance(self.autocast, bool):
+            raise TypeError(f"autocast must be True or False, got {self.autocast!r}")
+
+    def learning_rate(self, step: int) -> float:
+        """Of the optimiser's step number ``step``, counted from 0."""
+        rate = self.lr * min(1.0, (step + 1) / max(1, self.warmup))
+        if self.lr_decay_steps:
+            done = (step - self.warmup) / (self.lr_decay_steps - self.warmup)
+            rate *= (1 + math.cos(math.pi * min(1.0, max(0.0, done)))) / 2
+        return rate
 
     def _number(self, name: str, kind: type) -> Any:
         value = getattr(self, name)

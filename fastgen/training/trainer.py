@@ -4,6 +4,7 @@ Ho et al. 2020, algorithm 1; Ho and Salimans 2022 (the class dropped at random, 
 `fastgen.ops.q_sample` and `fastgen.ops.diffusion_loss`.
 """
 
+import copy
 import json
 import math
 import os
@@ -73,7 +74,9 @@ class Trainer:
         self.images = images.to(self.device)
         self.labels = None if labels is None else labels.to(self.device)
         self.generator = torch.Generator().manual_seed(options.seed)
+        # channels-last convolutions take up to a fifth less time, forward and backward, on CPUs too
         self.model = model.to(self.device).train()
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.ema = EMA(self.model, options.ema_decay)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=options.lr)
         for parameter in self.model.parameters():  # Adam's own beginning, made here so that step 0 can be saved
@@ -117,7 +120,7 @@ class Trainer:
         if not math.isfinite(value):
             raise FloatingPointError(f"the loss is {value} at step {self.step}: try a smaller learning rate")
         for group in self.optimizer.param_groups:
-            group["lr"] = self.options.lr * min(1.0, (self.step + 1) / max(1, self.options.warmup))
+            group["lr"] = self.options.learning_rate(self.step)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -145,8 +148,10 @@ class Trainer:
         images, labels, timesteps, noise = batch
         x = q_sample(images, timesteps, self._alphas, self._sigmas, noise)
         assert isinstance(x, Tensor)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.autocast):
+            output = self.model(x, timesteps, labels)
         return diffusion_loss(
-            self.model(x, timesteps, labels), images, noise, timesteps, self._alphas, self._sigmas,
+            output.to(x.dtype), images, noise, timesteps, self._alphas, self._sigmas,
             prediction_type=self.options.prediction_type, vlb_table=self._vlb, vlb_weight=self.options.timesteps / 1000,
         )  # fmt: skip
 
@@ -166,12 +171,23 @@ class Trainer:
         }
         save_state(path, state, metadata)
 
-    def save_weights(self, path: str | os.PathLike[str], recipe: str | None = None) -> None:
-        """Write the moving average as :meth:`fastgen.models.UNet.save` does, with what samplers need to know of the training."""
-        _refuse_not_finite(self.ema.model.state_dict(), self.step)
+    def save_weights(
+        self, path: str | os.PathLike[str], recipe: str | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        """Write the moving average as :meth:`fastgen.models.UNet.save` does, with what samplers need to know of the training.
+
+        Args:
+            path: the file.
+            recipe: the name of data, model and options together, for the record.
+            dtype: of the weights in the file; that of the model where None.
+
+        Raises: as :meth:`save`.
+        """
+        average = self.ema.model if dtype is None else copy.deepcopy(self.ema.model).to(dtype)
+        _refuse_not_finite(average.state_dict(), self.step)
         made = {"image_shape": list(self.images.shape[1:]), "steps": self.step, "version": __version__}
         named = {} if recipe is None else {"recipe": recipe}
-        self.ema.model.save(path, {"training": json.dumps({**asdict(self.options), **named, **made})})
+        average.save(path, {"training": json.dumps({**asdict(self.options), **named, **made})})
 
     def restore(self, path: str | os.PathLike[str]) -> None:
         """Continue from what :meth:`save` wrote, as if the run had never stopped.

@@ -163,7 +163,10 @@ REFUSED = [
     ),
     (["--sampler", "paint"], "--sampler: invalid choice: 'paint'"),
     (["--out", ""], "--out: must be the name of a file or folder, got ''"),
-    (["--weights", "digits"], "digits: no such checkpoint file (and no weights of the package: digits-ddpm)"),
+    (
+        ["--weights", "digits"],
+        "digits: no such checkpoint file (and no weights of the package: digits-ddpm, mnist-classifier",
+    ),
 ]
 
 

@@ -8,18 +8,19 @@ import signal
 import pytest
 import torch
 
+from fastgen.cli._recipes import RECIPES
 from fastgen.cli.main import main
-from fastgen.cli.train import DIGITS_UNET
 from fastgen.models import UNet, load_state, read_metadata
-from fastgen.training import Callback, CheckpointEvery, Trainer
+from fastgen.training import Callback, CheckpointEvery, Trainer, TrainingRecord
 
 from ..backends import import_peer
+from ..mnist_files import write_mnist
 from .running import refused, run
 
 import_peer("sklearn")
 
 TINY = ["--model-channels", "16", "--batch-size", "8", "--warmup", "2", "--dropout", "0.2", "--quiet"]
-CONFIG = {**DIGITS_UNET, "model_channels": 16}
+CONFIG = {**RECIPES["digits-ddpm"].unet, "model_channels": 16}
 
 
 def command(folder, *arguments):
@@ -68,6 +69,51 @@ def test_the_weights_are_the_average_and_say_how_they_were_made(tmp_path):
     assert training.items() >= {**expected, "seed": 0, "image_shape": [1, 8, 8]}.items()
 
 
+def test_mnist_from_a_folder_resumed_and_in_half_precision(tmp_path):
+    data = write_mnist(tmp_path / "data", packed=True)
+    options = [*TINY, "--data", str(data), "--lr-decay", "none", "--autocast"]
+
+    def run_mnist(out, *arguments):
+        return main(["train", "mnist-ddpm", *options, "--out", str(tmp_path / out / "w.safetensors"), *arguments])
+
+    assert run_mnist("whole", "--steps", "4") == 0
+    assert run_mnist("parts", "--steps", "2") == 0
+    assert run_mnist("parts", "--steps", "4", "--resume") == 0
+    (ours, metadata), (theirs, _) = (load_state(tmp_path / part / "w.safetensors") for part in ("whole", "parts"))
+    assert all(torch.equal(ours[name], theirs[name]) and ours[name].dtype == torch.float16 for name in ours)
+    record = TrainingRecord.read(tmp_path / "whole" / "w.safetensors")
+    assert record == TrainingRecord("mnist-ddpm", "squared_cosine", 1000, "v_prediction", (1, 28, 28))
+    assert json.loads(metadata["training"])["autocast"] is True
+    assert main(["sample", "--weights", str(tmp_path / "whole" / "w.safetensors"), "--num", "2", "--steps", "2",
+                 "--class", "3", "--quiet", "--out", str(tmp_path / "s")]) == 0  # fmt: skip
+
+
+def test_mnist_is_refused_before_the_first_step_where_it_is_not_there(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(Trainer, "train_step", lambda self: pytest.fail("a step was done"))
+    command = ["train", "mnist-ddpm", "--out", str(tmp_path / "w.safetensors")]
+    assert "the following arguments are required: --data" in refused(capsys, *command)
+    assert "no train-images-idx3-ubyte, gzipped or not" in refused(capsys, *command, "--data", tmp_path)
+    (write_mnist(tmp_path / "d") / "train-labels-idx1-ubyte").write_bytes(b"damaged")
+    line = refused(capsys, *command, "--data", tmp_path / "d")
+    assert f"--data: {tmp_path}/d/train-labels-idx1-ubyte: not an IDX file" in line
+
+
+def test_a_cosine_ends_at_the_last_step(tmp_path):
+    assert train(tmp_path, "--steps", "5", "--lr-decay", "cosine") == 0
+    training = json.loads(read_metadata(tmp_path / "w.safetensors")["training"])
+    assert training["lr_decay_steps"] == 5 and training["warmup"] == 2
+
+
+def test_each_recipe_has_its_own_defaults(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")  # of the help, so that no word is broken
+    for name, steps in (("digits-ddpm", 4000), ("mnist-ddpm", RECIPES["mnist-ddpm"].steps)):
+        assert run("train", name, "--help") == 0
+        printed = " ".join(capsys.readouterr().out.split())
+        assert f"optimiser steps in all (default: {steps})" in printed and f"(default: {name}.safetensors)" in printed
+    assert "RECIPE" in refused(capsys, "train")
+    assert "invalid choice: 'letters'" in refused(capsys, "train", "letters")
+
+
 def test_nothing_is_printed_beside_the_lines_where_there_is_no_terminal(tmp_path, capsys):
     arguments = [argument for argument in command(tmp_path, "--steps", "2") if argument != "--quiet"]
     assert main(arguments) == 0
@@ -87,6 +133,10 @@ BAD_OPTIONS = [
     (["--schedule", "cubic"], "invalid choice: 'cubic'"),
     (["--prediction-type", "flow_prediction"], "invalid choice: 'flow_prediction'"),
     (["--model-channels", "7"], "num_groups must divide every width [7, 7]"),
+    (["--lr-decay", "linear"], "--lr-decay: invalid choice: 'linear'"),
+    (["--lr-decay", "cosine", "--steps", "2"], "--steps must be more than --warmup 2 for --lr-decay cosine, got 2"),
+    (["--weights-dtype", "int8"], "--weights-dtype: invalid choice: 'int8'"),
+    (["--data", "."], "unrecognized arguments: --data ."),
     (["--seed", str(2**63)], "--seed: must be at least -2^63 and below 2^63"),
     (["--out", ""], "--out: must be the name of a file or folder, got ''"),
     (["--checkpoint", " "], "--checkpoint: must be the name of a file or folder"),

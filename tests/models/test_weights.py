@@ -5,7 +5,7 @@ import json
 
 import torch
 
-from fastgen.cli.train import DIGITS_UNET
+from fastgen.cli._recipes import RECIPES
 from fastgen.data import load_digits
 from fastgen.models import UNet, find_weights, read_metadata
 from fastgen.samplers.schedules import squared_cosine_betas
@@ -22,7 +22,7 @@ def test_size_and_papers():
     assert "fastgen train digits-ddpm --seed 0 --threads 1" in papers
     training = json.loads(read_metadata(WEIGHTS)["training"])
     assert training["recipe"] == "digits-ddpm" and training["seed"] == 0 and training["schedule"] == "squared_cosine"
-    assert UNet.load(WEIGHTS).config == UNet.from_config({**DIGITS_UNET, "model_channels": 48}).config
+    assert UNet.load(WEIGHTS).config == UNet.from_config({**RECIPES["digits-ddpm"].unet, "model_channels": 48}).config
 
 
 def test_it_finds_the_noise_in_held_out_digits_and_needs_the_class():

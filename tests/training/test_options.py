@@ -14,6 +14,17 @@ def test_defaults_and_numpy_numbers():
     assert TrainingOptions(warmup=0, seed=-3, lr=1) == TrainingOptions(warmup=0, seed=-3, lr=1.0)
 
 
+def test_the_learning_rate_rises_and_stays_or_falls_along_half_a_cosine():
+    stays = TrainingOptions(lr=0.5, warmup=4)
+    assert [stays.learning_rate(step) for step in (0, 1, 3, 4, 10**6)] == [0.125, 0.25, 0.5, 0.5, 0.5]
+    falls = TrainingOptions(lr=0.5, warmup=4, lr_decay_steps=12)
+    assert [falls.learning_rate(step) for step in (0, 1, 3, 4)] == [0.125, 0.25, 0.5, 0.5]
+    assert falls.learning_rate(8) == pytest.approx(0.25)
+    assert falls.learning_rate(6) == pytest.approx(0.5 * (1 + math.sqrt(0.5)) / 2)
+    assert falls.learning_rate(12) == falls.learning_rate(99) == 0
+    assert TrainingOptions(warmup=0).learning_rate(0) == TrainingOptions().lr
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -22,6 +33,13 @@ def test_defaults_and_numpy_numbers():
         ({"batch_size": True}, TypeError, "batch_size must be an integer, got True"),
         ({"timesteps": 0}, ValueError, "timesteps must be an integer of at least 1"),
         ({"warmup": -1}, ValueError, "warmup must be an integer of at least 0"),
+        ({"lr_decay_steps": -1}, ValueError, "lr_decay_steps must be an integer of at least 0"),
+        (
+            {"lr_decay_steps": 200},
+            ValueError,
+            "lr_decay_steps must be 0 or more than the warm-up of 200 steps, got 200",
+        ),
+        ({"autocast": 1}, TypeError, "autocast must be True or False, got 1"),
         ({"seed": 2**63}, ValueError, "below 2^63, got 9223372036854775808"),
         ({"lr": -1.0}, ValueError, "lr must be positive and finite, got -1.0"),
         ({"lr": 0}, ValueError, "lr must be positive and finite, got 0"),

@@ -1,6 +1,7 @@
 """`Trainer`: its step is algorithm 1 of Ho et al. 2020 as plain torch says it, and the loss falls."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -63,6 +64,44 @@ def test_the_first_losses_in_float32_are_those_of_plain_torch_to_rounding():
     trainer = Trainer(model, options, images, labels)
     # the sums of 1,024 squares, and the weights of the steps before: some hundred roundings of 6e-8
     torch.testing.assert_close([trainer.train_step() for _ in range(4)], expected, rtol=1e-4, atol=0)
+
+
+def test_the_rate_falls_to_nothing_at_the_last_step():
+    trainer = make_trainer(warmup=2, lr_decay_steps=6)
+    weights = []
+    for _ in range(8):
+        trainer.train_step()
+        weights.append(trainer.model.out_conv.weight.detach().clone())
+    rates = [(after - before).abs().max() for before, after in itertools.pairwise(weights)]
+    assert rates[1] > rates[3] > rates[4] > 0 and rates[5] == rates[6] == 0
+
+
+def test_autocast_computes_in_bfloat16_and_trains_float32_weights():
+    plain, cast = make_trainer({"dropout": 0.0}, lr=5e-3), make_trainer({"dropout": 0.0}, lr=5e-3, autocast=True)
+    dtypes = []
+    for trainer in (plain, cast):
+        trainer.model.out_conv.register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
+    losses = [[trainer.train_step() for _ in range(4)] for trainer in (plain, cast)]
+    assert set(dtypes[:4]) == {torch.float32} and set(dtypes[4:]) == {torch.bfloat16}
+    assert losses[0] != losses[1]
+    torch.testing.assert_close(losses[0], losses[1], rtol=0.02, atol=0)
+    assert all(p.dtype == p.grad.dtype == torch.float32 for p in cast.model.parameters())
+
+
+def test_weights_in_half_the_bits_are_the_average_rounded(tmp_path):
+    trainer = make_trainer()
+    trainer.fit(2)
+    trainer.save_weights(tmp_path / "w.safetensors", dtype=torch.float16)
+    half, single = UNet.load(tmp_path / "w.safetensors"), UNet.load(tmp_path / "w.safetensors", dtype=torch.float32)
+    for name, average in trainer.ema.model.state_dict().items():
+        assert average.dtype == single.state_dict()[name].dtype == torch.float32
+        assert torch.equal(half.state_dict()[name], average.half())
+        assert torch.equal(single.state_dict()[name], average.half().float())
+    with torch.no_grad():
+        trainer.ema.model.out_conv.bias.fill_(1e5)
+    with pytest.raises(FloatingPointError, match=r"out_conv\.bias is not finite at step 2 and was not saved"):
+        trainer.save_weights(tmp_path / "large.safetensors", dtype=torch.float16)
+    assert not (tmp_path / "large.safetensors").exists()
 
 
 def test_dropped_labels_are_the_null_class():

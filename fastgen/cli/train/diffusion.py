@@ -1,4 +1,4 @@
-"""`fastgen train digits-ddpm`: a class-conditional diffusion model of handwritten digits, in minutes on two cores."""
+"""Training by one of the diffusion recipes: its options, its checkpoints, and what Ctrl-C does."""
 
 import argparse
 import contextlib
@@ -8,53 +8,44 @@ from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import torch
 
-from .._files import check_writable, remove_leftovers
-from ..data import IMAGE_SHAPE, NUM_CLASSES, load_digits
-from ..models import UNet
-from ..training import PREDICTION_TYPES, SCHEDULES, CheckpointEvery, ProgressBar, Trainer, TrainingOptions
-from . import _options
-from ._errors import EXIT_INTERRUPTED, UsageError, argument_errors
+from ..._files import check_writable, remove_leftovers
+from ...models import UNet
+from ...training import PREDICTION_TYPES, SCHEDULES, CheckpointEvery, ProgressBar, Trainer, TrainingOptions
+from .. import _options
+from .._errors import EXIT_INTERRUPTED, UsageError, argument_errors
+from .._recipes import RECIPES
 
-RECIPES = ("digits-ddpm",)
-
-# The architecture of the recipe, what `--model-channels` and `--dropout` do not set.
-DIGITS_UNET: dict[str, Any] = {
-    "in_channels": IMAGE_SHAPE[0],
-    "channel_mult": [1, 1],
-    "num_res_blocks": 1,
-    "attention_resolutions": [2],
-    "num_head_channels": 16,
-    "num_classes": NUM_CLASSES,
-    "null_class": True,
-    "use_scale_shift_norm": True,
-    "num_groups": 8,
-}
+WEIGHTS_DTYPES = ("float32", "float16", "bfloat16")
+DESCRIPTION = (
+    "The weights written are the moving average (EMA). Ctrl-C saves a checkpoint and stops; --resume goes on from it."
+)
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
-    """Add the `train` sub-command."""
-    parser = subparsers.add_parser(
-        "train",
-        help="train a small diffusion model on real data",
-        description="Train a model by one of the recipes. The weights written are the moving average (EMA). "
-        "Ctrl-C saves a checkpoint and stops; --resume goes on.",
-        formatter_class=_options.Help,
-    )
-    defaults = TrainingOptions()
-    parser.add_argument("recipe", choices=RECIPES, help="what to train")
+def add_options(parser: argparse.ArgumentParser, name: str) -> None:
+    """The options of the recipe ``name``, with its defaults."""
+    recipe = RECIPES[name]
+    defaults = recipe.options
+    if recipe.reads_folder:
+        _options.add_data(parser)
+    parser.add_argument("--out", type=_options.path, default=Path(f"{name}.safetensors"), help="where the weights go")
     parser.add_argument(
-        "--out", type=_options.path, default=Path("digits-ddpm.safetensors"), help="where the weights go"
+        "--weights-dtype", choices=WEIGHTS_DTYPES, default=recipe.weights_dtype, help="of the numbers in that file"
     )
-    parser.add_argument("--steps", type=_options.count, default=4000, help="optimiser steps in all")
+    parser.add_argument("--steps", type=_options.count, default=recipe.steps, help="optimiser steps in all")
     parser.add_argument("--batch-size", type=_options.count, default=defaults.batch_size, help="images a step")
     parser.add_argument(
         "--lr", type=_options.number, default=defaults.lr, help="learning rate of Adam after the warm-up"
     )
     parser.add_argument("--warmup", type=int, default=defaults.warmup, help="steps of linear warm-up of that rate")
+    parser.add_argument(
+        "--lr-decay",
+        choices=("none", "cosine"),
+        default=recipe.lr_decay,
+        help="cosine: from there to 0 at the last step",
+    )
     parser.add_argument("--seed", type=_options.seed, default=defaults.seed, help="of everything random")
     parser.add_argument("--schedule", choices=tuple(SCHEDULES), default=defaults.schedule, help="noise schedule")
     parser.add_argument(
@@ -70,8 +61,11 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         default=defaults.label_dropout,
         help="rate of training without the class",
     )
-    parser.add_argument("--model-channels", type=_options.count, default=48, help="width of the first level")
+    parser.add_argument(
+        "--model-channels", type=_options.count, default=recipe.model_channels, help="width of the first level"
+    )
     parser.add_argument("--dropout", type=_options.number, default=0.0, help="rate inside the residual blocks")
+    parser.add_argument("--autocast", action="store_true", help="compute in bfloat16 where torch.autocast does")
     parser.add_argument("--checkpoint", type=_options.path, help="state to resume from (default: beside --out)")
     parser.add_argument("--checkpoint-every", type=_options.count, default=1000, metavar="STEPS", help="and at the end")
     existing = parser.add_mutually_exclusive_group()
@@ -80,7 +74,6 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--device", type=_options.device, default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=_options.count, help="threads of torch (default: its own choice)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    return parser
 
 
 def run(args: argparse.Namespace) -> int:
@@ -88,14 +81,20 @@ def run(args: argparse.Namespace) -> int:
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     _options.check_device(args.device)
+    if args.lr_decay == "cosine" and args.steps <= args.warmup:
+        raise UsageError(f"--steps must be more than --warmup {args.warmup} for --lr-decay cosine, got {args.steps}")
+    args.lr_decay_steps = args.steps if args.lr_decay == "cosine" else 0
     with argument_errors():
         options = TrainingOptions(**{field.name: getattr(args, field.name) for field in fields(TrainingOptions)})
+    recipe = RECIPES[args.recipe]
     torch.manual_seed(options.seed)  # of the initial weights and of dropout
     with argument_errors("--model-channels, --dropout"):
-        model = UNet(**DIGITS_UNET, model_channels=args.model_channels, dropout=args.dropout)
+        model = UNet(**recipe.unet, model_channels=args.model_channels, dropout=args.dropout)
     checkpoint = args.checkpoint or args.out.with_suffix(".checkpoint.safetensors")
     _check_files(args, checkpoint)
-    data = load_digits("train")
+    folder = args.data if recipe.reads_folder else None
+    with argument_errors("--data"):
+        data = recipe.load(folder)
     trainer = Trainer(model, options, data.images, data.labels, device=args.device)
     if args.resume:
         trainer.restore(checkpoint)
@@ -114,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return EXIT_INTERRUPTED
-    trainer.save_weights(args.out, args.recipe)
+    _save_weights(args, trainer)
     print(f"loss {bar.loss:.4f}; weights in {args.out}, checkpoint in {checkpoint}")
     return 0
 
@@ -133,9 +132,13 @@ def _check_files(args: argparse.Namespace, checkpoint: Path) -> None:
 def _nothing_to_do(args: argparse.Namespace, trainer: Trainer, checkpoint: Path) -> int:
     print(f"nothing to do: {checkpoint} is at step {trainer.step}, and --steps is {args.steps}")
     if trainer.step == args.steps and not args.out.exists():  # the run was killed between the two files
-        trainer.save_weights(args.out, args.recipe)
+        _save_weights(args, trainer)
         print(f"weights in {args.out}")
     return 0
+
+
+def _save_weights(args: argparse.Namespace, trainer: Trainer) -> None:
+    trainer.save_weights(args.out, args.recipe, getattr(torch, args.weights_dtype))
 
 
 @contextlib.contextmanager

@@ -1,0 +1,30 @@
+"""`fastgen train RECIPE`: a file a kind of model, with its options, what it checks before the first step, and its files."""
+
+import argparse
+
+from .. import _options
+from .._recipes import RECIPES
+from . import classifier, diffusion
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
+    """Add the `train` sub-command, with a parser of its own for each recipe."""
+    parser = subparsers.add_parser(
+        "train",
+        help="train a small diffusion model on real data",
+        description="Train a model by one of the recipes; `fastgen train RECIPE --help` shows the options of one.",
+    )
+    recipes = parser.add_subparsers(dest="recipe", metavar="RECIPE", required=True)
+
+    def add(name: str, summary: str, description: str) -> argparse.ArgumentParser:
+        return recipes.add_parser(name, help=summary, description=description, formatter_class=_options.Help)
+
+    for name, recipe in RECIPES.items():
+        diffusion.add_options(add(name, recipe.summary, diffusion.DESCRIPTION), name)
+    classifier.add_options(add(classifier.NAME, classifier.SUMMARY, classifier.DESCRIPTION))
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train as ``args.recipe`` says; returns the exit status."""
+    return classifier.run(args) if args.recipe == classifier.NAME else diffusion.run(args)
