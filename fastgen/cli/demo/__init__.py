@@ -10,7 +10,10 @@ from pathlib import Path
 
 from .. import _options
 
-DEMOS = {"digits": "10 x 10 handwritten digits by DDIM and DDPM, through plain torch and through fastgen"}
+DEMOS = {
+    "mnist": "10 x 10 handwritten digits of 28 x 28 pixels by DDIM and DDPM, through plain torch and through fastgen",
+    "digits": "the same with digits of 8 x 8 pixels",
+}
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
@@ -25,6 +28,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--out", type=_options.path, default=Path("demo"), help="folder of pictures and report (default: demo)"
     )
     parser.add_argument("--weights", help="file, or name of shipped weights (default: those of the demonstration)")
+    _options.add_data(parser, required=False)
     parser.add_argument("--seed", type=_options.seed, default=0, help="of the generators (default: 0)")
     parser.add_argument("--steps", type=_options.count, help="of every sampler (default: each its own)")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")

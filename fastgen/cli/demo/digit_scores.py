@@ -1,24 +1,11 @@
-"""How good drawn digits are: read by a classifier fitted on real ones, and compared with the nearest real one."""
-
-from dataclasses import dataclass
+"""How good drawn 8 x 8 digits are: read by a classifier fitted on real ones, and compared with the nearest real one."""
 
 import numpy as np
-import torch
 from sklearn.svm import SVC
 from torch import Tensor
 
 from ...data import load_digits
-
-
-@dataclass(frozen=True)
-class Copies:
-    """Distances in pixel space (root of the sum of squares, images in [-1, 1]) to the nearest training image."""
-
-    median: float
-    smallest: float
-    held_out_median: float
-    held_out_smallest: float
-    closer_than_any_held_out: int
+from .copies import Copies
 
 
 class DigitJudge:
@@ -38,18 +25,15 @@ class DigitJudge:
 
     def copies(self, images: Tensor) -> Copies:
         """Whether ``images`` lie nearer to the training images than unseen real digits do."""
-        ours, theirs = self._nearest(images), self._nearest(self.held_out.images)
-        return Copies(
-            median=float(ours.median()),
-            smallest=float(ours.min()),
-            held_out_median=float(theirs.median()),
-            held_out_smallest=float(theirs.min()),
-            closer_than_any_held_out=int((ours < theirs.min()).sum()),
-        )
+        return Copies.measure(images, self.train.images, self.held_out.images)
 
-    def _nearest(self, images: Tensor) -> Tensor:
-        real = self.train.images.flatten(1).double()
-        return torch.cdist(images.clamp(-1, 1).flatten(1).double(), real).amin(1)
+    def findings(self, images: Tensor) -> list[str]:
+        """Sentences on real digits and on copies, for the report of ``images``."""
+        share = self.held_out_recognised()
+        return [
+            f"real held-out digits: {share:.1%} are read as what they are, by the same classifier",
+            str(self.copies(images)),
+        ]
 
 
 def _flat(images: Tensor) -> np.ndarray:

@@ -12,11 +12,12 @@ from ..._files import write_atomically
 INK = "Greys"  # paper is -1, ink is 1
 
 
-def draw_grid(path: Path, panels: Mapping[str, Tensor]) -> None:
-    """A panel for each entry: 10 rows, one a class, of images [100, 1, 8, 8] ordered by class."""
-    figure = Figure(figsize=(5.2 * len(panels), 5.6), layout="constrained")
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axis, (title, images) in zip(axes, panels.items(), strict=True):
+def draw_grid(path: Path, rows: Sequence[Mapping[str, Tensor]]) -> None:
+    """Panels by title, side by side in each row: 10 lines, one a class, of images [100, 1, H, W] ordered by class."""
+    figure = Figure(figsize=(5.2 * len(rows[0]), 5.6 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), len(rows[0]), squeeze=False)
+    panels = [panel for row in rows for panel in row.items()]
+    for axis, (title, images) in zip(axes.flat, panels, strict=True):
         n, _, height, width = images.shape
         columns = n // 10
         framed = torch.full((10, columns, height + 2, width + 2), -1.0)
@@ -30,12 +31,13 @@ def draw_grid(path: Path, panels: Mapping[str, Tensor]) -> None:
         axis.tick_params(length=0, labelsize=12)
         for spine in axis.spines.values():
             spine.set_color("#bbbbbb")
-    axes[0].set_ylabel("class asked for", fontsize=12)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("class asked for", fontsize=12)
     write_atomically(path, lambda name: figure.savefig(name, dpi=130, format="png"))
 
 
 def draw_trajectory(path: Path, states: Sequence[tuple[int, Tensor]]) -> None:
-    """One row for each sample; ``states`` are (timestep, [K, 1, 8, 8]) from noise to image."""
+    """One row for each sample; ``states`` are (timestep, [K, 1, H, W]) from noise to image."""
     rows = states[0][1].shape[0]
     figure = Figure(figsize=(1.15 * len(states), 1.15 * rows + 0.4), layout="constrained")
     axes = figure.subplots(rows, len(states), squeeze=False)

@@ -1,9 +1,9 @@
-"""`fastgen demo` with few steps: what it writes, what it prints, and that it can fail."""
+"""`fastgen demo digits` with few steps: what it writes, what it prints, and that it can fail."""
 
 import pytest
 import torch
 
-from fastgen.cli.demo import digits
+from fastgen.cli.demo import demonstration
 from fastgen.cli.demo.digit_scores import DigitJudge
 from fastgen.cli.demo.plain_sampling import PlainSampler
 from fastgen.cli.main import main
@@ -22,7 +22,7 @@ def judge() -> DigitJudge:
 @pytest.fixture
 def few(monkeypatch):
     """Four digits of each class in place of ten."""
-    monkeypatch.setattr(digits, "PER_CLASS", 4)
+    monkeypatch.setattr(demonstration, "PER_CLASS", 4)
 
 
 def test_demo(tmp_path, capsys, few):
@@ -35,8 +35,8 @@ def test_demo(tmp_path, capsys, few):
 
 
 def test_demo_fails_where_digits_are_not_recognised(tmp_path, capsys, monkeypatch, few):
-    monkeypatch.setattr(digits, "WANTED", 1.01)
-    assert main(["demo", "--quiet", "--steps", "2", "--out", str(tmp_path)]) == 1
+    monkeypatch.setattr(demonstration, "WANTED", 1.01)
+    assert main(["demo", "digits", "--quiet", "--steps", "2", "--out", str(tmp_path)]) == 1
     assert "FAILED: DDIM: only" in capsys.readouterr().out
 
 
@@ -48,27 +48,31 @@ def test_demo_fails_where_digits_are_not_recognised(tmp_path, capsys, monkeypatc
         (["--seed", "x"], "--seed: must be an integer, got 'x'"),
         (["--weights", "none"], "none: no such checkpoint file"),
         (["--out", "/proc/x"], "/proc/x/digits.png: cannot be written"),
-        (["letters"], "invalid choice: 'letters'"),
+        (["--data", "."], "--data is for `fastgen demo mnist`"),
     ],
 )
 def test_refusals_are_one_line(tmp_path, capsys, options, message):
-    assert message in refused(capsys, "demo", "--out", tmp_path / "o", *options)
+    assert message in refused(capsys, "demo", "digits", "--out", tmp_path / "o", *options)
     assert not (tmp_path / "o" / "digits.png").exists()
 
 
 def test_weights_of_something_else(tmp_path, capsys):
     model = UNet(3, 8, channel_mult=(1,), num_res_blocks=1, attention_resolutions=(), num_groups=4)
     model.save(tmp_path / "w.safetensors")
-    line = refused(capsys, "demo", "--out", tmp_path, "--weights", tmp_path / "w.safetensors")
+    line = refused(capsys, "demo", "digits", "--out", tmp_path, "--weights", tmp_path / "w.safetensors")
     assert "w.safetensors: not a model of digits with 10 classes and a null class" in line
 
 
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("kind", ["ddim", "ddpm"])
-def test_the_plain_loop_is_the_solver(kind):
+def test_the_plain_loop_is_the_solver(kind, prediction_type):
     betas = squared_cosine_betas()
-    solver = DDIM(betas=betas, use_clipped_model_output=True) if kind == "ddim" else DDPM(betas=betas)
+    common = {"betas": betas, "prediction_type": prediction_type}
+    if prediction_type == "v_prediction":
+        common["timestep_spacing"] = "trailing"
+    solver = DDIM(**common, use_clipped_model_output=True) if kind == "ddim" else DDPM(**common)
     plan = solver.plan(8, guidance_scale=3.0).to("cpu")
-    plain = PlainSampler(kind, betas, plan.timesteps, 3.0)
+    plain = PlainSampler(kind, betas, plan.timesteps, 3.0, prediction_type)
     shape = (2, 1, 8, 8)
     for i in range(8):
         x, cond, uncond = torch.randn(shape), torch.randn(shape), torch.randn(shape)
