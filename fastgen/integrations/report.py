@@ -8,6 +8,8 @@ from . import scheduler
 from .stand_in import mixin_of
 from .walk import modules, parts, stand_in_for
 
+NOT_ASKED = "could be, but accelerate was not asked to, or exactly"
+
 
 class Row(NamedTuple):
     """A module, or a pipeline's scheduler: its name, its class, whether it is accelerated, and by what or why not."""
@@ -75,8 +77,8 @@ def _rows(model: Any) -> Iterator[Row]:
             yield Row(name, type(module).__qualname__, False, "; ".join(why))
     for name, part in parts(model):
         if scheduler.known(part):
-            fused, why_not = scheduler.is_fused(part), scheduler.refusal(part)
-            detail = "each step one kernel" if fused else why_not or "could be; accelerate was not asked to"
+            fused = scheduler.is_fused(part)
+            detail = "each step one kernel" if fused else scheduler.refusal(part) or NOT_ASKED
             yield Row(name, type(part).__qualname__, fused, detail)
 
 

@@ -12,10 +12,8 @@ def known(part: Any) -> bool:
 
 def accelerate_scheduler(part: Any) -> None:
     """Give a scheduler the stand-in's class; whatever else comes, leave it."""
-    if known(part) and refusal(part) is None and not is_fused(part):
-        from ..samplers.diffusers import stand_in
-
-        part.__class__ = stand_in(part.__class__)
+    if known(part) and not is_fused(part) and refusal(part) is None:
+        part.__class__ = _stand_in(part.__class__)
 
 
 def restore_scheduler(part: Any) -> None:
@@ -24,17 +22,23 @@ def restore_scheduler(part: Any) -> None:
 
 
 def is_fused(part: Any) -> bool:
-    from ..samplers.diffusers.scheduler import FusedScheduler
+    if not known(part):
+        return False
+    from ..samplers.diffusers import FusedScheduler
 
-    return known(part) and isinstance(part, FusedScheduler)
+    return isinstance(part, FusedScheduler)
 
 
 def refusal(part: Any) -> str | None:
-    """Why a scheduler cannot have fused steps."""
-    from ..samplers.diffusers import stand_in
-
+    """Why one of diffusers' schedulers cannot have fused steps."""
     try:
-        is_fused(part) or stand_in(part.__class__)
+        _stand_in(part.__class__)
     except TypeError as error:
         return str(error)
     return None
+
+
+def _stand_in(cls: type) -> type:
+    from ..samplers.diffusers import stand_in  # only where diffusers is there
+
+    return stand_in(cls)

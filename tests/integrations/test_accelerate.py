@@ -11,6 +11,7 @@ from torch import nn
 import fastgen
 from fastgen.integrations.stand_in import mixin_of
 
+from .. import fresh
 from ..modules import randomize
 from . import foreign
 from .numerics import WINOGRAD, error
@@ -180,6 +181,43 @@ def test_the_report(model, capsys):
     assert "padding_mode 'circular'" in text and "Winograd" in text
 
 
+WITH_TWO_PROCESSES = """
+import sys, torch, torch.distributed as dist, torch.multiprocessing as mp, fastgen
+from tests.integrations.test_accelerate import X, make
+
+def loss(model, x):
+    return model(x).square().mean()
+
+def work(rank, file):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+    model = torch.nn.parallel.DistributedDataParallel(make().train())
+    fastgen.accelerate(model)
+    loss(model, X[rank : rank + 1]).backward()
+    plain = make().train()
+    loss(plain, X).backward()
+    for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-5 * theirs.grad.abs().max().item())
+    dist.destroy_process_group()
+
+mp.start_processes(work, args=(sys.argv[1],), nprocs=2, start_method="fork")
+"""
+
+
+def test_data_parallel(tmp_path):
+    """Two processes, each with half of the batch, have the gradients of the whole."""
+    fresh.run(WITH_TWO_PROCESSES, str(tmp_path / "rendezvous"))
+
+
+def test_without_diffusers_its_schedulers_are_not_looked_for():
+    fresh.run(
+        "import sys, torch, fastgen\n"
+        "fastgen.restore(fastgen.accelerate(torch.nn.Sequential(torch.nn.Conv2d(3, 3, 3))))\n"
+        "assert 'diffusers' not in sys.modules and 'fastgen.samplers' not in sys.modules"
+    )
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
 def test_nothing_to_do():
     for nothing in (nn.Linear(2, 2), nn.Sequential(), fastgen.nn.Conv2d(3, 3, 3), torch.jit.script(nn.Conv2d(3, 3, 3))):
         fastgen.accelerate(nothing)
