@@ -43,8 +43,9 @@ bench-full: build
 	-@$(MAKE) -s peers
 	$(BIN)/python -m benchmarks.run --full
 
-# The pictures and tables of docs/samplers.md.
+# The pictures and tables of the documents.
 docs: build
+	$(BIN)/python docs/make_accelerate_report.py
 	$(BIN)/python docs/make_parity_table.py
 	$(BIN)/python docs/make_convergence_plot.py
 	$(BIN)/python docs/make_solver_grid.py

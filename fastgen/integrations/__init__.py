@@ -5,5 +5,7 @@ A file here is a project's, or torch's (`generic`): a stand-in for each class of
 
 from .accelerate import accelerate, restore
 from .report import Report, report
+from .stand_in import StandIn
+from .walk import register
 
-__all__ = ["Report", "accelerate", "report", "restore"]
+__all__ = ["Report", "StandIn", "accelerate", "register", "report", "restore"]

@@ -10,9 +10,26 @@ from .stand_in import StandIn, base_of, mixin_of, refusals
 
 # By the name of the class that each stands in for. More than one project may have a class of a name.
 STAND_INS: dict[str, list[type[StandIn]]] = {}
+
+
+def register(*mixins: type[StandIn]) -> None:
+    """Have `accelerate` know these too, and before those that it knows of the same name.
+
+    Raises:
+        TypeError: one is no subclass of :class:`StandIn`, or does not say what it stands in for and what it does.
+    """
+    for mixin in mixins:
+        if not (isinstance(mixin, type) and issubclass(mixin, StandIn)):
+            raise TypeError(f"a stand-in must be a subclass of StandIn, got {mixin!r}")
+        if missing := [name for name in ("of", "project", "does") if not isinstance(getattr(mixin, name, None), str)]:
+            raise TypeError(f"{mixin.__name__} must say {', '.join(missing)}")
+        known = STAND_INS.setdefault(mixin.of, [])
+        if mixin not in known:
+            known.insert(0, mixin)
+
+
 for _project in (generic, diffusers, guided_diffusion, latent_diffusion):
-    for _mixin in _project.STAND_INS:
-        STAND_INS.setdefault(_mixin.of, []).append(_mixin)
+    register(*_project.STAND_INS)
 
 
 def parts(model: Any) -> Iterator[tuple[str, Any]]:

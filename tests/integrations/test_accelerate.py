@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import fastgen
+from fastgen.integrations import StandIn, walk
 from fastgen.integrations.stand_in import mixin_of
 
 from .. import fresh
@@ -179,6 +180,52 @@ def test_the_report(model, capsys):
     assert str(after) in text and len(after.accelerated) == 7 and [row.name for row in after.left_alone] == ["3"]
     assert [row.name for row in after.rows] == ["", "0", "1", "1.0", "1.2", "2", "2.0", "2.3", "3"][1:]
     assert "padding_mode 'circular'" in text and "Winograd" in text
+
+
+class Mine(nn.Module):
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.factor * x
+
+
+class MineFaster(StandIn):
+    of, project, does, takes, has = "Mine", "ours", "two by a sum", ("x",), ("factor",)
+
+    @classmethod
+    def reasons(cls, module):
+        if module.factor < 0:
+            yield "a negative factor"
+
+    def forward(self, x):
+        return x + x if self.factor == 2 else self.theirs(x)
+
+
+def test_a_stand_in_of_ones_own(monkeypatch):
+    monkeypatch.setattr(walk, "STAND_INS", {})
+    model = nn.Sequential(Mine(2.0), Mine(3.0), Mine(-1.0))
+    fastgen.integrations.register(MineFaster)
+    fastgen.integrations.register(MineFaster)
+    assert stand_ins(fastgen.accelerate(model)) == ["0", "1"] and torch.equal(model(X), -6 * X)
+    assert {row.name: row.detail for row in fastgen.report(model).rows} == {
+        "0": "two by a sum", "1": "two by a sum", "2": "a negative factor",
+    }  # fmt: skip
+    copied = pickle.loads(pickle.dumps(model))
+    assert stand_ins(copied) == ["0", "1"] and type(fastgen.restore(copied)[0]) is Mine
+
+
+@pytest.mark.parametrize(
+    "bad, message",
+    [
+        (Mine, "must be a subclass of StandIn, got"),
+        (type("Bare", (StandIn,), {"of": "Mine"}), "Bare must say project, does"),
+    ],
+)
+def test_a_stand_in_must_say_what_it_is(bad, message):
+    with pytest.raises(TypeError, match=message):
+        fastgen.integrations.register(bad)
 
 
 WITH_TWO_PROCESSES = """

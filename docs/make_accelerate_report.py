@@ -1,0 +1,16 @@
+"""The report in docs/accelerate.md: of a pipeline of diffusers with the U-Net of DDPM on CIFAR-10, random weights."""
+
+import contextlib
+import io
+
+from _pages import replace_part
+from diffusers import DDPMPipeline, DDPMScheduler
+
+import fastgen
+from benchmarks.models.bench_accelerate import model_of
+
+if __name__ == "__main__":
+    pipe = DDPMPipeline(unet=model_of("ddpm_cifar10"), scheduler=DDPMScheduler())
+    with contextlib.redirect_stdout(io.StringIO()):
+        text = str(fastgen.report(fastgen.accelerate(pipe)))
+    replace_part("accelerate.md", "report", f"```\n{text}\n```")
