@@ -96,6 +96,7 @@ TARGETS: tuple[Target, ...] = (
     Target("norm + SiLU + 3x3 convolution + residual, fp32, geometric mean over the fastest baseline", 2.7, _mean_speedup("fastest", family="conv2d", dtype="fp32")),
     Target("the same in bf16 (a machine without AMX)", 1.5, _mean_speedup("fastest", family="conv2d", dtype="bf16")),
     Target("no conv2d row slower than the fastest baseline (lowest row)", 1.0, _lowest("fastest", family="conv2d")),
+    Target("nearest upsampling + 3x3 convolution, fp32, geometric mean over the fastest baseline", 1.8, _mean_speedup("fastest", family="upsample_conv2d", dtype="fp32")),
     Target("attention, d = 40 to 160, fp32, geometric mean over eager", 1.1, _mean_speedup("eager", family="attention", mode="self", dtype="fp32")),
     Target("attention, d = 40 to 160, bf16, geometric mean over eager", 1.8, _mean_speedup("eager", family="attention", mode="self", dtype="bf16")),
     Target("attention, d = 8, geometric mean over eager", 3.0, _mean_speedup("eager", family="attention", mode="d8")),

@@ -96,11 +96,19 @@ SCHEMAS: dict[str, dict[str, str]] = {
     },
     "conv2d": {
         # (conv(act(input * input_scale + input_shift)) + bias + embedding + residual) * output_scale, whichever way is fastest
-        "conv2d_fwd": "(Tensor input, Tensor weight, Tensor? bias, int[2] stride, int[2] padding, int[2] dilation, int groups, Tensor? input_scale, Tensor? input_shift, int activation, Tensor? embedding, Tensor? residual, float output_scale) -> Tensor",
+        "conv2d_fwd": "(Tensor input, Tensor weight, int[2] stride, int[2] padding, int[2] dilation, int groups, Tensor? bias, Tensor? input_scale, Tensor? input_shift, int activation, Tensor? embedding, Tensor? residual, float output_scale) -> Tensor",
         # the weights [points, panels, C, 16] of tiles of outputs x outputs in fp32: Winograd's for a 3x3 kernel with 4 or 2, a 1x1 kernel's own with 1
         "conv2d_pack": "(Tensor weight, int outputs) -> Tensor",
         # conv2d_fwd of stride 1, the size kept, by weights so packed
         "conv2d_packed": "(Tensor input, Tensor packed, int out_channels, Tensor? bias, Tensor? input_scale, Tensor? input_shift, int activation, Tensor? embedding, Tensor? residual, float output_scale) -> Tensor",
+    },
+    "upsample_conv2d": {
+        # conv2d_fwd of the image upsampled by two to the nearest, a 3x3 kernel, padding 1, whichever way is fastest
+        "upsample_conv2d_fwd": "(Tensor input, Tensor weight, Tensor? bias, Tensor? input_scale, Tensor? input_shift, int activation, Tensor? embedding, Tensor? residual, float output_scale) -> Tensor",
+        # the weights [4 (outputs + 1)^2, panels, C, 16] of tiles of outputs x outputs of each of four phases, in fp32
+        "upsample_conv2d_pack": "(Tensor weight, int outputs) -> Tensor",
+        # upsample_conv2d_fwd by weights so packed
+        "upsample_conv2d_packed": "(Tensor input, Tensor packed, int out_channels, Tensor? bias, Tensor? input_scale, Tensor? input_shift, int activation, Tensor? embedding, Tensor? residual, float output_scale) -> Tensor",
     },
     "generator_normal": {
         # the normals that torch.randn draws from a CPU generator with this state [5056], or a sample from each of [N, 5056], and the
@@ -113,6 +121,7 @@ SCHEMAS: dict[str, dict[str, str]] = {
 # Families that have no kernels for GPUs, and no need of any.
 CPU_ONLY: tuple[str, ...] = (
     "conv2d",  # on a GPU the library's convolution wins
+    "upsample_conv2d",  # the same
     "group_norm_affine",  # what conv2d reads
     "generator_normal",  # the states of CPU generators; torch draws from those of a GPU
 )

@@ -1,7 +1,7 @@
 """Drop-in `torch.nn` modules over the ops, and the pieces of the models that are built from them."""
 
 from .attention import SpatialAttention
-from .conv2d import Conv2d
+from .conv2d import Conv2d, UpsampleConv2d
 from .embedding import TimestepEmbedding, timestep_embedding
 from .group_norm import GroupNorm, PlainGroupNorm
 from .resample import Downsample, Upsample
@@ -16,5 +16,6 @@ __all__ = [
     "SpatialAttention",
     "TimestepEmbedding",
     "Upsample",
+    "UpsampleConv2d",
     "timestep_embedding",
 ]

@@ -1,4 +1,5 @@
-"""`Conv2d`: `torch.nn.Conv2d` on the fused op, and how a norm and its activation go into the convolution after it."""
+"""`Conv2d` and `UpsampleConv2d`: `torch.nn.Conv2d` on the fused ops, and how a norm and its activation go into the convolution
+after it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..ops import conv2d, conv2d_plan
-from ..ops.conv2d import Conv2dPlan
+from ..ops import conv2d, conv2d_plan, upsample_conv2d, upsample_conv2d_plan
+from ..ops._convolution_plan import ConvolutionPlan
 from .group_norm import GroupNorm, PlainGroupNorm
 
 
@@ -49,14 +50,48 @@ class Conv2d(nn.Conv2d):
             residual=residual, output_scale=output_scale,
         )  # fmt: skip
 
-    def plan(self, input: Tensor) -> Conv2dPlan:
+    def plan(self, input: Tensor) -> ConvolutionPlan:
         """Which algorithm takes ``input``, as things are now, and why."""
         return conv2d_plan(input, self.weight, self.stride, self.padding, self.dilation, self.groups)
+
+
+class UpsampleConv2d(Conv2d):
+    r"""Nearest upsampling by two, then a 3x3 convolution that keeps the size, with what :class:`Conv2d` fuses around both:
+
+    .. math:: y = \big(conv(up(act(input \cdot input\_scale + input\_shift))) + embedding + residual\big) \cdot output\_scale
+
+    Parameters and state dict are those of the convolution; :func:`fastgen.ops.upsample_conv2d` says how it goes without the image
+    between them.
+
+    Args:
+        in_channels, out_channels, bias, device, dtype: as in :class:`torch.nn.Conv2d`.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, *, bias: bool = True, device: Any = None, dtype: Any = None
+    ) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=1, bias=bias, device=device, dtype=dtype)
+
+    def forward(self, input: Tensor, **fused: Any) -> Tensor:
+        """[N, C, H, W] -> [N, out_channels, 2H, 2W], with the keywords of :meth:`Conv2d.forward`."""
+        return upsample_conv2d(input, self.weight, self.bias, **fused)
+
+    def plan(self, input: Tensor) -> ConvolutionPlan:
+        """Which algorithm takes ``input``, as things are now, and why."""
+        return upsample_conv2d_plan(input, self.weight)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_channels}, {self.out_channels}, bias={self.bias is not None}"
 
 
 def conv_beside(norm: Callable[..., nn.Module]) -> type[nn.Conv2d]:
     """The class of the convolutions beside such norms: torch's own where the norms are plain torch."""
     return nn.Conv2d if norm is PlainGroupNorm else Conv2d
+
+
+def conv_of_upsampled(conv: Callable[..., nn.Module], channels: int, out_channels: int) -> nn.Module:
+    """The 3x3 convolution after an upsampling by two: one that upsamples, where ``conv`` is :class:`Conv2d`."""
+    return UpsampleConv2d(channels, out_channels) if conv is Conv2d else conv(channels, out_channels, 3, padding=1)
 
 
 def normed_conv(

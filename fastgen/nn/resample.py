@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .conv2d import Conv2d
+from .conv2d import Conv2d, UpsampleConv2d, conv_of_upsampled
 
 
 class Upsample(nn.Module):
@@ -15,7 +15,8 @@ class Upsample(nn.Module):
         channels: C.
         out_channels: C if None; another number needs ``use_conv``.
         use_conv: whether the convolution follows.
-        conv: its class or factory, called as :class:`fastgen.nn.Conv2d`.
+        conv: its class or factory, called as :class:`fastgen.nn.Conv2d`; in whose place :class:`fastgen.nn.UpsampleConv2d` does
+            both in one.
 
     Raises:
         ValueError: ``out_channels`` differs from ``channels`` without ``use_conv``.
@@ -32,9 +33,11 @@ class Upsample(nn.Module):
         super().__init__()
         self.channels = channels
         self.out_channels = _out_channels("Upsample", channels, out_channels, use_conv)
-        self.conv = conv(channels, self.out_channels, 3, padding=1) if use_conv else None
+        self.conv = conv_of_upsampled(conv, channels, self.out_channels) if use_conv else None
 
     def forward(self, x: Tensor) -> Tensor:
+        if isinstance(self.conv, UpsampleConv2d):
+            return self.conv(x)
         x = F.interpolate(x, scale_factor=2.0, mode="nearest")
         return x if self.conv is None else self.conv(x)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .conv2d import conv_beside, normed_conv
+from .conv2d import UpsampleConv2d, conv_beside, conv_of_upsampled, normed_conv
 from .group_norm import GroupNorm
 from .resample import Downsample, Upsample
 
@@ -73,7 +73,10 @@ class ResBlock(nn.Module):
         if resample is not None:
             self.resample = (Upsample if resample == "up" else Downsample)(channels, use_conv=False)
         conv = conv_beside(norm)
-        self.conv1 = conv(channels, out_channels, 3, padding=1)
+        if resample == "up":
+            self.conv1 = conv_of_upsampled(conv, channels, out_channels)
+        else:
+            self.conv1 = conv(channels, out_channels, 3, padding=1)
         self.embedding_projection: nn.Linear | None = None
         if embedding_channels is not None:
             self.embedding_projection = nn.Linear(embedding_channels, out_channels * (2 if use_scale_shift_norm else 1))
@@ -98,6 +101,8 @@ class ResBlock(nn.Module):
         of_norm2 = {} if embedding is None else self._modulation(embedding)
         if self.resample is None:
             h = normed_conv(self.norm1, self.conv1, x)
+        elif isinstance(self.conv1, UpsampleConv2d):
+            h, x = normed_conv(self.norm1, self.conv1, x), self.resample(x)
         else:
             h, x = self.conv1(self.resample(self.norm1(x))), self.resample(x)
         if self.training and self.dropout.p > 0:

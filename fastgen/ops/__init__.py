@@ -10,6 +10,7 @@ from .group_norm_affine import group_norm_affine
 from .philox_normal import philox_normal
 from .q_sample import q_sample
 from .sampler_step import sampler_step
+from .upsample_conv2d import upsample_conv2d, upsample_conv2d_plan
 
 __all__ = [
     "COLUMNS",
@@ -25,4 +26,6 @@ __all__ = [
     "philox_normal",
     "q_sample",
     "sampler_step",
+    "upsample_conv2d",
+    "upsample_conv2d_plan",
 ]

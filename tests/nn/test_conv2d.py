@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fastgen.nn import Conv2d, GroupNorm, PlainGroupNorm, ResBlock
+from fastgen.nn import Conv2d, GroupNorm, PlainGroupNorm, ResBlock, Upsample, UpsampleConv2d
 from fastgen.nn.conv2d import normed_conv
 from fastgen.ops._packed_weights import WEIGHTS
 
@@ -58,6 +58,44 @@ def test_print_pickle_deepcopy_meta():
     meta.to_empty(device="cpu").load_state_dict(module.state_dict())
     with torch.no_grad():
         assert torch.equal(meta(image()), expected)
+
+
+@pytest.mark.parametrize("size", [(16, 12), (6, 5)])
+def test_upsampling_and_convolution_are_torchs(size):
+    ours, theirs = randomize(UpsampleConv2d(64, 48)), nn.Conv2d(64, 48, 3, padding=1)
+    theirs.load_state_dict(ours.state_dict())
+    x, residual = image(shape=(2, 64, *size)), image(2, (2, 48, 2 * size[0], 2 * size[1]))
+    expected = residual + theirs(F.interpolate(x, scale_factor=2, mode="nearest"))
+    with torch.no_grad():
+        assert relative(ours(x, residual=residual), expected) <= 2e-5
+    actual = ours(x, residual=residual)
+    grads = [
+        torch.autograd.grad(y.square().sum(), list(m.parameters())) for m, y in ((ours, actual), (theirs, expected))
+    ]
+    for ours_grad, theirs_grad in zip(*grads, strict=True):
+        assert relative(ours_grad, theirs_grad) <= 1e-6
+    for twin in (pickle.loads(pickle.dumps(ours)), copy.deepcopy(ours)):
+        assert torch.equal(twin(x, residual=residual), actual) and repr(twin) == "UpsampleConv2d(64, 48, bias=True)"
+
+
+@requires_cpu
+@pytest.mark.parametrize("make", [lambda: Upsample(64), lambda: ResBlock(64, 64, resample="up")])
+def test_the_way_up_makes_no_large_image(make, monkeypatch):
+    """But that of a block's skip, which has no convolution."""
+    module, large = randomize(make()), []
+    plain = (
+        Upsample(64, conv=nn.Conv2d)
+        if isinstance(module, Upsample)
+        else ResBlock(64, 64, resample="up", norm=PlainGroupNorm)
+    )
+    plain.load_state_dict(module.state_dict())
+    interpolate = F.interpolate
+    monkeypatch.setattr(F, "interpolate", lambda x, **options: large.append(x) or interpolate(x, **options))
+    with torch.no_grad():
+        actual = module(image())
+        assert len(large) == int(isinstance(module, ResBlock))
+        assert relative(actual, plain(image())) <= 2e-5
+    assert torch.equal(module(image()).detach(), module(image()).detach()) and module(image()).requires_grad
 
 
 @requires_cpu
@@ -129,7 +167,7 @@ def test_a_residual_block_in_inference(options, channels_last, dtype):
     )
     randomize(fused)
     plain.load_state_dict(fused.state_dict())
-    assert type(fused.conv1) is Conv2d and type(plain.conv1) is nn.Conv2d
+    assert isinstance(fused.conv1, Conv2d) and type(plain.conv1) is nn.Conv2d
     x, embedding = image(), image(4, (2, 24)) if "embedding_channels" in options else None
     with torch.no_grad():
         exact = copy.deepcopy(plain).double().eval()(x.double(), None if embedding is None else embedding.double())

@@ -1,4 +1,5 @@
-"""Arguments of `conv2d` for its tests, what a user writes without it, and inputs chosen to be hard for Winograd's algorithms."""
+"""Arguments of `conv2d` for its tests, and of `upsample_conv2d`, which takes the same; what a user writes without them; and inputs
+chosen to be hard for Winograd's algorithms."""
 
 from typing import Any
 
@@ -21,7 +22,7 @@ OPERANDS = ("bias", "input_scale", "input_shift", "embedding", "residual")
 
 def plain(
     x: Tensor, weight: Tensor, bias=None, padding=1, input_scale=None, input_shift=None, activation=None, embedding=None,
-    residual=None, output_scale=1.0, **geometry,
+    residual=None, output_scale=1.0, upsample=False, **geometry,
 ) -> Tensor:  # fmt: skip
     """The same in plain torch, in the dtype of ``x``, one call a step: what a user would write."""
 
@@ -31,6 +32,7 @@ def plain(
     y = x if input_scale is None else x * spread(input_scale)
     y = y if input_shift is None else y + spread(input_shift)
     y = F.silu(y) if activation == "silu" else y
+    y = F.interpolate(y, scale_factor=2.0, mode="nearest") if upsample else y
     y = F.conv2d(y, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), padding=padding, **geometry)
     y = y if embedding is None else y + spread(embedding)
     y = y if residual is None else y + residual.to(x.dtype)
@@ -42,9 +44,11 @@ def weight_of(shape: tuple[int, ...], k: int, kernel: int, dtype: torch.dtype, s
     return (randn(k, shape[1], kernel, kernel, seed=seed) / fan_in**0.5).to(dtype)
 
 
-def operands(shape: tuple[int, ...], k: int, dtype: torch.dtype) -> dict[str, Tensor]:
-    n, c, *size = shape
-    sizes = {"bias": (k,), "input_scale": (n, c), "input_shift": (n, c), "embedding": (n, k), "residual": (n, k, *size)}
+def operands(shape: tuple[int, ...], k: int, dtype: torch.dtype, scale: int = 1) -> dict[str, Tensor]:
+    """``scale``: rows of the output for one of the input."""
+    n, c, h, w = shape
+    sizes = {"bias": (k,), "input_scale": (n, c), "input_shift": (n, c), "embedding": (n, k)}
+    sizes["residual"] = n, k, scale * h, scale * w
     return {name: guarded(randn(*sizes[name], seed=i + 10, dtype=dtype)) for i, name in enumerate(OPERANDS)}
 
 
@@ -61,14 +65,14 @@ def example(dtype: torch.dtype) -> dict[str, Any]:
 
 
 def packed_arguments(
-    shape=(2, 6, 5, 7), k=4, outputs=4, dtype=torch.float32, activation=1, scale=0.5, weight=None
+    shape=(2, 6, 5, 7), k=4, outputs=4, dtype=torch.float32, activation=1, scale=0.5, weight=None, family="conv2d"
 ) -> tuple:
-    """Arguments of `conv2d_packed`, all of them given."""
-    given = operands(shape, k, dtype)
+    """Arguments of `conv2d_packed`, or of the other family's, all of them given."""
+    given = operands(shape, k, dtype, 2 if family == "upsample_conv2d" else 1)
     bias, input_scale, input_shift, embedding, residual = (given[name] for name in OPERANDS)
     if weight is None:
         weight = weight_of(shape, k, 1 if outputs == 1 else 3, dtype)
-    packed = torch.ops.fastgen.conv2d_pack(weight, outputs)
+    packed = getattr(torch.ops.fastgen, f"{family}_pack")(weight, outputs)
     x = randn(*shape, dtype=dtype)
     return x, packed, k, bias, input_scale, input_shift, activation, embedding, residual, scale
 
@@ -78,7 +82,7 @@ def forward_arguments() -> tuple:
     given = example(torch.float32)
     bias, scale, shift, embedding, residual = (given[name] for name in OPERANDS)
     geometry = ([1, 1], [1, 1], [1, 1], 1)
-    return given["input"], given["weight"], bias, *geometry, scale, shift, 1, embedding, residual, 0.5
+    return given["input"], given["weight"], *geometry, bias, scale, shift, 1, embedding, residual, 0.5
 
 
 UNSEEN = {

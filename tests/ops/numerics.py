@@ -71,6 +71,11 @@ def poison_allocator(bytes_each: int) -> None:
     del blocks
 
 
+def relative(actual: Tensor, exact: Tensor) -> float:
+    """The norm of the error, in float64, by the norm of what is exact."""
+    return ((actual.double() - exact).norm() / exact.norm()).item()
+
+
 def assert_bar(actual: Tensor, plain: Tensor, exact: Tensor, slack: float = 0.0, terms: float = 1.0) -> None:
     """Error against float64 at most twice that of plain torch in the same dtype, plus one rounding of the output.
 

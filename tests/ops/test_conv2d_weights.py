@@ -10,7 +10,7 @@ from torch import nn
 
 import fastgen
 from fastgen.ops import conv2d, conv2d_memory_limit, conv2d_plan
-from fastgen.ops._conv2d_plan import packed_bytes
+from fastgen.ops._convolution_plan import packed_bytes
 from fastgen.ops._packed_weights import WEIGHTS
 
 from ..backends import requires_cpu
@@ -136,13 +136,13 @@ def test_kept_between_calls_and_released_with_the_weight():
     weight, x = make(), randn(*SHAPE, dtype=torch.float32)
     with torch.no_grad():
         conv2d(x, weight, padding=1)
-        packed = WEIGHTS.find(weight)[4]
+        packed = WEIGHTS.find(weight)[1, 4]
         conv2d(x, weight, padding=1)
-        assert WEIGHTS.find(weight)[4] is packed
+        assert WEIGHTS.find(weight)[1, 4] is packed
     assert (
         WEIGHTS.bytes
         == packed.nbytes
-        == packed_bytes(weight, 4)
+        == packed_bytes(1, 4, weight.shape)
         == conv2d_plan(x, weight.detach(), padding=1).weight_bytes
     )
     del weight
@@ -156,7 +156,7 @@ def test_what_was_made_of_the_old_weight_is_released_with_a_change():
         for _ in range(3):
             conv2d(x, weight, padding=1)
             weight.mul_(1.1)
-    assert WEIGHTS.bytes == packed_bytes(weight, 4)
+    assert WEIGHTS.bytes == packed_bytes(1, 4, weight.shape)
 
 
 def test_one_weight_in_two_sizes_keeps_both_forms():
@@ -166,18 +166,18 @@ def test_one_weight_in_two_sizes_keeps_both_forms():
             x = randn(4, 48, height, height, dtype=torch.float32)
             exact = F.conv2d(x.double(), weight.double(), padding=1)
             assert (conv2d(x, weight, padding=1) - exact).norm() <= 2e-5 * exact.norm()
-    assert set(WEIGHTS.find(weight)) == {4, conv2d_plan(x, weight.detach(), padding=1).outputs} - {0}
+    assert set(WEIGHTS.find(weight)) == {(1, 4), (1, conv2d_plan(x, weight.detach(), padding=1).outputs)} - {(1, 0)}
 
 
 def test_past_the_memory_limit_the_smaller_form_then_the_library():
     weight, x = make(), randn(*SHAPE, dtype=torch.float32)
-    before = conv2d_memory_limit(packed_bytes(weight, 2) + 1)
+    before = conv2d_memory_limit(packed_bytes(1, 2, weight.shape) + 1)
     try:
         with torch.no_grad():
             plan = conv2d_plan(x, weight, padding=1)
             assert plan.outputs == 2 and "F(4x4, 3x3)" in plan.reason and "memory limit" in plan.reason
             conv2d(x, weight, padding=1)
-            assert list(WEIGHTS.find(weight)) == [2]
+            assert list(WEIGHTS.find(weight)) == [(1, 2)]
             other = make(30)  # no room is left beside the first
             plan = conv2d_plan(x, other, padding=1)
             assert plan.outputs == 0 and "F(2x2, 3x3)" in plan.reason and "memory limit" in plan.reason
@@ -216,9 +216,9 @@ def test_nan_is_equal_to_itself():
     with torch.no_grad():
         weight.fill_(float("nan"))
         conv2d(x, weight, padding=1)
-        packed = WEIGHTS.find(weight)[4]
+        packed = WEIGHTS.find(weight)[1, 4]
         conv2d(x, weight, padding=1)
-    assert WEIGHTS.find(weight)[4] is packed
+    assert WEIGHTS.find(weight)[1, 4] is packed
 
 
 def test_many_threads_at_once():

@@ -1,0 +1,188 @@
+// A convolution by tiles, its problem and its first step: pixels to values.
+//
+// A thread owns chunks of kChunk channels of rows of tiles. The rows of pixels below a row of tiles are staged once, in fp32, channels
+// innermost, whatever layout and dtype they have in memory, with the affine map and the activation applied and zeros around the
+// image; the transform runs over vectors of channels.
+#pragma once
+
+#include <memory>
+
+#include "_convolution.h"
+
+namespace fastgen::convolution {
+
+inline constexpr std::int64_t kChunk = 32;  // channels that a transform takes at a time
+// Values and products of a group of rows: half as much again as the packed weights, which each group reads once, within these. On an
+// EPYC 7xx3 128 channels want 2 to 4 MiB (second-level caches), 320 channels at 64x64 24 MiB (one group: 0.8 of the time of three).
+inline constexpr std::int64_t kLeastGroup = 2 << 20, kMostGroup = 64 << 20;
+inline constexpr std::int64_t kAhead = 8;  // pixels between what is staged and what is asked of memory, channels-last
+inline constexpr std::int64_t kWidthF = kWidth<float>;
+
+// Height and width are those of the input; the output has `scale` times as many rows and columns.
+struct Problem {
+  std::int64_t n, channels, outputs, height, width;
+  bool channels_last, silu;
+  float output_scale;
+  Parameter input_scale, input_shift, bias, embedding;
+};
+
+// A tensor [N, C, H, W] of any strides whose innermost dimension, channels or columns, is dense.
+template <class T>
+struct Image {
+  T* data = nullptr;
+  std::int64_t n = 0, c = 0, h = 0, w = 0;
+
+  Image(const Tensor& t, T* first) : data(first), n(t.stride(0)), c(t.stride(1)), h(t.stride(2)), w(t.stride(3)) {}
+  T* at(std::int64_t sample, std::int64_t channel, std::int64_t y, std::int64_t x) const {
+    return data + sample * n + channel * c + y * h + x * w;
+  }
+};
+
+// `t`, or a dense copy where its innermost dimension is not dense.
+inline Tensor readable(const Tensor& t, bool channels_last) {
+  const std::int64_t inner = channels_last ? 1 : 3;
+  return t.size(inner) == 1 || t.stride(inner) == 1 ? t : copy_dense(t, channels_last);
+}
+
+// Rows of tiles of all samples, one after the other, in groups; values [points][tiles][C] and products [blocks][tiles][K] of one.
+template <class G>
+struct Groups {
+  std::int64_t rows_of_image, tiles_of_row, rows, rows_of_group, tiles, value_stride, product_stride, values_of_point, products_of_block;
+
+  explicit Groups(const Problem& p) {
+    rows_of_image = ceil_div(p.height, G::outputs), tiles_of_row = ceil_div(p.width, G::outputs), rows = p.n * rows_of_image;
+    value_stride = ceil_div(p.channels, kPanel) * kPanel, product_stride = ceil_div(p.outputs, kPanel) * kPanel;
+    const std::int64_t bytes_of_row = tiles_of_row * (G::points * value_stride + G::blocks * product_stride) * 4;
+    const std::int64_t weight_bytes = G::blocks * p.channels * product_stride * 4;
+    const std::int64_t groups = ceil_div(rows * bytes_of_row, std::clamp(weight_bytes * 3 / 2, kLeastGroup, kMostGroup));
+    rows_of_group = ceil_div(rows, std::min(groups, rows));
+    tiles = rows_of_group * tiles_of_row;
+    values_of_point = spread(tiles * value_stride), products_of_block = spread(tiles * product_stride);
+  }
+
+ private:
+  // An odd number of cache lines, so that the points of a tile fall into different sets of a cache.
+  static std::int64_t spread(std::int64_t floats) { return (floats / 16 | 1) * 16; }
+};
+
+// The rows of pixels below a row of tiles, channels [first, first + count) of them: [side][columns][kChunk] in fp32.
+template <class G, class T, bool kSilu>
+class Stage {
+  static constexpr int m = G::outputs;
+
+ public:
+  Stage(const Problem& p, const Image<const T>& x, std::int64_t tiles_of_row)
+      : p_(p), x_(x), row_((tiles_of_row * m + 2 * G::halo) * kChunk), memory_(new float[G::side * row_]) {}
+
+  const float* row(int i) const { return memory_.get() + i * row_; }
+
+  void take_channels(std::int64_t sample, std::int64_t first, std::int64_t count) {
+    sample_ = sample, first_ = first, count_ = count;
+    p_.input_scale.read(sample, first, count, 1.0f, scale_);
+    p_.input_shift.read(sample, first, count, 0.0f, shift_);
+  }
+
+  // The rows of pixels of a row of tiles; `next`: it lies below the last one, whose lowest rows are its first.
+  void fill(std::int64_t row_of_tiles, bool next) {
+    constexpr int shared = G::side - m;
+    if (next && shared) std::memcpy(memory_.get(), row(m), shared * row_ * sizeof(float));
+    for (int i = next ? shared : 0; i < G::side; ++i) fill_row(row_of_tiles * m + i - G::halo, memory_.get() + i * row_);
+  }
+
+ private:
+  FASTGEN_INLINE static VecF map(VecF x, VecF scale, VecF shift) {
+    const VecF y = madd<float>(x, scale, shift);
+    if constexpr (kSilu) return silu<float>(y);
+    return y;
+  }
+
+  void fill_row(std::int64_t y, float* out) const {
+    if (y < 0 || y >= p_.height) {
+      std::memset(out, 0, row_ * sizeof(float));
+      return;
+    }
+    float* const inside = out + G::halo * kChunk;
+    std::memset(out, 0, G::halo * kChunk * sizeof(float));
+    std::memset(inside + p_.width * kChunk, 0, (row_ - (p_.width + G::halo) * kChunk) * sizeof(float));
+    p_.channels_last ? fill_channels_last(y, inside) : fill_contiguous(y, inside);
+  }
+
+  void fill_channels_last(std::int64_t y, float* out) const {
+    for (std::int64_t x = 0; x < p_.width; ++x, out += kChunk) {
+      const T* const in = x_.at(sample_, first_, y, x);
+      for (std::int64_t c = 0; c < count_; c += 64 / static_cast<std::int64_t>(sizeof(T))) prefetch(in + kAhead * x_.w + c);
+      for_vectors<float>(count_, [&](std::int64_t c, auto at) {
+        store(out + c, map(at.load(in + c), load(scale_ + c), load(shift_ + c)));
+      });
+    }
+  }
+
+  void fill_contiguous(std::int64_t y, float* out) const {
+    for (std::int64_t c = 0; c < count_; c += kWidthF)
+      for_vectors<float>(p_.width, [&](std::int64_t x, auto at) {
+        VecF square[kWidthF];
+        for (std::int64_t i = 0; i < kWidthF; ++i) {
+          const std::int64_t channel = std::min(c + i, count_ - 1);  // beyond the last nothing is read later
+          square[i] = map(at.load(x_.at(sample_, first_ + channel, y, x)), VecF(scale_[channel]), VecF(shift_[channel]));
+        }
+        transpose(square);
+        for (std::int64_t i = 0; i < std::min(kWidthF, p_.width - x); ++i) store(out + (x + i) * kChunk + c, square[i]);
+      });
+  }
+
+  const Problem& p_;
+  const Image<const T>& x_;
+  std::int64_t row_, sample_ = 0, first_ = 0, count_ = 0;
+  std::unique_ptr<float[]> memory_;
+  alignas(64) float scale_[kChunk] = {}, shift_[kChunk] = {};
+};
+
+// A row of tiles, `count` channels: the columns are transformed once and shared by neighbouring tiles, then each tile's rows.
+template <class G, class S>
+void transform_values(const S& stage, std::int64_t tiles, std::int64_t count, float* values, std::int64_t value_stride,
+                      std::int64_t values_of_point) {
+  constexpr int m = G::outputs;
+  alignas(64) float memory[G::side][G::side][kChunk];  // [column][point of y]
+  float(*columns[G::side])[kChunk];
+  for (int j = 0; j < G::side; ++j) columns[j] = memory[j];
+  const auto take_column = [&](std::int64_t x, float(*column)[kChunk]) {
+    for (std::int64_t c = 0; c < count; c += kWidthF) {
+      VecF d[G::side], p[G::side];
+      for (int i = 0; i < G::side; ++i) d[i] = load(stage.row(i) + x * kChunk + c);
+      input_points<G>(d, p);
+      for (int i = 0; i < G::side; ++i) store(column[i] + c, p[i]);
+    }
+  };
+  for (int j = 0; j < G::side - m; ++j) take_column(j, columns[m + j]);
+  for (std::int64_t t = 0; t < tiles; ++t, values += value_stride) {
+    std::rotate(columns, columns + m, columns + G::side);
+    for (int j = G::side - m; j < G::side; ++j) take_column(t * m + j, columns[j]);
+    for (int i = 0; i < G::side; ++i)
+      for (std::int64_t c = 0; c < count; c += kWidthF) {
+        VecF d[G::side], p[G::side];
+        for (int j = 0; j < G::side; ++j) d[j] = load(columns[j][i] + c);
+        input_points<G>(d, p);
+        for (int j = 0; j < G::side; ++j) store(values + (i * G::side + j) * values_of_point + c, p[j]);
+      }
+  }
+}
+
+template <class G, class T, bool kSilu>
+void make_values(const Problem& p, const Groups<G>& g, const Image<const T>& x, std::int64_t first_row, std::int64_t rows, float* values) {
+  const std::int64_t chunks = ceil_div(p.channels, kChunk);
+  parallel(chunks * rows, rows * g.tiles_of_row * p.channels * G::points, [&](std::int64_t begin, std::int64_t end) {
+    Stage<G, T, kSilu> stage(p, x, g.tiles_of_row);
+    for (std::int64_t i = begin; i < end; ++i) {
+      const std::int64_t chunk = i / rows, row = i % rows, sample = (first_row + row) / g.rows_of_image;
+      const std::int64_t row_of_tiles = (first_row + row) % g.rows_of_image, first = chunk * kChunk;
+      const std::int64_t count = std::min(kChunk, p.channels - first);
+      const bool next = i > begin && row > 0 && row_of_tiles > 0;
+      if (!next) stage.take_channels(sample, first, count);
+      stage.fill(row_of_tiles, next);
+      transform_values<G>(stage, g.tiles_of_row, count, values + row * g.tiles_of_row * g.value_stride + first, g.value_stride,
+                          g.values_of_point);
+    }
+  });
+}
+
+}  // namespace fastgen::convolution

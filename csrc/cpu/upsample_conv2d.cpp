@@ -1,0 +1,24 @@
+// upsample_conv2d with packed weights (_convolution_packed.h): a 3x3 convolution of the image upsampled by two, which nobody makes; four
+// phases of the output read one transform of the small image. Its weights are [4 (m + 1)^2, panels, C, kPanel].
+#include "_convolution_pack.h"
+#include "_convolution_packed.h"
+
+namespace fastgen::convolution {
+namespace {
+
+Tensor upsample_conv2d_pack(const Tensor& weight, std::int64_t outputs) { return pack_weight<2>("upsample_conv2d_pack", weight, outputs); }
+
+Tensor upsample_conv2d_packed(const Tensor& input, const Tensor& packed, std::int64_t out_channels, OptionalTensor bias, OptionalTensor input_scale,
+                     OptionalTensor input_shift, std::int64_t activation, OptionalTensor embedding, OptionalTensor residual,
+                     double output_scale) {
+  return forward_packed<2>("upsample_conv2d_packed", input, packed, out_channels, bias, input_scale, input_shift, activation, embedding, residual,
+                           output_scale);
+}
+
+}  // namespace
+}  // namespace fastgen::convolution
+
+STABLE_TORCH_LIBRARY_IMPL(fastgen, CPU, m) {
+  m.impl("upsample_conv2d_pack", TORCH_BOX(&fastgen::convolution::upsample_conv2d_pack));
+  m.impl("upsample_conv2d_packed", TORCH_BOX(&fastgen::convolution::upsample_conv2d_packed));
+}

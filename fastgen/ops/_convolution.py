@@ -1,0 +1,215 @@
+"""What `conv2d` and `upsample_conv2d` share: operands and their checks, plain torch's way, and the way to the kernels.
+
+What follows from shapes, dtypes and devices alone is worked out once and remembered: a layer of a small model takes no longer than
+its checks do.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import _dispatch, _library
+from .._schema import ACTIVATIONS
+from ..reference import _convolution as reference
+from ..reference._layout import opmath_dtype
+from . import _convolution_plan
+from ._check import check_floating, fail, shape_of
+from ._convolution_plan import ConvolutionPlan
+from ._dtypes import foreign, in_float32
+from ._packed_weights import WEIGHTS
+from ._watchers import autocast_active, watched
+
+_ACTIVATION_CODE = {name: code for code, name in enumerate(ACTIVATIONS)}
+_MOST_REMEMBERED = 4096
+
+
+class Operands(NamedTuple):
+    """What goes in and comes out beside the input and the weight, in the order of the raw ops."""
+
+    bias: Tensor | None
+    input_scale: Tensor | None
+    input_shift: Tensor | None
+    activation: int
+    embedding: Tensor | None
+    residual: Tensor | None
+    output_scale: float
+
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        return self.bias, self.input_scale, self.input_shift, self.embedding, self.residual
+
+
+class Checked(NamedTuple):
+    """What is known of a call by its shapes, dtypes and devices."""
+
+    geometry: tuple[Any, ...]  # as the raw op takes it
+    refusals: list[str]  # why the kernels cannot take it, whatever they would cost
+    foreign: bool  # it is computed with float32 copies
+
+
+@dataclass(frozen=True, eq=False)
+class Convolution:
+    """A family of convolutions, whose geometry is whatever its functions take between the weight and the operands.
+
+    ``scale``: rows of the output for one of the input, as its kernels have it. ``check``: the geometry as the raw op takes it and
+    the size of the output, once it fits input and weight. ``library``: of (input, weight, bias, *geometry), by plain torch.
+    """
+
+    op: str
+    scale: int
+    check: Callable[..., tuple[tuple[Any, ...], tuple[int, ...]]]
+    library: Callable[..., Tensor]
+
+    def __call__(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        geometry: tuple[Any, ...],
+        bias: Tensor | None,
+        input_scale: Tensor | None,
+        input_shift: Tensor | None,
+        activation: str | None,
+        embedding: Tensor | None,
+        residual: Tensor | None,
+        output_scale: float,
+    ) -> Tensor:
+        code = _ACTIVATION_CODE.get(activation)
+        if code is None:
+            fail(self.op, f"activation must be one of {ACTIVATIONS}, got {activation!r}")
+        operands = Operands(bias, input_scale, input_shift, code, embedding, residual, float(output_scale))
+        direct = not watched()
+        checked = (self._remembered if direct else self._checked)(input, weight, geometry, operands)
+        if not checked.foreign:
+            return self._taken(direct, checked, input, weight, operands)
+
+        def of_copies(input: Tensor, weight: Tensor, *args: Any) -> Tensor:
+            copies = Operands(*args)
+            return self._taken(direct, self._checked(input, weight, geometry, copies), input, weight, copies)
+
+        return in_float32(self.op, of_copies, input.dtype)(input, weight, *operands)
+
+    def plan(self, input: Tensor, weight: Tensor, geometry: tuple[Any, ...]) -> ConvolutionPlan:
+        """Which algorithm takes a call, as things are now, and why."""
+        checked = (self._checked if watched() else self._remembered)(input, weight, geometry, _NONE)
+        if why := _plainly(input.device, input, weight):
+            return _convolution_plan.library_plan(why)
+        if checked.refusals:
+            return _convolution_plan.library_plan(checked.refusals[0])
+        return _convolution_plan.choose(self.scale, input, weight, WEIGHTS.find(weight))
+
+    def register(self, check: Callable[..., None]) -> None:
+        """Make this the raw op on the CPU, after its ``check``; where no kernel is loaded the reference answers."""
+
+        def fwd(input: Tensor, weight: Tensor, *args: Any) -> Tensor:
+            check(input, weight, *args)
+            geometry, operands = args[: -len(_NONE)], Operands(*args[-len(_NONE) :])
+            refused = _convolution_plan.reasons(input, weight, geometry)
+            return (self._library_laid_out if refused else self._compute)(input, weight, geometry, operands)
+
+        if _library.ISA is not None:
+            _library.implement(f"{self.op}_fwd", fwd)
+
+    def _taken(self, direct: bool, checked: Checked, input: Tensor, weight: Tensor, operands: Operands) -> Tensor:
+        """By plain torch, or by the kernels where they can take the call and nobody must see what it is made of."""
+        if checked.refusals or _plainly(input.device, input, weight, *operands.tensors()):
+            return self._plain(input, weight, checked.geometry, operands)
+        if direct:
+            return self._compute(input, weight, checked.geometry, operands)
+        return self._op("fwd")(input, weight, *checked.geometry, *operands)
+
+    def _remembered(self, input: Tensor, weight: Tensor, geometry: tuple[Any, ...], operands: Operands) -> Checked:
+        """:meth:`_checked`, once for all arguments of these shapes, dtypes and devices."""
+        bias, scale, shift, _, embedding, residual, _ = operands
+        try:
+            key = (
+                self.op, input.shape, input.dtype, input.device, weight.shape, weight.dtype, weight.device, geometry,
+                None if bias is None else (bias.shape, bias.dtype, bias.device),
+                None if scale is None else (scale.shape, scale.dtype, scale.device),
+                None if shift is None else (shift.shape, shift.dtype, shift.device),
+                None if embedding is None else (embedding.shape, embedding.dtype, embedding.device),
+                None if residual is None else (residual.shape, residual.dtype, residual.device),
+            )  # fmt: skip
+            checked = _REMEMBERED.get(key)
+        except (AttributeError, TypeError):  # no tensor, or a list
+            return self._checked(input, weight, geometry, operands)
+        if checked is None:
+            checked = self._checked(input, weight, geometry, operands)
+            if len(_REMEMBERED) >= _MOST_REMEMBERED:
+                _REMEMBERED.clear()
+            _REMEMBERED[key] = checked
+        return checked
+
+    def _checked(self, input: Tensor, weight: Tensor, geometry: tuple[Any, ...], operands: Operands) -> Checked:
+        """What is known of the call, once its arguments fit each other."""
+        check_floating(self.op, "input", input)
+        check_floating(self.op, "weight", weight)
+        if input.dim() != 4:
+            fail(self.op, f"input must be [N, C, H, W], got {shape_of(input)}")
+        if weight.device != input.device:
+            fail(self.op, f"weight must be on the device of input ({input.device}), got {weight.device}")
+        geometry, size = self.check(input, weight, *geometry)
+        n, c, k = input.shape[0], input.shape[1], weight.shape[0]
+        shapes = {
+            "bias": (k,), "input_scale": (n, c), "input_shift": (n, c), "embedding": (n, k), "residual": (n, k, *size),
+        }  # fmt: skip
+        for name, shape in shapes.items():
+            tensor = getattr(operands, name)
+            if tensor is None:
+                continue
+            check_floating(self.op, name, tensor)
+            if tensor.shape != shape:
+                given = f"{shape_of(tensor)} with input of {shape_of(input)}"
+                fail(self.op, f"{name} must have shape {shape}, got {given}")
+            if tensor.device != input.device:
+                fail(self.op, f"{name} must be on the device of input ({input.device}), got {tensor.device}")
+        refusals = _convolution_plan.reasons(input, weight, geometry)
+        return Checked(geometry, refusals, foreign(input, weight, *operands.tensors()))
+
+    def _op(self, name: str) -> Any:
+        return getattr(torch.ops.fastgen, f"{self.op}_{name}").default
+
+    def _plain(self, input: Tensor, weight: Tensor, geometry: tuple[Any, ...], operands: Operands) -> Tensor:
+        """By the library's convolution in the dtype of ``input``, or of autocast; what stands around it in plain torch."""
+        bias, scale, shift, activation, embedding, residual, output_scale = operands
+        y, autocast = input, autocast_active(input.device)
+        if scale is not None or shift is not None or activation:
+            y = reference.prologue(y.to(opmath_dtype(y.dtype)), scale, shift, activation).to(y.dtype)
+        if not autocast:
+            weight, bias = weight.to(y.dtype), None if bias is None else bias.to(y.dtype)
+        y = self.library(y, weight, bias, *geometry)
+        if embedding is None and residual is None and output_scale == 1.0:
+            return y
+        dtype = torch.result_type(y, residual) if autocast and residual is not None else y.dtype
+        return reference.epilogue(y.to(opmath_dtype(dtype)), None, embedding, residual, output_scale).to(dtype)
+
+    def _library_laid_out(self, input: Tensor, *args: Any) -> Tensor:
+        """:meth:`_plain` in the layout that the fake promises."""
+        y = self._plain(input, *args)
+        return y if list(y.stride()) == reference.output_strides(y.shape, input) else reference.in_layout(y, input)
+
+    def _compute(self, input: Tensor, weight: Tensor, geometry: tuple[Any, ...], operands: Operands) -> Tensor:
+        """A call that the kernels can take. The plan is made at each: a compiled graph follows the weight and the switches."""
+        kept = WEIGHTS.find(weight)
+        outputs = _convolution_plan.choose(self.scale, input, weight, kept).outputs
+        if outputs == 0:
+            return self._library_laid_out(input, weight, geometry, operands)
+        packed = kept.get((self.scale, outputs))
+        if packed is None:
+            packed = WEIGHTS.make(weight, (self.scale, outputs), lambda w: self._op("pack")(w, outputs))
+        residual = operands.residual
+        if residual is not None and residual.dtype is not input.dtype:
+            operands = operands._replace(residual=residual.to(input.dtype))
+        return self._op("packed")(input, packed, weight.shape[0], *operands)
+
+
+_NONE = Operands(None, None, None, 0, None, None, 1.0)
+_REMEMBERED: dict[Any, Checked] = {}
+
+
+def _plainly(device: torch.device, *tensors: Tensor | None) -> str:
+    """Why a call on ``device`` is plain torch's whatever its shapes are; empty where neither autograd nor autocast must see it."""
+    if autocast_active(device):
+        return "autocast chooses the dtypes of plain torch"
+    return "gradients go through plain torch" if _dispatch.needs_grad(*tensors) else ""
