@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops import attention
-from .fusing import fusible, idle, is_swish, norm_silu, norm_silu_conv
+from .fusing import fusible, idle, is_swish, norm_silu, norm_silu_conv, upsample_conv, upsampling
 from .stand_in import StandIn
 
 
@@ -59,6 +59,28 @@ class ResnetBlock2D(StandIn):
         return norm_silu_conv(
             self.norm2, self.conv2, h, residual=residual, output_scale=1 / self.output_scale_factor, **of_norm2
         )
+
+
+class Upsample2D(StandIn):
+    of, project, does = "Upsample2D", "diffusers", "upsampling and its convolution without the large image"
+    takes = ("hidden_states", "output_size")
+    has = ("channels", "use_conv", "use_conv_transpose", "norm", "interpolate", "name")
+
+    @classmethod
+    def concerns(cls, module: Any) -> bool:
+        return bool(getattr(module, "use_conv", False))
+
+    @classmethod
+    def reasons(cls, module: Any) -> Iterator[str]:
+        if module.use_conv_transpose or module.norm is not None or not module.interpolate:
+            yield "a transposed convolution, a norm, or no interpolation"
+
+    def forward(self: Any, hidden_states: Tensor, output_size: Any = None, *args: Any, **kwargs: Any) -> Tensor:
+        conv = self.conv if self.name == "conv" else self.Conv2d_0
+        doubled = output_size is None or tuple(output_size) == tuple(2 * n for n in hidden_states.shape[2:])
+        if args or kwargs or not doubled or hidden_states.shape[1] != self.channels or not upsampling(conv):
+            return self.theirs(hidden_states, output_size, *args, **kwargs)
+        return upsample_conv(conv, hidden_states)
 
 
 # Whose __call__ hands 4-D queries, keys and values to torch's attention.
@@ -128,4 +150,4 @@ def scaled_dot_product_attention(
     return attention(query, key, value, attn_mask, is_causal=is_causal, scale=scale)
 
 
-STAND_INS = (ResnetBlock2D, Attention)
+STAND_INS = (ResnetBlock2D, Upsample2D, Attention)

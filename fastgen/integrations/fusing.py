@@ -2,12 +2,11 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from ..nn.conv2d import Conv2d
+from ..nn.conv2d import Conv2d, takes_norm
 from ..nn.group_norm import GroupNorm
-from ..ops import group_norm
+from ..ops import group_norm, upsample_conv2d
 from .stand_in import bare
 
 SWISH = ("SiLU", "Swish", "SiLU32")  # classes of x * sigmoid(x), torch's and those from before it had one
@@ -41,7 +40,7 @@ def norm_silu_conv(
     norm: Any, conv: Any, input: Tensor, *, residual: Tensor | None = None, output_scale: float = 1.0, **of_norm: Tensor
 ) -> Tensor:
     """(conv(silu(norm(input))) + residual) * output_scale: in the convolution where its kernels take it, else beside it."""
-    if isinstance(conv, Conv2d) and in_one_call(norm, conv, input):
+    if isinstance(conv, Conv2d) and takes_norm(conv, norm, input):
         a, c = norm.affine_map(input, **of_norm)
         return conv(
             input, input_scale=a, input_shift=c, activation="silu", residual=residual, output_scale=output_scale
@@ -51,9 +50,18 @@ def norm_silu_conv(
     return y if output_scale == 1.0 else y * output_scale
 
 
-def in_one_call(norm: Any, conv: Conv2d, input: Tensor) -> bool:
-    """Whether the convolution is to apply the norm: it has a kernel for that, and nobody asks for gradients or compiles."""
-    if torch.compiler.is_compiling():
-        return False
-    watched = torch.is_grad_enabled() and any(p.requires_grad for p in norm.parameters())
-    return not watched and conv.plan(input).outputs > 0
+def upsampling(conv: Any) -> bool:
+    """Whether nearest upsampling by two and this convolution may be one call."""
+    return (
+        isinstance(conv, Conv2d)
+        and conv.kernel_size == (3, 3)
+        and conv.stride == conv.dilation == (1, 1)
+        and conv.padding in ((1, 1), "same")
+        and conv.groups == 1
+        and bare((conv,))
+    )
+
+
+def upsample_conv(conv: Any, input: Tensor) -> Tensor:
+    """conv(input upsampled by two), without the image between them."""
+    return upsample_conv2d(input, conv.weight, conv.bias)

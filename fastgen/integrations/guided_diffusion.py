@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .. import nn as fused
 from ..ops import attention, group_norm
-from .fusing import fusible, idle, norm_silu, norm_silu_conv
+from .fusing import fusible, idle, norm_silu, norm_silu_conv, upsample_conv, upsampling
 from .stand_in import StandIn
 
 PROJECT = "guided-diffusion"
@@ -61,6 +61,27 @@ class ResBlock(StandIn):
         return norm_silu_conv(norm2, conv2, h, residual=self.skip_connection(x), **of_norm2)
 
 
+class Upsample(StandIn):
+    of, project, does = "Upsample", PROJECT, "upsampling and its convolution without the large image"
+    takes, has = ("x",), ("channels", "use_conv", "dims")
+
+    @classmethod
+    def concerns(cls, module: Any) -> bool:
+        return bool(getattr(module, "use_conv", False))
+
+    @classmethod
+    def reasons(cls, module: Any) -> Iterator[str]:
+        if module.dims != 2:
+            yield f"{module.dims} dimensions"
+        if getattr(module, "third_up", False):
+            yield "upsampling of a third dimension"
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        if x.shape[1] != self.channels or not upsampling(self.conv):
+            return self.theirs(x)
+        return upsample_conv(self.conv, x)
+
+
 class QKVAttentionLegacy(StandIn):
     """[N, H * 3 * E, L]: the heads outside, each with its queries, keys and values."""
 
@@ -93,4 +114,4 @@ def _attended(*qkv: Tensor) -> Tensor:
     return attention(q, k, v, scale=1 / math.sqrt(q.shape[3])).transpose(2, 3).flatten(1, 2)
 
 
-STAND_INS = (GroupNorm32, ResBlock, QKVAttentionLegacy, QKVAttention)
+STAND_INS = (GroupNorm32, ResBlock, Upsample, QKVAttentionLegacy, QKVAttention)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..nn.group_norm import GroupNorm
 from ..ops import attention
-from .fusing import idle, norm_silu_conv
+from .fusing import idle, norm_silu_conv, upsample_conv, upsampling
 from .stand_in import StandIn, bare
 
 PROJECT = "latent-diffusion"
@@ -41,6 +41,18 @@ class ResnetBlock(StandIn):
         if self.in_channels != self.out_channels:
             x = self.conv_shortcut(x) if self.use_conv_shortcut else self.nin_shortcut(x)
         return norm_silu_conv(self.norm2, self.conv2, h, residual=x, **of_norm2)
+
+
+class Upsample(StandIn):
+    of, project, does = "Upsample", PROJECT, "upsampling and its convolution without the large image"
+    takes, has = ("x",), ("with_conv",)
+
+    @classmethod
+    def concerns(cls, module: Any) -> bool:
+        return bool(getattr(module, "with_conv", False))
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return upsample_conv(self.conv, x) if upsampling(self.conv) else self.theirs(x)
 
 
 class AttnBlock(StandIn):
@@ -75,4 +87,4 @@ class CrossAttention(StandIn):
         return self.to_out(attention(q, k, v, scale=self.scale).transpose(1, 2).flatten(2))
 
 
-STAND_INS = (ResnetBlock, AttnBlock, CrossAttention)
+STAND_INS = (ResnetBlock, Upsample, AttnBlock, CrossAttention)

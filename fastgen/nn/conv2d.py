@@ -102,15 +102,17 @@ def normed_conv(
     Where the kernels can take it the norm's scale and shift are applied as the convolution reads ``input``. Where they cannot
     (gradients, autocast, the compiler, another class of norm, a shape that the library does better), it is the calls it reads as.
     """
-    if isinstance(norm, GroupNorm) and isinstance(conv, Conv2d) and _in_one_call(norm, conv, input):
+    own = type(norm).forward is GroupNorm.forward
+    if own and isinstance(norm, GroupNorm) and isinstance(conv, Conv2d) and takes_norm(conv, norm, input):
         a, c = norm.affine_map(input, **of_norm)
         return conv(input, input_scale=a, input_shift=c, activation=norm.activation, residual=residual)
     y = conv(norm(input, **of_norm))
     return y if residual is None else residual + y
 
 
-def _in_one_call(norm: GroupNorm, conv: Conv2d, input: Tensor) -> bool:
-    if torch.compiler.is_compiling() or type(norm).forward is not GroupNorm.forward:
+def takes_norm(conv: Conv2d, norm: nn.Module, input: Tensor) -> bool:
+    """Whether ``conv`` is to apply the norm of ``input``: it has kernels for it, and nobody compiles or asks for gradients."""
+    if torch.compiler.is_compiling():
         return False
     watched = torch.is_grad_enabled() and any(p.requires_grad for p in norm.parameters())
     return not watched and conv.plan(input).outputs > 0

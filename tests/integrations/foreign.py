@@ -139,3 +139,21 @@ class CrossAttention(nn.Module):
         if mask is not None:
             scores = scores.masked_fill(~mask.reshape(n, 1, 1, -1), -torch.finfo(scores.dtype).max)
         return self.to_out((scores.softmax(-1) @ v).transpose(1, 2).reshape(n, length, -1))
+
+
+class Upsample(nn.Module):
+    """Of guided-diffusion (``use_conv``) and of latent-diffusion (``with_conv``)."""
+
+    def __init__(self, channels, use_conv=None, with_conv=None, dims=2):
+        super().__init__()
+        self.channels, self.dims = channels, dims
+        if use_conv is None:
+            self.with_conv = with_conv
+        else:
+            self.use_conv = use_conv
+        if use_conv or with_conv:
+            self.conv = {1: nn.Conv1d, 2: nn.Conv2d}[dims](channels, channels, 3, padding=1)
+
+    def forward(self, x):
+        x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+        return self.conv(x) if hasattr(self, "conv") else x

@@ -63,6 +63,22 @@ def test_cross_attention(with_context, masked):
     assert_accelerated(attention, call, ("CrossAttention",))
 
 
+@pytest.mark.parametrize("options", [{"use_conv": True}, {"with_conv": True}])
+def test_upsample(options):
+    x = randn(2, 16, 7, 8)
+    assert_accelerated(
+        randomize(foreign.Upsample(16, **options)), lambda m, dtype: m(x.to(dtype)), ("Upsample", "Conv2d")
+    )
+
+
+@pytest.mark.parametrize("options", [{"use_conv": False}, {"with_conv": False}, {"use_conv": True, "dims": 1}])
+def test_upsampling_without_a_convolution_of_images_is_left_alone(options):
+    upsample = fastgen.accelerate(foreign.Upsample(16, **options))
+    assert mixin_of(upsample) is None
+    rows = [row.detail for row in fastgen.report(upsample).rows if row.name == ""]
+    assert rows == (["1 dimensions"] if "dims" in options else [])
+
+
 @pytest.mark.parametrize("layers", [
     (nn.GroupNorm(4, 16), nn.SiLU(), nn.Conv2d(16, 8, 3, padding=1)),
     (nn.GroupNorm(4, 16), nn.SiLU(), nn.Dropout(0.5), nn.Conv2d(16, 8, 3, padding=1), nn.Identity()),
@@ -71,6 +87,10 @@ def test_cross_attention(with_context, masked):
     (nn.GroupNorm(4, 16), nn.SiLU(), nn.GroupNorm(4, 16), nn.SiLU()),
     (nn.GroupNorm(4, 16), nn.Dropout(0.5)),
     (nn.SiLU(), nn.GroupNorm(4, 16)),
+    (nn.GroupNorm(4, 16), nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv2d(16, 8, 3, padding=1)),
+    (nn.GroupNorm(4, 16), nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv2d(16, 8, 3)),
+    (nn.GroupNorm(4, 16), nn.Upsample(scale_factor=2, mode="bilinear"), nn.Conv2d(16, 8, 3, padding=1)),
+    (nn.GroupNorm(4, 16), nn.Upsample(scale_factor=3), nn.Conv2d(16, 8, 3, padding=1)),
 ])  # fmt: skip
 def test_sequential(layers):
     x = randn(2, 16, 8, 9)
