@@ -12,18 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastgen.kernels._attention_tiles import (
-    DELTA_TILE,
-    INFINITY,
-    head_of,
-    load_tile,
-    make_plan,
-    product,
-    scores_of,
-    store_tile,
-    strides_of,
-)
+from fastgen.kernels._attention_tiles import DELTA_TILE, make_plan, scores_of
 from fastgen.kernels._launch import launch, on_device
+from fastgen.kernels._tiles import INFINITY, head_of, load_tile, product, store_tile, strides_of
 from fastgen.reference._layout import empty_in_order_of, opmath_dtype
 
 

@@ -1,8 +1,4 @@
-"""What the kernels of `attention` share: the operands of a call, how large the tiles are, and the device functions for them.
-
-Every tensor is read through its four strides, so nothing is copied; a head dimension is padded to a power of two in registers
-alone, by masks. Factors are multiplied in the type they are stored in (DOT), sums and exponentials are in ACC.
-"""
+"""What the kernels of `attention` share: the operands of a call, how large the tiles are, and a tile of scores."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,11 +7,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.runtime.jit import JITFunction
 
 from fastgen.kernels._operands import Operands, accumulator
-
-INFINITY = tl.constexpr(float("inf"))
+from fastgen.kernels._tiles import INFINITY, factor_type, load_tile, padded, product, strides_of
 
 # Rows, keys and warps of a tile for head dimensions up to each: within 255 registers a thread without spills, by the compile gate,
 # also where every element is loaded by itself. Chosen by count, not yet by measurement.
@@ -51,10 +45,6 @@ class Plan:
         return self.options | tile_of(self.query.dtype, max(self.sizes[4:]), of_keys=True)
 
 
-def strides_of(t: Tensor | None) -> tuple[int, ...]:
-    return (0, 0, 0, 0) if t is None else tuple(t.stride())
-
-
 def make_plan(
     op: str, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool, scale: float
 ) -> tuple[Plan, Operands]:
@@ -84,11 +74,6 @@ def make_plan(
     return Plan(query, key, value, mask, sizes, options), operands
 
 
-def padded(dimension: int) -> int:
-    """What a matrix product takes: a power of two of at least 16."""
-    return max(triton.next_power_of_2(dimension), 16)
-
-
 def tiles_of(dtype: torch.dtype, of_keys: bool) -> dict[int, tuple[int, int, int]]:
     """The table of a dtype; ``of_keys``: of the kernel whose programs own keys."""
     half, single, double = (
@@ -101,37 +86,6 @@ def tile_of(dtype: torch.dtype, dimension: int, of_keys: bool = False) -> dict[s
     tiles = tiles_of(dtype, of_keys)
     rows, keys, warps = tiles[min(most for most in tiles if most >= dimension)]
     return {"BLOCK_L": rows, "BLOCK_S": keys, "num_warps": warps}
-
-
-def factor_type(t: Tensor) -> tl.dtype:
-    """The type of the factors of a product: that of storage, but where a kernel is interpreted, which is wrong in bfloat16."""
-    if not isinstance(scores_of, JITFunction):
-        return accumulator(t)
-    return {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}.get(t.dtype, accumulator(t))
-
-
-@triton.jit
-def head_of(t, strides, n, h):
-    """Where head h of sample n begins."""
-    return t + n * strides[0] + h * strides[1]
-
-
-@triton.jit
-def load_tile(t, strides, i, j, rows, columns):
-    """[i, j] of one head, zero outside of rows and columns."""
-    at = i[:, None].to(tl.int64) * strides[2] + j[None, :].to(tl.int64) * strides[3]
-    return tl.load(t + at, mask=(i < rows)[:, None] & (j < columns)[None, :], other=0.0)
-
-
-@triton.jit
-def store_tile(t, strides, i, j, rows, columns, value):
-    at = i[:, None].to(tl.int64) * strides[2] + j[None, :].to(tl.int64) * strides[3]
-    tl.store(t + at, value.to(t.dtype.element_ty), mask=(i < rows)[:, None] & (j < columns)[None, :])
-
-
-@triton.jit
-def product(a, b, DOT: tl.constexpr, ACC: tl.constexpr):
-    return tl.dot(a.to(DOT), b.to(DOT), input_precision="ieee", out_dtype=ACC)
 
 
 @triton.jit

@@ -12,20 +12,10 @@ import triton.language as tl
 from torch import Tensor
 
 from fastgen.kernels._attention_bwd import attention_bwd
-from fastgen.kernels._attention_tiles import (
-    INFINITY,
-    SHORT_KEYS,
-    head_of,
-    load_tile,
-    make_plan,
-    product,
-    scores_of,
-    store_tile,
-    strides_of,
-    tiles_of,
-)
+from fastgen.kernels._attention_tiles import SHORT_KEYS, make_plan, scores_of, tiles_of
 from fastgen.kernels._launch import launch, on_device
 from fastgen.kernels._operands import tensor_reasons
+from fastgen.kernels._tiles import INFINITY, head_of, load_tile, product, store_tile, strides_of
 from fastgen.reference._layout import empty_in_order_of, opmath_dtype
 
 __all__ = ["attention", "attention_bwd", "attention_fwd", "reasons"]

@@ -1,4 +1,4 @@
-// attention, forward: flash attention with query rows in the lanes (attention_tiles.h).
+// attention, forward: flash attention with query rows in the lanes (_tiles.h).
 //
 // A thread owns a block of query rows of one head: panels of kLanes rows, transposed once. It goes through the keys in
 // blocks, copied once a block of rows into dense memory that stays in the second-level cache (widened to fp32, or as pairs of bf16

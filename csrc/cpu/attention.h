@@ -1,33 +1,12 @@
 // What forward and backward of attention share: the problem, its tensors as they lie, masks, and how a block of rows is read into the
-// panels of attention_tiles.h and written back.
+// panels of _tiles.h and written back.
 #pragma once
 
-#include <algorithm>
-#include <limits>
-#include <memory>
-#include <new>
-
-#include "attention_tiles.h"
-#include "common/tensor.h"
+#include "_heads.h"
 
 namespace fastgen::attention {
 
-inline constexpr double kLog2E = 1.4426950408889634074;
-
-// [N, H, rows, columns] through strides of any kind; the type of the elements is the caller's to know.
-struct View {
-  void* data = nullptr;
-  std::int64_t batch = 0, head = 0, row = 0, column = 0;
-
-  View() = default;
-  explicit View(const Tensor& t)
-      : data(const_cast<void*>(t.data_ptr())), batch(t.stride(0)), head(t.stride(1)), row(t.stride(2)), column(t.stride(3)) {}
-
-  template <class T>
-  T* at(std::int64_t n, std::int64_t h, std::int64_t r) const {
-    return static_cast<T*>(data) + n * batch + h * head + r * row;
-  }
-};
+using namespace tiles;
 
 struct Problem {
   std::int64_t n, heads, kv_heads, rows, keys, depth, width;  // depth: of queries and keys; width: of values
@@ -64,44 +43,6 @@ inline Problem make_problem(const char* op, const Tensor& query, const Tensor& k
   }
   return p;
 }
-
-// Dense strides for `sizes` with the dimensions in the order in which they lie in `like`, an expanded one outermost; the rule of
-// fastgen/reference/_layout.py.
-inline std::vector<std::int64_t> strides_in_order_of(const Tensor& like, const std::vector<std::int64_t>& sizes) {
-  std::vector<std::size_t> order(sizes.size());
-  for (std::size_t d = 0; d < order.size(); ++d) order[d] = d;
-  const auto key = [&](std::size_t d) {
-    const std::int64_t stride = like.stride(static_cast<std::int64_t>(d));
-    return stride == 0 ? std::numeric_limits<std::int64_t>::max() : stride;
-  };
-  std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return key(a) > key(b); });
-  std::vector<std::int64_t> strides(sizes.size());
-  std::int64_t step = 1;
-  for (auto d = order.rbegin(); d != order.rend(); ++d) strides[*d] = step, step *= std::max<std::int64_t>(sizes[*d], 1);
-  return strides;
-}
-
-inline Tensor empty_in_order_of(const Tensor& like, const std::vector<std::int64_t>& sizes) {
-  return empty_strided(sizes, strides_in_order_of(like, sizes), like.scalar_type());
-}
-
-// Memory of one thread, all zero at first: what pads a panel stays zero, since nobody writes there.
-class Arena {
- public:
-  template <class X>
-  X* take(std::int64_t count) {
-    const auto bytes = static_cast<std::size_t>(count) * sizeof(X) + 64;  // a vector more: the last row of a panel may be read as whole ones
-    kept_.emplace_back(static_cast<char*>(::operator new(bytes, std::align_val_t(64))));
-    std::memset(kept_.back().get(), 0, bytes);
-    return reinterpret_cast<X*>(kept_.back().get());
-  }
-
- private:
-  struct Free {
-    void operator()(char* p) const { ::operator delete(p, std::align_val_t(64)); }
-  };
-  std::vector<std::unique_ptr<char, Free>> kept_;
-};
 
 // What is added to the scores of keys [first, first + count) and rows [row, row + rows), as bias[key][row]: the mask, and -Inf where
 // the row comes before the key.
