@@ -10,6 +10,9 @@ NAMESPACE = "fastgen"
 # `activation` is an index into this tuple: an int crosses the dispatcher for nothing, a string does not.
 ACTIVATIONS: tuple[str | None, ...] = (None, "silu")
 
+# How GELU is computed, `approximate` of torch's gelu, is an index into this tuple.
+GELU_APPROXIMATIONS: tuple[str, ...] = ("none", "tanh")
+
 # What a diffusion model is trained to predict of x_t = alpha x0 + sigma epsilon: epsilon, x0, alpha epsilon - sigma x0, or
 # epsilon - x0. `target` and `prediction` are indices into this tuple; -1 is none.
 PREDICTION_TYPES: tuple[str, ...] = ("epsilon", "sample", "v_prediction", "flow_prediction")
@@ -70,6 +73,29 @@ SCHEMAS: dict[str, dict[str, str]] = {
     "group_norm_affine": {
         # (a, c) [N, C] in fp32 (fp64 for fp64) with norm(input + channel_bias) * (1 + scale) + shift = input * a + c
         "group_norm_affine": "(Tensor input, int num_groups, Tensor? weight, Tensor? bias, Tensor? channel_bias, Tensor? scale, Tensor? shift, float eps) -> (Tensor, Tensor)",
+    },
+    "geglu": {
+        # h * gelu(gate) of [M, C] with (h, gate) = input weight^T + bias, each [M, D], whichever way is fastest
+        "geglu_fwd": "(Tensor input, Tensor weight, Tensor? bias, int approximate) -> Tensor",
+        # the same by the library's product, so many rows at a time that they stay in the cache
+        "geglu_chunked": "(Tensor input, Tensor weight, Tensor? bias, int approximate) -> Tensor",
+        # the weights [2 panels, C, 16] in fp32, 16 of h and 16 of the gate in turn
+        "geglu_pack": "(Tensor weight) -> Tensor",
+        # geglu_fwd by weights so packed, of D features
+        "geglu_packed": "(Tensor input, Tensor packed, int features, Tensor? bias, int approximate) -> Tensor",
+        # h * gelu(gate) of [M, 2 D]
+        "geglu_gate": "(Tensor projected, int approximate) -> Tensor",
+        # returns its gradient of projected
+        "geglu_gate_bwd": "(Tensor grad_output, Tensor projected, int approximate) -> Tensor",
+    },
+    "linear_attention": {
+        # scale context^T softmax(query) with context = softmax(key) value^T, the softmax of queries over features [D], that of keys over
+        # positions [M memories, then L]; [N, H, D, L] each and memories [H, D, M]; for calls without gradients
+        "linear_attention": "(Tensor query, Tensor key, Tensor value, Tensor? memory_key, Tensor? memory_value, float scale) -> Tensor",
+        # the same, with what the backward needs; returns (output [N, H, E, L], context [N, H, D, E], statistics of the keys [N, H, 2, D])
+        "linear_attention_fwd": "(Tensor query, Tensor key, Tensor value, Tensor? memory_key, Tensor? memory_value, float scale) -> (Tensor, Tensor, Tensor)",
+        # returns the gradients of (query, key, value, memory_key, memory_value), the last two empty where there is no memory
+        "linear_attention_bwd": "(Tensor grad_output, Tensor query, Tensor key, Tensor value, Tensor? memory_key, Tensor? memory_value, Tensor context, Tensor statistics, float scale) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     },
     "sampler_step": {
         # row `step` of a coefficient table applied to a sample; returns (x_next, prediction, corrected), the last two empty where

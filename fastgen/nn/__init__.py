@@ -3,14 +3,18 @@
 from .attention import SpatialAttention
 from .conv2d import Conv2d, UpsampleConv2d
 from .embedding import TimestepEmbedding, timestep_embedding
+from .geglu import GEGLU
 from .group_norm import GroupNorm, PlainGroupNorm
+from .linear_attention import LinearAttention
 from .resample import Downsample, Upsample
 from .resblock import ResBlock
 
 __all__ = [
+    "GEGLU",
     "Conv2d",
     "Downsample",
     "GroupNorm",
+    "LinearAttention",
     "PlainGroupNorm",
     "ResBlock",
     "SpatialAttention",

@@ -4,9 +4,11 @@ from .._schema import COLUMNS, VLB_COLUMNS
 from .attention import attention
 from .conv2d import conv2d, conv2d_memory_limit, conv2d_plan
 from .diffusion_loss import diffusion_loss
+from .geglu import geglu, geglu_plan
 from .generator_normal import generator_normal
 from .group_norm import group_norm
 from .group_norm_affine import group_norm_affine
+from .linear_attention import linear_attention
 from .philox_normal import philox_normal
 from .q_sample import q_sample
 from .sampler_step import sampler_step
@@ -20,9 +22,12 @@ __all__ = [
     "conv2d_memory_limit",
     "conv2d_plan",
     "diffusion_loss",
+    "geglu",
+    "geglu_plan",
     "generator_normal",
     "group_norm",
     "group_norm_affine",
+    "linear_attention",
     "philox_normal",
     "q_sample",
     "sampler_step",

@@ -94,7 +94,7 @@ def conv2d_plan(
 
 
 def conv2d_memory_limit(limit: int | None) -> int:
-    """Set how many bytes the packed weights of all convolutions may take together; None is the default, a quarter of the memory.
+    """Set how many bytes all packed weights may take together, `geglu`'s too; None is the default, a quarter of the memory.
 
     A weight whose packed form does not fit takes the next smaller one, then the library's convolution. What is kept already stays.
 
