@@ -163,9 +163,11 @@ class UNet(nn.Module):
         self._check_input(x)
         embedding = self._embed(x, timesteps, y)
         h = x
-        skips = []
+        skips: list[Tensor] = []
         for stage in self.input_blocks:
             h = stage(h, embedding)
+            if not skips:
+                h = self._laid_out(h)
             skips.append(h)
         h = self.middle_block(h, embedding)
         for stage in self.output_blocks:
@@ -234,6 +236,13 @@ class UNet(nn.Module):
         factor = self.downsampling
         if x.shape[2] % factor or x.shape[3] % factor or 0 in x.shape[2:]:
             raise ValueError(f"UNet: height and width of x must be divisible by {factor}, got shape {tuple(x.shape)}")
+
+    def _laid_out(self, h: Tensor) -> Tensor:
+        """Channels-last where the weights are: an image of one channel does not say which layout it has."""
+        weight = self.out_conv.weight
+        if weight.is_contiguous() or not weight.is_contiguous(memory_format=torch.channels_last):
+            return h
+        return h.to(memory_format=torch.channels_last)
 
     def _embed(self, x: Tensor, timesteps: Tensor, y: Tensor | None) -> Tensor:
         n = x.shape[0]

@@ -71,6 +71,25 @@ def test_inference_is_within_the_bound_of_winograd(variant, channels_last):
     assert error <= 2e-5
 
 
+def test_channels_last_weights_make_an_image_of_one_channel_channels_last():
+    """Whose strides may say either; with them the first level would run in the other layout than the rest."""
+    model = _build("scale_shift_updown").eval()
+    x, timesteps, y = _inputs(model)
+    assert x.shape[1] == 1
+    layouts = []
+    blocks = [module for module in model.modules() if isinstance(module, ResBlock)]
+    for block in blocks:
+        block.register_forward_hook(
+            lambda module, inputs, output: layouts.append(output.is_contiguous(memory_format=torch.channels_last))
+        )
+    with torch.no_grad():
+        expected = model(x, timesteps, y)
+        assert not any(layouts[: len(blocks)])
+        result = model.to(memory_format=torch.channels_last)(x, timesteps, y)
+    assert len(layouts) == 2 * len(blocks) and all(layouts[len(blocks) :])
+    assert (result - expected).norm() <= 4e-5 * expected.norm()  # the bound of Winograd's convolutions, on either side
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_gradients_are_those_of_plain_torch(variant):
     grads = []

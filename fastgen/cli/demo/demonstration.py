@@ -100,7 +100,8 @@ def _load(path: Path, record: TrainingRecord, demo: Demonstration, norm: type[to
         raise UsageError(f"--weights {path}: not a model of digits with {NUM_CLASSES} classes and a null class")
     if record.image_shape not in (None, demo.image_shape):
         raise UsageError(f"--weights {path}: draws images of shape {record.image_shape}, not {demo.image_shape}")
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the faster layout, for either way
+    if norm is GroupNorm:  # each way in the layout that is the faster for it
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model
 
 
