@@ -8,8 +8,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops import attention
-from .fusing import fusible, idle, is_swish, norm_silu, norm_silu_conv, upsample_conv, upsampling
+from ..ops import attention, geglu
+from .fusing import fusible, idle, is_swish, linear, norm_silu, norm_silu_conv, upsample_conv, upsampling
 from .stand_in import StandIn
 
 
@@ -83,6 +83,16 @@ class Upsample2D(StandIn):
         return upsample_conv(conv, hidden_states)
 
 
+class GEGLU(StandIn):
+    of, project, does = "GEGLU", "diffusers", "linear, GELU and product in one"
+    takes, has = ("hidden_states",), ("proj",)
+
+    def forward(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if args or kwargs or not linear(self.proj):
+            return self.theirs(hidden_states, *args, **kwargs)
+        return geglu(hidden_states, self.proj.weight, self.proj.bias)
+
+
 # Whose __call__ hands 4-D queries, keys and values to torch's attention.
 PROCESSORS = ("AttnProcessor2_0", "FusedAttnProcessor2_0", "AttnAddedKVProcessor2_0")
 
@@ -150,4 +160,4 @@ def scaled_dot_product_attention(
     return attention(query, key, value, attn_mask, is_causal=is_causal, scale=scale)
 
 
-STAND_INS = (ResnetBlock2D, Upsample2D, Attention)
+STAND_INS = (ResnetBlock2D, Upsample2D, GEGLU, Attention)

@@ -65,3 +65,8 @@ def upsampling(conv: Any) -> bool:
 def upsample_conv(conv: Any, input: Tensor) -> Tensor:
     """conv(input upsampled by two), without the image between them."""
     return upsample_conv2d(input, conv.weight, conv.bias)
+
+
+def linear(module: Any) -> bool:
+    """Whether a module is torch's own linear, which a call may do without asking."""
+    return type(module) is nn.Linear and bare((module,))

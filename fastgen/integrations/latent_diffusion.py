@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..nn.group_norm import GroupNorm
-from ..ops import attention
-from .fusing import idle, norm_silu_conv, upsample_conv, upsampling
+from ..ops import attention, geglu
+from .fusing import idle, linear, norm_silu_conv, upsample_conv, upsampling
 from .stand_in import StandIn, bare
 
 PROJECT = "latent-diffusion"
@@ -70,6 +70,14 @@ class AttnBlock(StandIn):
         return x + self.proj_out(attended)
 
 
+class GEGLU(StandIn):
+    of, project, does = "GEGLU", PROJECT, "linear, GELU and product in one"
+    takes, has = ("x",), ("proj",)
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return geglu(x, self.proj.weight, self.proj.bias) if linear(self.proj) else self.theirs(x)
+
+
 class CrossAttention(StandIn):
     of, project, does = "CrossAttention", PROJECT, "attention that reads queries, keys and values where they lie"
     takes, has = ("x", "context", "mask"), ("heads", "scale", "to_q", "to_k", "to_v", "to_out")
@@ -87,4 +95,4 @@ class CrossAttention(StandIn):
         return self.to_out(attention(q, k, v, scale=self.scale).transpose(1, 2).flatten(2))
 
 
-STAND_INS = (ResnetBlock, Upsample, AttnBlock, CrossAttention)
+STAND_INS = (ResnetBlock, Upsample, AttnBlock, GEGLU, CrossAttention)

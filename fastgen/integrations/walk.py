@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from . import diffusers, generic, guided_diffusion, latent_diffusion
+from . import denoising_diffusion, diffusers, generic, guided_diffusion, latent_diffusion
 from .stand_in import StandIn, base_of, mixin_of, refusals
 
 # By the name of the class that each stands in for. More than one project may have a class of a name.
@@ -28,7 +28,7 @@ def register(*mixins: type[StandIn]) -> None:
             known.insert(0, mixin)
 
 
-for _project in (generic, diffusers, guided_diffusion, latent_diffusion):
+for _project in (generic, diffusers, guided_diffusion, latent_diffusion, denoising_diffusion):
     register(*_project.STAND_INS)
 
 

@@ -10,10 +10,11 @@ from .. import _dispatch, _library
 from .._schema import GELU_APPROXIMATIONS
 from ..reference import geglu as reference
 from . import _packed_weights
-from ._autograd import apply, transforms_active
+from ._autograd import apply
 from ._check import check_floating, check_main, fail, shape_of
 from ._dtypes import foreign, in_float32
 from ._packed_weights import WEIGHTS
+from ._watchers import autocast_active, watched
 
 _CODE = {name: code for code, name in enumerate(GELU_APPROXIMATIONS)}
 _PURPOSE = "geglu"
@@ -99,30 +100,19 @@ def _check(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
 def _call(input: Tensor, weight: Tensor, bias: Tensor | None, code: int) -> Tensor:
     """Of [M, C], by the raw op, or by the library's linear and the gate where autograd or autocast must see them."""
     if _watched(input, weight, bias):
-        if not _autocast(input.device):
+        if not autocast_active(input.device):
             weight, bias = _in_dtype(input, weight, bias)
         return apply(_Gate, F.linear(input, weight, bias), code)
-    if input.is_cpu and _direct():
+    if input.is_cpu and _library.ISA is not None and not watched():
         return _compute(input, weight, bias, code)
     return torch.ops.fastgen.geglu_fwd.default(input, weight, bias, code)
 
 
 def _watched(input: Tensor, weight: Tensor, bias: Tensor | None) -> str:
     """Why the linear must be the library's; empty where neither autograd nor autocast must see the call."""
-    if _autocast(input.device):
+    if autocast_active(input.device):
         return "autocast chooses the dtypes of the library's linear"
     return "gradients go through the library's linear" if _dispatch.needs_grad(input, weight, bias) else ""
-
-
-def _autocast(device: torch.device) -> bool:
-    return device.type != "meta" and torch.is_autocast_enabled(device.type)
-
-
-def _direct() -> bool:
-    """Whether nobody wants to see the raw op: no compiler, no mode of the dispatcher, no transform."""
-    return _library.ISA is not None and not (
-        torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0 or transforms_active()
-    )
 
 
 def _in_dtype(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:

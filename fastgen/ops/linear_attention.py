@@ -10,6 +10,7 @@ from .. import _dispatch
 from ._autograd import apply
 from ._check import check_floating, fail, shape_of
 from ._dtypes import foreign, in_float32
+from ._watchers import autocast_active, in_autocast_dtype
 
 
 def linear_attention(
@@ -69,8 +70,8 @@ def linear_attention(
     if scale is None:
         scale = 1 / math.sqrt(depth) if depth else 1.0
 
-    if query.device.type != "meta" and torch.is_autocast_enabled(query.device.type):
-        query, key, value = (_autocast(t) for t in (query, key, value))
+    if autocast_active(query.device):
+        query, key, value = (in_autocast_dtype(t) for t in (query, key, value))
     tensors = (query, key, value, memory_key, memory_value)
     if foreign(*tensors):
         return in_float32("linear_attention", _call, query.dtype)(*tensors, float(scale))
@@ -86,11 +87,6 @@ def _check_argument(name: str, t: Tensor, dims: int, shape: str, query: Tensor) 
         fail("linear_attention", f"{name} must be {shape}, got {shape_of(t)}")
     if t.device != query.device:
         fail("linear_attention", f"{name} must be on the device of query ({query.device}), got {t.device}")
-
-
-def _autocast(t: Tensor) -> Tensor:
-    """What autocast makes of an argument of an op that it runs in low precision: float64 it leaves alone."""
-    return t if t.dtype == torch.float64 else t.to(torch.get_autocast_dtype(t.device.type))
 
 
 def _call(

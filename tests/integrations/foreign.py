@@ -157,3 +157,45 @@ class Upsample(nn.Module):
     def forward(self, x):
         x = F.interpolate(x, scale_factor=2.0, mode="nearest")
         return self.conv(x) if hasattr(self, "conv") else x
+
+
+class GEGLU(nn.Module):
+    def __init__(self, dim_in, dim_out):
+        super().__init__()
+        self.proj = nn.Linear(dim_in, 2 * dim_out)
+
+    def forward(self, x):
+        h, gate = self.proj(x).chunk(2, dim=-1)
+        return h * F.gelu(gate)
+
+
+class Attend(nn.Module):
+    """Of denoising-diffusion-pytorch."""
+
+    def __init__(self, dropout=0.0, scale=None):
+        super().__init__()
+        self.dropout, self.scale, self.flash = dropout, scale, False
+
+    def forward(self, q, k, v):
+        scale = q.shape[-1] ** -0.5 if self.scale is None else self.scale
+        return F.dropout((q @ k.transpose(2, 3) * scale).softmax(-1), self.dropout, self.training) @ v
+
+
+class LinearAttention(nn.Module):
+    """Of denoising-diffusion-pytorch."""
+
+    def __init__(self, dim, heads=2, dim_head=8, num_mem_kv=3):
+        super().__init__()
+        self.scale, self.heads = dim_head**-0.5, heads
+        self.norm = nn.GroupNorm(1, dim)
+        self.mem_kv = nn.Parameter(torch.randn(2, heads, dim_head, num_mem_kv))
+        self.to_qkv = nn.Conv2d(dim, 3 * heads * dim_head, 1, bias=False)
+        self.to_out = nn.Sequential(nn.Conv2d(heads * dim_head, dim, 1), nn.GroupNorm(1, dim))
+
+    def forward(self, x):
+        n, _, height, width = x.shape
+        q, k, v = self.to_qkv(self.norm(x)).reshape(n, 3, self.heads, -1, height * width).unbind(1)
+        k, v = (torch.cat([m.expand(n, -1, -1, -1), t], dim=-1) for m, t in zip(self.mem_kv, (k, v), strict=True))
+        context = k.softmax(-1) @ v.transpose(2, 3)
+        out = context.transpose(2, 3) @ (q.softmax(-2) * self.scale)
+        return self.to_out(out.reshape(n, -1, height, width))

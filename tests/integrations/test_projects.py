@@ -63,6 +63,26 @@ def test_cross_attention(with_context, masked):
     assert_accelerated(attention, call, ("CrossAttention",))
 
 
+@pytest.mark.parametrize("scale", [None, 0.3])
+def test_attend(scale):
+    q, k, v = randn(2, 3, 33, 8), randn(2, 3, 7, 8), randn(2, 3, 7, 8).flip(0)
+    call = lambda m, dtype: m(q.to(dtype), k.to(dtype), v.to(dtype))  # noqa: E731
+    assert_accelerated(foreign.Attend(0.5, scale), call, ("Attend",))
+
+
+def test_linear_attention():
+    x = randn(2, 12, 6, 7)
+    call = lambda m, dtype: m(x.to(dtype))  # noqa: E731
+    assert_accelerated(
+        randomize(foreign.LinearAttention(12)), call, ("LinearAttention", "Conv2d", "GroupNorm", "Sequential")
+    )
+
+
+def test_geglu():
+    x = randn(2, 33, 16)
+    assert_accelerated(randomize(foreign.GEGLU(16, 24)), lambda m, dtype: m(x.to(dtype)), ("GEGLU",))
+
+
 @pytest.mark.parametrize("options", [{"use_conv": True}, {"with_conv": True}])
 def test_upsample(options):
     x = randn(2, 16, 7, 8)
