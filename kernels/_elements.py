@@ -1,4 +1,5 @@
-"""What the element-wise kernels share, as Triton device functions: operands, the normals of a tile, tables by timestep."""
+"""What kernels share that go through tensors element by element, as Triton device functions: operands and small parameters, the
+normals of a tile, tables by timestep, SiLU."""
 
 import triton
 import triton.language as tl
@@ -50,3 +51,32 @@ def target_of(x0, noise, alpha, sigma, TARGET: tl.constexpr):
         return tl.fma(alpha, noise, -(sigma * x0))
     else:
         return noise - x0
+
+
+@triton.jit
+def silu(z):
+    return z / (1.0 + tl.exp(-z))
+
+
+@triton.jit
+def silu_grad(z):
+    s = 1.0 / (1.0 + tl.exp(-z))
+    return s + s * z * (1.0 - s)
+
+
+@triton.jit
+def load_or(pointer, index, mask, absent: tl.constexpr, dtype: tl.constexpr):
+    """Values of an optional parameter in the accumulation type, ``absent`` where it is None."""
+    if pointer is None:
+        return tl.full(index.shape, absent, dtype)
+    else:
+        return tl.load(pointer + index, mask=mask, other=absent).to(dtype)
+
+
+@triton.jit
+def reciprocal_root(x):
+    """1 / sqrt(x), each correctly rounded: the fast forms would shift all of a group by some units in the last place."""
+    if x.dtype == tl.float64:
+        return 1.0 / tl.sqrt(x)
+    else:
+        return tl.div_rn(1.0, tl.sqrt_rn(x))

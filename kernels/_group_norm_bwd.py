@@ -15,11 +15,11 @@ import triton.language as tl
 from torch import Tensor
 
 from fastgen._schema import ACTIVATIONS
+from fastgen.kernels._elements import load_or, silu_grad
 from fastgen.kernels._group_norm_plan import (
     Plan,
     channels_of_a_group,
     group_size,
-    load_or,
     make_plan,
     parameters,
     tile_of,
@@ -29,12 +29,6 @@ from fastgen.kernels._operands import Operands, aligned, dense
 from fastgen.reference._layout import empty_like_layout
 
 WARPS = 8  # 8 elements of a tile a thread: with 16 the sums take 145 registers on sm_80
-
-
-@triton.jit
-def silu_grad(z):
-    s = 1.0 / (1.0 + tl.exp(-z))
-    return s + s * z * (1.0 - s)
 
 
 @triton.jit

@@ -166,26 +166,3 @@ def channels_of_a_group(channels, groups, UNIT: tl.constexpr):
 def group_size(per_group, pixels, ACC: tl.constexpr):
     """Elements of a group. Arguments of 1 are compile-time constants, which only `tl.cast` turns into numbers."""
     return (tl.cast(per_group, tl.int64) * pixels).to(ACC)
-
-
-@triton.jit
-def silu(z):
-    return z / (1.0 + tl.exp(-z))
-
-
-@triton.jit
-def load_or(pointer, index, mask, absent: tl.constexpr, dtype: tl.constexpr):
-    """Values of an optional parameter in the accumulation type, ``absent`` where it is None."""
-    if pointer is None:
-        return tl.full(index.shape, absent, dtype)
-    else:
-        return tl.load(pointer + index, mask=mask, other=absent).to(dtype)
-
-
-@triton.jit
-def reciprocal_root(x):
-    """1 / sqrt(x), each correctly rounded: the fast forms would shift all of a group by some units in the last place."""
-    if x.dtype == tl.float64:
-        return 1.0 / tl.sqrt(x)
-    else:
-        return tl.div_rn(1.0, tl.sqrt_rn(x))

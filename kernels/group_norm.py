@@ -16,16 +16,14 @@ import triton.language as tl
 from torch import Tensor
 
 from fastgen._schema import ACTIVATIONS
+from fastgen.kernels._elements import load_or, reciprocal_root, silu
 from fastgen.kernels._group_norm_bwd import group_norm_bwd
 from fastgen.kernels._group_norm_plan import (
     Plan,
     channels_of_a_group,
     group_size,
-    load_or,
     make_plan,
     parameters,
-    reciprocal_root,
-    silu,
     tile_of,
 )
 from fastgen.kernels._launch import launch, on_device

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 
+#include "common/moments.h"
 #include "common/tensor.h"
 
 namespace fastgen::group_norm {
@@ -111,20 +112,6 @@ struct Channels {
     const A m = static_cast<A>(centre);  // what it rounds off is left to b
     return {m, static_cast<A>(slope), static_cast<A>(bias[i] * modulation + shift[i] - (centre - m) * slope)};
   }
-};
-
-// Count, mean and sum of squared deviations of some elements; merged as in Chan, Golub and LeVeque 1979.
-struct Moments {
-  double count = 0, mean = 0, m2 = 0;
-
-  void merge(const Moments& other) {
-    if (other.count == 0) return;
-    const double total = count + other.count, delta = other.mean - mean, share = other.count / total;
-    mean += delta * share;
-    m2 += other.m2 + delta * delta * count * share;
-    count = total;
-  }
-  double rstd(double eps) const { return 1.0 / std::sqrt(m2 / count + eps); }
 };
 
 // bf16 has 8 bits: a 14-bit reciprocal and a cubic exponential are exact enough for it.

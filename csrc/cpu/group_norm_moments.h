@@ -14,35 +14,6 @@ inline constexpr std::int64_t kChunkPlane = 4096;   // elements of a channels-la
 inline constexpr std::int64_t kSlab = 65536;        // elements of a channels-last slab
 inline constexpr std::int64_t kStage = 512;         // rows shorter than this take their channel bias through a staged copy
 
-template <class T>
-Moments chunk_moments(const T* x, std::int64_t count) {
-  using A = opmath_t<T>;
-  using V = Vec<A>;
-  constexpr std::int64_t w = kWidth<A>;
-  V sum[4] = {V(0), V(0), V(0), V(0)};
-  std::int64_t i = 0;
-  for (; i + 4 * w <= count; i += 4 * w)
-    for (int j = 0; j < 4; ++j) sum[j] += load(x + i + j * w);
-  for (; i + w <= count; i += w) sum[0] += load(x + i);
-  if (i < count) sum[1] += load_part(x + i, static_cast<int>(count - i));
-  const A mean = sum_lanes<A>((sum[0] + sum[1]) + (sum[2] + sum[3])) / static_cast<A>(count);
-
-  V rest[4] = {V(0), V(0), V(0), V(0)}, square[4] = {V(0), V(0), V(0), V(0)};
-  const auto take = [&](int j, V value) {
-    rest[j] += value;
-    square[j] = madd<A>(value, value, square[j]);
-  };
-  for (i = 0; i + 4 * w <= count; i += 4 * w)
-    for (int j = 0; j < 4; ++j) take(j, load(x + i + j * w) - mean);
-  for (; i + w <= count; i += w) take(0, load(x + i) - mean);
-  if (i < count) take(1, keep_part<A>(load_part(x + i, static_cast<int>(count - i)) - mean, static_cast<int>(count - i)));
-  // What the rounded mean missed: sum (x - m)^2 = sum (x - mean)^2 + count (mean - m)^2.
-  const double missed = sum_lanes<A>((rest[0] + rest[1]) + (rest[2] + rest[3])) / static_cast<double>(count);
-  const double squares = sum_lanes<A>((square[0] + square[1]) + (square[2] + square[3]));
-  const double m2 = squares - missed * missed * static_cast<double>(count);
-  return {static_cast<double>(count), mean + missed, m2 < 0 ? 0 : m2};  // NaN stays
-}
-
 // A group of per_group rows of `pixels` elements as a list of chunks.
 template <class T>
 class ContiguousGroup {
