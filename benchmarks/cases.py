@@ -163,7 +163,8 @@ def compiled(
             output = result(*inputs)
             if grad:
                 wanted = [tensor for tensor in inputs if isinstance(tensor, Tensor) and tensor.requires_grad]
-                torch.autograd.grad(output, wanted, torch.ones_like(output))
+                outputs = (output,) if isinstance(output, Tensor) else output
+                torch.autograd.grad(outputs, wanted, [torch.ones_like(t) for t in outputs])
     except Exception as error:  # no compiler, say: the case goes on without this baseline
         notes.append(f"compile is not measured: {type(error).__name__}: {first_line(error)}")
         return None

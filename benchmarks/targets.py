@@ -105,6 +105,8 @@ TARGETS: tuple[Target, ...] = (
     Target("geglu with its linear, inference, geometric mean over eager", 1.5, _mean_speedup("eager", family="geglu", mode="inference")),
     Target("no geglu row slower than the fastest baseline (lowest row)", 1.0, _lowest("fastest", family="geglu")),
     Target("no linear_attention row slower than the fastest baseline (lowest row)", 1.0, _lowest("fastest", family="linear_attention")),
+    Target("no layer_norm row slower than the fastest baseline (lowest row)", 1.0, _lowest("fastest", family="layer_norm")),
+    Target("no rms_norm row slower than the fastest baseline (lowest row)", 1.0, _lowest("fastest", family="rms_norm")),
     Target("DDPM step at 16x3x256x256 over diffusers", 8.0, _one(_over("diffusers"), family="sampler_step", mode="ddpm, with seeds", shape=_LARGE, dtype="fp32")),
     Target("DDPM step at 1x4x64x64 over diffusers", 8.0, _one(_over("diffusers"), family="sampler_step", mode="ddpm, with seeds", shape=_SMALL, dtype="fp32")),
     Target("DDIM step at 16x3x256x256 over diffusers", 6.0, _one(_over("diffusers"), family="sampler_step", mode="ddim", shape=_LARGE, dtype="fp32")),

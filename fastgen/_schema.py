@@ -97,6 +97,25 @@ SCHEMAS: dict[str, dict[str, str]] = {
         # returns the gradients of (query, key, value, memory_key, memory_value), the last two empty where there is no memory
         "linear_attention_bwd": "(Tensor grad_output, Tensor query, Tensor key, Tensor value, Tensor? memory_key, Tensor? memory_value, Tensor context, Tensor statistics, float scale) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     },
+    "layer_norm": {
+        # s = input, or gate * input + residual; y = norm(s) * (1 + scale) + shift over the last dimension, the small tensors [C] or
+        # [N, C]; for calls without gradients; returns (output, s), the second empty without a residual
+        "layer_norm": "(Tensor input, Tensor? residual, Tensor? gate, Tensor? weight, Tensor? bias, Tensor? scale, Tensor? shift, float eps) -> (Tensor, Tensor)",
+        # the same, with what the backward needs; returns (output, s, mean, rstd), the statistics of each row
+        "layer_norm_fwd": "(Tensor input, Tensor? residual, Tensor? gate, Tensor? weight, Tensor? bias, Tensor? scale, Tensor? shift, float eps) -> (Tensor, Tensor, Tensor, Tensor)",
+        # `normalized` is s, `branch` the input where there is a gate; returns the gradients of (s, branch, gate, weight, bias, scale,
+        # shift), of branch and gate empty without a gate, of scale and shift without either
+        "layer_norm_bwd": "(Tensor grad_output, Tensor? grad_sum, Tensor normalized, Tensor mean, Tensor rstd, Tensor? branch, Tensor? gate, Tensor? weight, Tensor? bias, Tensor? scale, Tensor? shift) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    },
+    "rms_norm": {
+        # y = act(input * rstd * weight * (1 + scale) + shift) with rstd = 1 / max(sqrt(mean(input^2) + eps), min_norm / sqrt(C)), the mean
+        # over dimension 1 or the last; for calls without gradients
+        "rms_norm": "(Tensor input, bool over_channels, Tensor? weight, Tensor? scale, Tensor? shift, float eps, float min_norm, int activation) -> Tensor",
+        # the same, with what the backward needs; returns (output, rstd)
+        "rms_norm_fwd": "(Tensor input, bool over_channels, Tensor? weight, Tensor? scale, Tensor? shift, float eps, float min_norm, int activation) -> (Tensor, Tensor)",
+        # returns the gradients of (input, weight [C], scale [N, C], shift [N, C]), the last two empty where neither was given
+        "rms_norm_bwd": "(Tensor grad_output, Tensor input, Tensor rstd, bool over_channels, Tensor? weight, Tensor? scale, Tensor? shift, float min_norm, int activation) -> (Tensor, Tensor, Tensor, Tensor)",
+    },
     "sampler_step": {
         # row `step` of a coefficient table applied to a sample; returns (x_next, prediction, corrected), the last two empty where
         # they were not asked for

@@ -5,17 +5,22 @@ from .conv2d import Conv2d, UpsampleConv2d
 from .embedding import TimestepEmbedding, timestep_embedding
 from .geglu import GEGLU
 from .group_norm import GroupNorm, PlainGroupNorm
+from .layer_norm import LayerNorm
 from .linear_attention import LinearAttention
 from .resample import Downsample, Upsample
 from .resblock import ResBlock
+from .rms_norm import ChannelRMSNorm, RMSNorm
 
 __all__ = [
     "GEGLU",
+    "ChannelRMSNorm",
     "Conv2d",
     "Downsample",
     "GroupNorm",
+    "LayerNorm",
     "LinearAttention",
     "PlainGroupNorm",
+    "RMSNorm",
     "ResBlock",
     "SpatialAttention",
     "TimestepEmbedding",

@@ -8,9 +8,11 @@ from .geglu import geglu, geglu_plan
 from .generator_normal import generator_normal
 from .group_norm import group_norm
 from .group_norm_affine import group_norm_affine
+from .layer_norm import layer_norm
 from .linear_attention import linear_attention
 from .philox_normal import philox_normal
 from .q_sample import q_sample
+from .rms_norm import rms_norm
 from .sampler_step import sampler_step
 from .upsample_conv2d import upsample_conv2d, upsample_conv2d_plan
 
@@ -27,9 +29,11 @@ __all__ = [
     "generator_normal",
     "group_norm",
     "group_norm_affine",
+    "layer_norm",
     "linear_attention",
     "philox_normal",
     "q_sample",
+    "rms_norm",
     "sampler_step",
     "upsample_conv2d",
     "upsample_conv2d_plan",
