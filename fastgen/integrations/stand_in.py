@@ -104,7 +104,7 @@ def mixin_of(module: Any) -> type[StandIn] | None:
     return _mixin(type(module)) if isinstance(module, StandIn) else None
 
 
-def bare(modules: Iterable[nn.Module]) -> bool:
+def bare(modules: Iterable[Any]) -> bool:
     """Whether nobody looks at the calls of these modules, which may then be left out: no hooks."""
     return not any(
         m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks for m in modules

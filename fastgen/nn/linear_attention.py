@@ -1,23 +1,11 @@
 """`LinearAttention`: the attention of denoising-diffusion-pytorch's U-Nets at their large resolutions, on the fused op."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import linear_attention
 from .conv2d import Conv2d
-
-
-class ChannelNorm(nn.Module):
-    r"""[N, C, H, W] -> the same: :math:`g \sqrt{C}\, x / \max(|x|, 10^{-12})`, the norm that of a pixel's channels, with the state
-    dict of denoising-diffusion-pytorch's ``RMSNorm`` (``g`` [1, C, 1, 1])."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.g = nn.Parameter(torch.ones(1, channels, 1, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.normalize(x, dim=1) * self.g * x.shape[1] ** 0.5
+from .rms_norm import ChannelRMSNorm
 
 
 class LinearAttention(nn.Module):
@@ -33,10 +21,10 @@ class LinearAttention(nn.Module):
     def __init__(self, dim: int, heads: int = 4, dim_head: int = 32, num_mem_kv: int = 4) -> None:
         super().__init__()
         self.heads, self.dim_head = heads, dim_head
-        self.norm = ChannelNorm(dim)
+        self.norm = ChannelRMSNorm(dim)
         self.mem_kv = nn.Parameter(torch.randn(2, heads, dim_head, num_mem_kv))
         self.to_qkv = Conv2d(dim, 3 * heads * dim_head, 1, bias=False)
-        self.to_out = nn.Sequential(Conv2d(heads * dim_head, dim, 1), ChannelNorm(dim))
+        self.to_out = nn.Sequential(Conv2d(heads * dim_head, dim, 1), ChannelRMSNorm(dim))
 
     def forward(self, x: Tensor) -> Tensor:
         qkv = self.to_qkv(self.norm(x)).flatten(2)  # [N, 3 heads D, S]; read where it lies, channels-last too

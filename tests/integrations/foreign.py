@@ -169,6 +169,36 @@ class GEGLU(nn.Module):
         return h * F.gelu(gate)
 
 
+class RMSNorm(nn.Module):
+    """Of denoising-diffusion-pytorch."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.scale = dim**0.5
+        self.g = nn.Parameter(torch.ones(1, dim, 1, 1))
+
+    def forward(self, x):
+        return F.normalize(x, dim=1) * self.g * self.scale
+
+
+class Block(nn.Module):
+    """Of denoising-diffusion-pytorch."""
+
+    def __init__(self, dim, dim_out, dropout=0.0):
+        super().__init__()
+        self.proj = nn.Conv2d(dim, dim_out, 3, padding=1)
+        self.norm = RMSNorm(dim_out)
+        self.act = nn.SiLU()
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x, scale_shift=None):
+        x = self.norm(self.proj(x))
+        if scale_shift is not None:
+            scale, shift = scale_shift
+            x = x * (scale + 1) + shift
+        return self.dropout(self.act(x))
+
+
 class Attend(nn.Module):
     """Of denoising-diffusion-pytorch."""
 
@@ -187,10 +217,10 @@ class LinearAttention(nn.Module):
     def __init__(self, dim, heads=2, dim_head=8, num_mem_kv=3):
         super().__init__()
         self.scale, self.heads = dim_head**-0.5, heads
-        self.norm = nn.GroupNorm(1, dim)
+        self.norm = RMSNorm(dim)
         self.mem_kv = nn.Parameter(torch.randn(2, heads, dim_head, num_mem_kv))
         self.to_qkv = nn.Conv2d(dim, 3 * heads * dim_head, 1, bias=False)
-        self.to_out = nn.Sequential(nn.Conv2d(heads * dim_head, dim, 1), nn.GroupNorm(1, dim))
+        self.to_out = nn.Sequential(nn.Conv2d(heads * dim_head, dim, 1), RMSNorm(dim))
 
     def forward(self, x):
         n, _, height, width = x.shape

@@ -70,12 +70,18 @@ def test_attend(scale):
     assert_accelerated(foreign.Attend(0.5, scale), call, ("Attend",))
 
 
+@pytest.mark.parametrize("modulated", [False, True])
+def test_block(modulated):
+    x = randn(2, 12, 6, 7)
+    of = tuple(randn(2, 16, 1, 1).flip(i) for i in range(2)) if modulated else None
+    call = lambda m, dtype: m(x.to(dtype), None if of is None else tuple(t.to(dtype) for t in of))  # noqa: E731
+    assert_accelerated(randomize(foreign.Block(12, 16, 0.5)), call, ("Block", "RMSNorm", "Conv2d"))
+
+
 def test_linear_attention():
     x = randn(2, 12, 6, 7)
     call = lambda m, dtype: m(x.to(dtype))  # noqa: E731
-    assert_accelerated(
-        randomize(foreign.LinearAttention(12)), call, ("LinearAttention", "Conv2d", "GroupNorm", "Sequential")
-    )
+    assert_accelerated(randomize(foreign.LinearAttention(12)), call, ("LinearAttention", "Conv2d", "RMSNorm"))
 
 
 def test_geglu():
