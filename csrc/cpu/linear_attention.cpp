@@ -92,9 +92,11 @@ void make_context(const Problem& p, const View& key, const View& value, const Vi
       else gather.run(key, value, n, h, chunk * kChunk, std::min(p.keys, (chunk + 1) * kChunk), item);
     }
   });
-  for (std::int64_t head = 0; head < p.items(); ++head)
-    put_together(p, parts, head * of_head, of_head, context + head * p.depth * p.width, statistics + head * 2 * p.depth,
-                 statistics + (head * 2 + 1) * p.depth);
+  parallel(p.items(), p.items() * of_head * parts.size, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t head = begin; head < end; ++head)
+      put_together(p, parts, head * of_head, of_head, context + head * p.depth * p.width, statistics + head * 2 * p.depth,
+                   statistics + (head * 2 + 1) * p.depth);
+  });
 }
 
 template <class A, class T>

@@ -12,7 +12,7 @@ namespace fastgen::linear_attention {
 using namespace tiles;
 
 inline constexpr std::int64_t kBlock = 192;        // positions whose panels of 32 channels, 24 KB each, are worked on: whole lanes of any kind
-inline constexpr std::int64_t kChunk = 6 * kBlock;  // positions that a thread takes: of each a context is left, 4 KB
+inline constexpr std::int64_t kChunk = 3 * kBlock;  // positions that a thread takes: of each a context is left, 4 KB
 
 struct Problem {
   std::int64_t n, heads, depth, width, length, keys, memories;  // depth: of queries and keys; width: of values

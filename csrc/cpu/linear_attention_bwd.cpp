@@ -58,13 +58,15 @@ void queries_pass(const Problem& p, const View& query, const View& grad, const A
       }
     }
   });
-  for (std::int64_t head = 0; head < p.items(); ++head) {
-    A* const to = d_context + head * size;
-    std::fill_n(to, size, A(0));
-    for (std::int64_t i = head * chunks; i < (head + 1) * chunks; ++i)
-      for (std::int64_t k = 0; k < size; ++k) to[k] += parts[i * size + k];
-    for (std::int64_t k = 0; k < size; ++k) to[k] *= static_cast<A>(p.scale);
-  }
+  parallel(p.items(), p.items() * chunks * size, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t head = begin; head < end; ++head) {
+      A* const to = d_context + head * size;
+      std::fill_n(to, size, A(0));
+      for (std::int64_t i = head * chunks; i < (head + 1) * chunks; ++i)
+        for (std::int64_t k = 0; k < size; ++k) to[k] += parts[i * size + k];
+      for (std::int64_t k = 0; k < size; ++k) to[k] *= static_cast<A>(p.scale);
+    }
+  });
 }
 
 // dK and dV of the positions of one head, from its dC, the statistics of its keys and sums over e of C dC.

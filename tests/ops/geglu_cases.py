@@ -18,7 +18,7 @@ from .families import Call, OfTensors
 from .numerics import DTYPES, assert_bar, dtype_name, guarded, randn
 
 # (M, C, D): one row and several blocks of them, features that fill panels and do not, channels past a block of the product.
-SHAPES = [(1, 1, 1), (5, 7, 3), (3, 320, 16), (33, 64, 80), (130, 300, 37), (270, 20, 100)]
+SHAPES = [(1, 1, 1), (5, 7, 3), (3, 320, 16), (33, 64, 80), (130, 300, 37), (270, 20, 100), (9, 1280, 17)]
 
 
 def plain(x: Tensor, weight: Tensor, bias: Tensor | None = None, approximate: str = "none") -> Tensor:
