@@ -120,17 +120,17 @@ class Convolution:
         return self._op("fwd")(input, weight, *checked.geometry, *operands)
 
     def _remembered(self, input: Tensor, weight: Tensor, geometry: tuple[Any, ...], operands: Operands) -> Checked:
-        """:meth:`_checked`, once for all arguments of these shapes, dtypes and devices."""
-        bias, scale, shift, _, embedding, residual, _ = operands
+        """:meth:`_checked`, once for all tensors on the CPU of these shapes and dtypes."""
+        described: list[Any] = [self.op, geometry]
         try:
-            key = (
-                self.op, input.shape, input.dtype, input.device, weight.shape, weight.dtype, weight.device, geometry,
-                None if bias is None else (bias.shape, bias.dtype, bias.device),
-                None if scale is None else (scale.shape, scale.dtype, scale.device),
-                None if shift is None else (shift.shape, shift.dtype, shift.device),
-                None if embedding is None else (embedding.shape, embedding.dtype, embedding.device),
-                None if residual is None else (residual.shape, residual.dtype, residual.device),
-            )  # fmt: skip
+            for tensor in (input, weight, *operands.tensors()):
+                if tensor is None:
+                    described.append(None)
+                elif tensor.is_cpu:
+                    described += tensor.shape, tensor.dtype
+                else:
+                    return self._checked(input, weight, geometry, operands)
+            key = tuple(described)
             checked = _REMEMBERED.get(key)
         except (AttributeError, TypeError):  # no tensor, or a list
             return self._checked(input, weight, geometry, operands)

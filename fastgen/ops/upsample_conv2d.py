@@ -90,9 +90,9 @@ def _library(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _transposed(weight: Tensor) -> Tensor:
     """[C, K, 4, 4] whose transposed convolution of stride 2 is the convolution by ``weight`` of the image upsampled by two."""
-    rows = F.pad(weight, (0, 0, 0, 1)) + F.pad(weight, (0, 0, 1, 0))
-    both = F.pad(rows, (0, 1)) + F.pad(rows, (1, 0))
-    return both.flip(2, 3).transpose(0, 1).contiguous()
+    taps = torch.tensor([[0.0, 0.0, 1.0], [0.0, 1.0, 1.0], [1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])  # of each of four, summed
+    sums = weight.flatten(2) @ torch.kron(taps, taps).t()  # [K, C, 16]
+    return sums.unflatten(2, (4, 4)).transpose(0, 1)
 
 
 _UPSAMPLE_CONV2D = Convolution("upsample_conv2d", 2, _geometry, _library)
