@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastgen
-from fastgen.ops import conv2d, conv2d_plan
+from fastgen.ops import _convolution, conv2d, conv2d_plan, upsample_conv2d
 from fastgen.reference import conv2d as reference
 from fastgen.reference._convolution import output_strides
 from fastgen.reference._layout import dense_strides
@@ -385,3 +385,22 @@ def test_errors_of_input_and_weight():
         conv2d(torch.zeros(2, 3, 4, 4), torch.zeros(0, 3, 3, 3))
     with pytest.raises(ValueError, match="weight must be on the device of input"):
         conv2d(torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 3, 3, device="meta"))
+
+
+def test_what_is_remembered_of_a_call_is_of_its_arguments(monkeypatch):
+    """A right call makes no other right, not even one of the same shapes; a wrong one is wrong again."""
+    monkeypatch.setattr(_convolution, "_MOST_REMEMBERED", 3)
+    x, weight, residual = torch.randn(2, 4, 6, 6), torch.randn(5, 4, 3, 3), torch.randn(2, 5, 6, 6)
+    for _ in range(2):
+        for stride in (1, [1, 1], (1, 1)):
+            assert conv2d(x, weight, stride=stride, padding=1, residual=residual).shape == residual.shape
+        assert conv2d(x, weight, stride=2, padding=1).shape == (2, 5, 3, 3)
+        for wrong in (residual.to("meta"), residual.long(), residual[:1], residual.transpose(0, 1)):
+            with pytest.raises((TypeError, ValueError), match="residual must"):
+                conv2d(x, weight, padding=1, residual=wrong)
+        with pytest.raises(ValueError, match="embedding must have shape"):
+            conv2d(x, weight, padding=1, embedding=residual[:, :, 0, 0].t())
+        with pytest.raises(ValueError, match="weight must be"):
+            upsample_conv2d(x, weight[..., :1, :1])
+        assert conv2d(x, weight[..., :1, :1]).shape == residual.shape
+        assert len(_convolution._REMEMBERED) <= 3
