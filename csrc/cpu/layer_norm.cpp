@@ -1,5 +1,5 @@
-// layer_norm, forward: a thread owns whole rows. A row is read once from memory; its sum with the residual, the statistics (two passes,
-// common/moments.h) and the output all find it in the first-level cache.
+// layer_norm, forward: a thread owns whole rows. A row is read once from memory; the statistics (common/moments.h) and the output
+// find it, or its sum with the residual, in the first-level cache.
 #include "layer_norm.h"
 
 namespace fastgen::layer_norm {
@@ -9,8 +9,8 @@ constexpr std::int64_t kPiece = 8192;  // elements of a long row whose moments a
 
 template <class T>
 Moments row_moments(const T* x, std::int64_t count) {
-  Moments moments = chunk_moments(x, std::min(kPiece, count));
-  for (std::int64_t first = kPiece; first < count; first += kPiece) moments.merge(chunk_moments(x + first, std::min(kPiece, count - first)));
+  Moments moments = quick_moments(x, std::min(kPiece, count));
+  for (std::int64_t first = kPiece; first < count; first += kPiece) moments.merge(quick_moments(x + first, std::min(kPiece, count - first)));
   return moments;
 }
 

@@ -50,14 +50,16 @@ void take_sums(const T* const* dy, const T* const* s, const opmath_t<T>* k, opma
     rows[j].mean_dx = sum_lanes<A>(dx_total[j]) / static_cast<A>(size), rows[j].mean_dx_x = sum_lanes<A>(dx_x_total[j]) / static_cast<A>(size);
 }
 
-// The second pass over a row: ds, and with a gate the gradient of the branch and what the row adds to the sum of ds branch.
+// The second pass over a row: ds, and with a gate the gradient of the branch and what the row adds to the sum of ds branch. What lies
+// `ahead` elements further on is read next, in an order that no prefetcher foresees.
 template <class T>
 void finish_row(const T* dy, const T* s, const T* d_sum, const T* branch, const opmath_t<T>* k, const opmath_t<T>* gate, const Row<opmath_t<T>>& row,
-                T* ds, T* d_branch, opmath_t<T>* gate_sum, std::int64_t size) {
+                T* ds, T* d_branch, opmath_t<T>* gate_sum, std::int64_t size, std::int64_t ahead) {
   using A = opmath_t<T>;
   using V = Vec<A>;
   const V m(row.mean), r(row.rstd), mean_dx(row.mean_dx), mean_dx_x(row.mean_dx_x);
   for_vectors<A>(size, [&](std::int64_t i, auto at) {
+    prefetch(dy + i + ahead), prefetch(s + i + ahead), prefetch_to_write(ds + i + ahead);
     const V x = (at.load(s + i) - m) * r;
     V d = madd<A>(at.load(dy + i), at.load(k + i), -madd<A>(x, mean_dx_x, mean_dx)) * r;
     if (d_sum) d += at.load(d_sum + i);
@@ -96,7 +98,7 @@ void rows_backward(const Problem& p, const Pointers<T>& at, const SliceBlocks& b
         for (int j = 0; j < kRows; ++j)
           finish_row<T>(dy[j], s[j], row_of(at.d_sum, at.d_sum_rows, row + j), row_of(at.branch, at.branch_rows, row + j), modulation.k(),
                         p.gate.given() ? gate.data() : nullptr, rows[j], at.ds + (row + j) * size, at.d_branch + (row + j) * size,
-                        part + 2 * size, size);
+                        part + 2 * size, size, kRows * size);
       };
       std::int64_t row = first;
       for (; row + kTogether <= last; row += kTogether) take(std::integral_constant<int, kTogether>{}, row);

@@ -58,7 +58,7 @@ def layer_norm(
     check_floating("layer_norm", "input", input)
     last = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
     shape = input.shape
-    if not last or shape[-len(last) :] != last:
+    if shape[-1:] != last and (not last or shape[-len(last) :] != last):
         fail(
             "layer_norm", f"normalized_shape must be the last sizes of input, got {last} and input of {shape_of(input)}"
         )
@@ -70,23 +70,26 @@ def layer_norm(
         check_like("layer_norm", "residual", residual, input, "input")
     elif gate is not None:
         fail("layer_norm", "gate needs a residual, which the gated input is added to")
-    for name, param in (("gate", gate), ("scale", scale), ("shift", shift)):
-        if param is not None:
-            _check_param(name, param, _per_sample(input, last), input)
-    if len(last) > 1 or input.dim() == 1:
+    # A call in inference mode costs some five microseconds in all: parameters that are not there cost one comparison.
+    if gate is not None:
+        _check_param("gate", gate, _per_sample(input, last), input)
+    if scale is not None:
+        _check_param("scale", scale, _per_sample(input, last), input)
+    if shift is not None:
+        _check_param("shift", shift, _per_sample(input, last), input)
+    if len(last) > 1 or len(shape) == 1:
         return _over_one_dimension(input, last, weight, bias, eps, residual, gate, scale, shift)
 
     if input.is_cuda and torch.is_autocast_enabled("cuda") and input.dtype != torch.float64:
-        input, residual = input.float(), None if residual is None else residual.float()
-    tensors = (input, residual, gate, weight, bias, scale, shift)
+        input = input.float()
     function = _forward
-    if torch.is_grad_enabled() and _dispatch.needs_grad(*tensors):
+    if torch.is_grad_enabled() and _dispatch.needs_grad(input, residual, gate, weight, bias, scale, shift):
         function = _differentiable
     if residual is not None and residual.dtype != input.dtype:
         function = _promoted(function)
-    if foreign(*tensors):
+    if foreign(input, residual, gate, weight, bias, scale, shift):
         function = in_float32("layer_norm", function, input.dtype)
-    output, total = function(*tensors, eps)
+    output, total = function(input, residual, gate, weight, bias, scale, shift, eps)
     return output if residual is None else (output, total)
 
 
