@@ -25,8 +25,8 @@ y = fastgen.ops.group_norm(torch.randn(2, 8, 4, 4), 4, activation="silu")
 assert fastgen._library.ISA is not None, fastgen._library.FAILURES
 assert "site-packages" in fastgen.__file__, fastgen.__file__
 import fastgen.cli.demo, fastgen.training
-from fastgen.models import find_weights
-assert find_weights("digits-ddpm").exists()
+from fastgen.models import SHIPPED, find_weights
+assert {"digits-ddpm", "mnist-classifier", "mnist-ddpm"} <= set(SHIPPED) and find_weights("mnist-ddpm").exists()
 print(fastgen._library.ISA, y.shape)
 """
 
@@ -56,8 +56,10 @@ def check_what_is_inside(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     built = sorted(path.name for path in _library.LIBRARY_DIR.glob("libfastgen_*.so"))
     assert sorted(Path(name).name for name in names if name.startswith("fastgen/lib/")) == built
-    for name in ("fastgen/kernels/group_norm.py", "fastgen/weights/digits-ddpm.safetensors", "fastgen/py.typed"):
+    for name in ("fastgen/kernels/group_norm.py", "fastgen/py.typed"):
         assert name in names
+    weights = sorted(path.name for path in (ROOT / "fastgen/weights").iterdir())
+    assert sorted(Path(name).name for name in names if name.startswith("fastgen/weights/")) == weights
     assert "fastgen/kernels/__init__.py" not in names
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/", "csrc/"))]
 

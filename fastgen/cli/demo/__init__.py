@@ -23,7 +23,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="draw real digits with and without fastgen, compare and time both",
         description="; ".join(f"{name}: {text}" for name, text in DEMOS.items()) + ". Compares, times and judges them.",
     )
-    parser.add_argument("name", nargs="?", choices=tuple(DEMOS), default="digits", help="(default: digits)")
+    parser.add_argument("name", nargs="?", choices=tuple(DEMOS), default="mnist", help="(default: mnist)")
     parser.add_argument(
         "--out", type=_options.path, default=Path("demo"), help="folder of pictures and report (default: demo)"
     )

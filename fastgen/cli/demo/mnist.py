@@ -7,7 +7,7 @@ from .._errors import argument_errors
 from .demonstration import Demonstration, demonstrate
 from .mnist_scores import MnistJudge
 
-MNIST = Demonstration(weights="mnist-ddpm", image_shape=(1, 28, 28), steps={"DDIM": 20, "DDPM": 25})
+MNIST = Demonstration(weights="mnist-ddpm", image_shape=(1, 28, 28), steps={"DDIM": 10, "DDPM": 10})
 
 
 def run(args: argparse.Namespace) -> int:

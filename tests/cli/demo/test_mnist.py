@@ -5,9 +5,10 @@ import json
 import pytest
 import torch
 
+from fastgen.cli import demo as cli_demo
 from fastgen.cli.demo import demonstration
 from fastgen.cli.demo.mnist_scores import MnistJudge
-from fastgen.cli.main import main
+from fastgen.cli.main import build_parser, main
 from fastgen.data import load_mnist
 from fastgen.models import UNet
 
@@ -73,7 +74,8 @@ def test_refusals_are_one_line(weights, tmp_path, capsys, options, message):
     assert not (tmp_path / "o" / "digits.png").exists()
 
 
-def test_an_unknown_demo_is_named(capsys):
+def test_it_is_the_demo_without_a_name_and_an_unknown_one_is_named(capsys):
+    assert build_parser("demo", cli_demo).parse_args(["demo"]).name == "mnist"
     assert "invalid choice: 'letters'" in refused(capsys, "demo", "letters")
 
 
