@@ -7,6 +7,7 @@ from .geglu import GEGLU
 from .group_norm import GroupNorm, PlainGroupNorm
 from .layer_norm import LayerNorm
 from .linear_attention import LinearAttention
+from .pseudo3d import FrameAttention, PseudoConv3d, SpatioTemporalAttention, TemporalAttention
 from .resample import Downsample, Upsample
 from .resblock import ResBlock
 from .rms_norm import ChannelRMSNorm, RMSNorm
@@ -16,13 +17,17 @@ __all__ = [
     "ChannelRMSNorm",
     "Conv2d",
     "Downsample",
+    "FrameAttention",
     "GroupNorm",
     "LayerNorm",
     "LinearAttention",
     "PlainGroupNorm",
     "RMSNorm",
+    "PseudoConv3d",
     "ResBlock",
     "SpatialAttention",
+    "SpatioTemporalAttention",
+    "TemporalAttention",
     "TimestepEmbedding",
     "Upsample",
     "UpsampleConv2d",
