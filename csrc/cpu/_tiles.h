@@ -35,7 +35,7 @@ template <class A>
 struct Singles {
   using Element = A;
   static constexpr int count = 1;  // terms in one element
-  FASTGEN_INLINE static Vec<A> madd(A a, const A* b, Vec<A> sum) { return fastgen::madd<A>(Vec<A>(a), load(b), sum); }
+  FASTGEN_INLINE static Vec<A> madd(A a, const A* b, Vec<A> sum) { return fastgen::madd<A>(in_all_lanes(a), load(b), sum); }
 };
 struct Pairs {
   using Element = std::uint32_t;  // two bfloat16, neighbours in the sum
@@ -51,7 +51,7 @@ using Tile = Vec<A>[kTall][wide];
 template <class A, int wide>
 FASTGEN_INLINE void clear(Tile<A, wide>& sum) {
   for (auto& row : sum)
-    for (auto& v : row) v = Vec<A>(A(0));
+    for (auto& v : row) v = in_all_lanes(A(0));
 }
 
 // sum += a b over `depth` elements: a[i, r] is at a + i a_row + r a_step, b[r] at b + r b_step.
@@ -107,13 +107,19 @@ template <class A, class T>
   }
 }
 
-// to[i * row + j * column] = from[i * from_row + j], narrowed; from is readable up to the next whole vector.
+// to[i * row + j * column] = from[i * from_row + j] factor[j], narrowed; from and factor are readable up to the next whole vector.
+// Without a factor it is 1.
 template <class A, class T>
-[[gnu::noinline]] void write_panel(const A* from, std::int64_t from_row, std::int64_t rows, std::int64_t columns, T* to, std::int64_t row, std::int64_t column) {
+[[gnu::noinline]] void write_panel(const A* from, std::int64_t from_row, std::int64_t rows, std::int64_t columns, T* to, std::int64_t row,
+                                   std::int64_t column, const A* factor = nullptr) {
   constexpr std::int64_t w = kWidth<A>;
+  const auto value = [&](std::int64_t i, std::int64_t j) {
+    const Vec<A> v = load(from + i * from_row + j);
+    return factor != nullptr ? v * load(factor + j) : v;
+  };
   if (column == 1) {
     for (std::int64_t i = 0; i < rows; ++i)
-      for_vectors<A>(columns, [&](std::int64_t j, auto at) { at.store(to + i * row + j, load(from + i * from_row + j)); });
+      for_vectors<A>(columns, [&](std::int64_t j, auto at) { at.store(to + i * row + j, value(i, j)); });
     return;
   }
   for (std::int64_t j = 0; j < columns; j += w) {
@@ -121,12 +127,14 @@ template <class A, class T>
     std::int64_t i = 0;
     for (; row == 1 && i + w <= rows; i += w) {
       Vec<A> square[w];
-      for (std::int64_t k = 0; k < w; ++k) square[k] = load(from + (i + k) * from_row + j);
+      for (std::int64_t k = 0; k < w; ++k) square[k] = value(i + k, j);
       transpose(square);
       for (std::int64_t k = 0; k < across; ++k) store(to + i + (j + k) * column, square[k]);
     }
-    for (; i < rows; ++i)
-      for (std::int64_t k = 0; k < across; ++k) to[i * row + (j + k) * column] = narrow<T>(from[i * from_row + j + k]);
+    for (; i < rows; ++i) {
+      const Vec<A> rest = value(i, j);
+      for (std::int64_t k = 0; k < across; ++k) to[i * row + (j + k) * column] = narrow<T>(static_cast<A>(rest[k]));
+    }
   }
 }
 

@@ -1,10 +1,11 @@
 // attention, forward: flash attention with query rows in the lanes (_tiles.h).
 //
-// A thread owns a block of query rows of one head: panels of kLanes rows, transposed once. It goes through the keys in
-// blocks, copied once a block of rows into dense memory that stays in the second-level cache (widened to fp32, or as pairs of bf16
-// where there is an instruction for their dot product). A panel's scores of one block of keys stay in the first-level cache:
-// maximum, exponentials, product with the values. A length that fits one block, such as 77, is never rescaled.
-// Blocks depend on the shape alone, so the bits do not depend on the number of threads.
+// Keys and values are packed once a head, by all threads, into dense rows: widened to fp32, or as pairs of bf16 where there is an
+// instruction for their dot product. Then a thread owns a block of query rows of one head: panels of kLanes rows, transposed once.
+// It goes through the keys in blocks that stay in the second-level cache while the panels go by. A panel's scores of one block
+// of keys stay in the first-level cache: maximum, exponentials, product with the values. A
+// length that fits one block, such as 77, is never rescaled. Blocks depend on the shape alone, so the bits do not depend on the
+// number of threads.
 #include "attention.h"
 
 namespace fastgen::attention {
@@ -15,6 +16,7 @@ constexpr std::int64_t kBlockBytes = 1 << 18;  // of the keys and values of a bl
 constexpr std::int64_t kRowBytes = 1 << 17;    // of the queries and outputs of a block of rows, where that is kLeastPanels or more
 constexpr std::int64_t kLeastPanels = 4, kMostPanels = 16;
 constexpr std::int64_t kItems = 64;            // blocks of rows wanted in all, so that many threads have work
+constexpr std::int64_t kPackBytes = 1 << 25;   // of the keys and values that are packed at a time, where that is more than one head
 
 #if defined(__AVX512BF16__)
 constexpr bool kHasPairs = true;
@@ -42,23 +44,76 @@ struct Blocks {
   }
 };
 
-// What one thread works in: the panels of its rows, one block of keys and values, and one panel's scores. F says how factors are stored.
+// Keys and values of some heads as the products read them, dense: of each head rows of keys, zeros up to the next whole tile, rows of
+// values. F says how factors are stored; F::count rows of values are one.
+template <class F, class A>
+class Packed {
+ public:
+  using E = typename F::Element;
+  const std::int64_t terms, key_row, value_row, key_rows, head_size, most;  // terms: of one score, in elements; most: heads at a time
+
+  explicit Packed(const Problem& problem)
+      : terms((problem.depth + F::count - 1) / F::count),
+        key_row(round_up(terms, kUnit<A>)),
+        value_row(round_up(problem.width, kUnit<A>)),
+        key_rows(round_up(problem.keys, kTall)),
+        head_size(key_rows * key_row + (problem.keys + F::count - 1) / F::count * value_row),
+        most(std::clamp<std::int64_t>(kPackBytes / (head_size * static_cast<std::int64_t>(sizeof(E))), 1, problem.n * problem.kv_heads)),
+        p(problem),
+        memory(arena.take_as_it_is<E>(most * head_size)) {
+    for (std::int64_t slot = 0; slot < most; ++slot) std::fill_n(memory + slot * head_size + p.keys * key_row, (key_rows - p.keys) * key_row, E(0));
+  }
+
+  const E* keys(std::int64_t slot, std::int64_t first) const { return memory + slot * head_size + first * key_row; }
+  const E* values(std::int64_t slot, std::int64_t first) const { return keys(slot, key_rows) + first / F::count * value_row; }
+
+  // Heads [head, head + count) of all N Hk into slots 0, 1, ...
+  template <class T>
+  void read(std::int64_t head, std::int64_t count, const View& key, const View& value) {
+    const std::int64_t parts = (p.keys + kKeys - 1) / kKeys;
+    parallel(count * parts, count * head_size, [&](std::int64_t begin, std::int64_t end) {
+      Arena own;
+      A* staged = std::is_same_v<E, A> ? nullptr : own.take<A>((kKeys + 1) * value_row);
+      for (std::int64_t item = begin; item < end; ++item) {
+        const std::int64_t slot = item / parts, n = (head + slot) / p.kv_heads, h = (head + slot) % p.kv_heads;
+        const std::int64_t first = item % parts * kKeys, rows = std::min(kKeys, p.keys - first);
+        const T *k = key.at<const T>(n, h, first), *v = value.at<const T>(n, h, first);
+        E *to_keys = const_cast<E*>(keys(slot, first)), *to_values = const_cast<E*>(values(slot, first));
+        if constexpr (std::is_same_v<E, A>) {
+          read_panel<A>(k, key.row, key.column, rows, p.depth, to_keys, key_row);
+          read_panel<A>(v, value.row, value.column, rows, p.width, to_values, value_row);
+        } else {
+          if (p.depth % 2) std::fill_n(to_keys, rows * key_row, E(0));  // the last element's neighbour
+          read_pairs(k, key.row, key.column, rows, p.depth, to_keys, key_row);
+          read_panel<A>(v, value.row, value.column, rows, p.width, staged, value_row);
+          if (rows % 2) std::fill_n(staged + rows * value_row, value_row, A(0));
+          pair_rows(staged, value_row, (rows + 1) / 2, value_row, to_values);
+        }
+      }
+    });
+  }
+
+ private:
+  const Problem& p;
+  Arena arena;
+  E* memory;
+};
+
+// What one thread works in: the panels of its rows, and one panel's scores of one block of keys.
 template <class F, class A>
 struct Block {
   using E = typename F::Element;
   Arena arena;
   const Problem& p;
-  std::int64_t terms, key_row, value_row, panel_size, output_size;  // terms: of one score, in elements
-  E *queries, *keys, *values, *weights;
+  const Packed<F, A>& packed;
+  std::int64_t panel_size, output_size;
+  E *queries, *weights;
   A *output, *scores, *bias, *staged, *highest, *total, *factor;
 
-  Block(const Problem& problem, const Blocks& b) : p(problem), terms((p.depth + F::count - 1) / F::count) {
+  Block(const Problem& problem, const Packed<F, A>& of_keys, const Blocks& b) : p(problem), packed(of_keys) {
     const std::int64_t panels = b.rows / kLanes<A>, keys_up = round_up(b.keys, kUnit<A>);
-    key_row = round_up(terms, kUnit<A>), value_row = round_up(p.width, kUnit<A>);
-    panel_size = terms * kLanes<A>, output_size = value_row * kLanes<A>;
+    panel_size = packed.terms * kLanes<A>, output_size = packed.value_row * kLanes<A>;
     queries = arena.take<E>(panels * panel_size);
-    keys = arena.take<E>(keys_up * key_row);
-    values = arena.take<E>(keys_up * value_row);
     output = arena.take<A>(panels * output_size);
     scores = arena.take<A>((keys_up + 1) * kLanes<A>);
     highest = arena.take<A>(b.rows), total = arena.take<A>(b.rows), factor = arena.take<A>(kLanes<A>);
@@ -67,7 +122,7 @@ struct Block {
       weights = scores, staged = nullptr;
     } else {
       weights = arena.take<E>((keys_up / 2 + 1) * kLanes<A>);
-      staged = arena.take<A>(std::max((p.depth + 1) * kLanes<A>, (keys_up + 1) * value_row));
+      staged = arena.take<A>((p.depth + 1) * kLanes<A>);
     }
   }
   Block(const Block&) = delete;
@@ -80,28 +135,19 @@ struct Block {
     } else {
       read_panel<A>(q, view.column, view.row, p.depth, rows, staged, kLanes<A>);
       if (p.depth % 2) std::fill_n(staged + p.depth * kLanes<A>, kLanes<A>, A(0));
-      pair_rows(staged, kLanes<A>, terms, rows, to);
+      pair_rows(staged, kLanes<A>, packed.terms, rows, to);
     }
   }
 
-  template <class T>
-  void read_keys(const T* k, const View& k_view, const T* v, const View& v_view, std::int64_t count) {
-    if constexpr (std::is_same_v<E, A>) {
-      read_panel<A>(k, k_view.row, k_view.column, count, p.depth, keys, key_row);
-      read_panel<A>(v, v_view.row, v_view.column, count, p.width, values, value_row);
-    } else {
-      read_pairs(k, k_view.row, k_view.column, count, p.depth, keys, key_row);
-      read_panel<A>(v, v_view.row, v_view.column, count, p.width, staged, value_row);
-      if (count % 2) std::fill_n(staged + count * value_row, value_row, A(0));
-      pair_rows(staged, value_row, (count + 1) / 2, value_row, values);
-    }
-  }
-
-  // Keys [key, key + count), which have been read, for one panel: `rows` rows from `row` on, of `wide` vectors.
+  // Keys [key, key + count) of a slot for one panel: `rows` rows from `row` on, of `wide` vectors.
   template <int wide>
-  void attend(std::int64_t panel, std::int64_t n, std::int64_t h, std::int64_t row, std::int64_t rows, std::int64_t key, std::int64_t count) {
+  void attend(std::int64_t panel, std::int64_t slot, std::int64_t n, std::int64_t h, std::int64_t row, std::int64_t rows, std::int64_t key,
+              std::int64_t count) {
     constexpr A infinity = std::numeric_limits<A>::infinity();
-    multiply_keys<F, A, wide>(keys, key_row, count, queries + panel * panel_size, terms, scores);
+    Vec<A> high[wide], sum[wide], change[wide];
+    for (auto& v : high) v = Vec<A>(-infinity);
+    for (auto& v : sum) v = Vec<A>(A(0));
+    multiply_keys<F, A, wide>(packed.keys(slot, key), packed.key_row, count, queries + panel * panel_size, packed.terms, scores);
     A scale = static_cast<A>(p.scale * kLog2E);
     if (p.mask || (p.causal && key + count > row + 1) || !(scale > 0)) {  // else the scale waits for the exponential
       read_bias(p, n, h, row, rows, key, count, bias);
@@ -109,9 +155,6 @@ struct Block {
         store(scores + i, madd<A>(load(scores + i), Vec<A>(scale), load(bias + i) * static_cast<A>(kLog2E)));
       scale = 1;
     }
-    Vec<A> high[wide], sum[wide], change[wide];
-    for (auto& v : high) v = Vec<A>(-infinity);
-    for (auto& v : sum) v = Vec<A>(A(0));
     for (std::int64_t k = 0; k < count; ++k)
       for (int v = 0; v < wide; ++v) high[v] = stdx::max(high[v], load(scores + k * kLanes<A> + v * kWidth<A>));
     A *top = highest + panel * kLanes<A>, *all = total + panel * kLanes<A>;
@@ -145,7 +188,7 @@ struct Block {
       A* at = all + v * kWidth<A>;
       store(at, key == 0 ? sum[v] : madd<A>(load(at), load(factor + v * kWidth<A>), sum[v]));
     }
-    multiply_values<F, A, wide>(values, value_row, p.width, weights, (count + F::count - 1) / F::count, key == 0 ? nullptr : factor,
+    multiply_values<F, A, wide>(packed.values(slot, key), packed.value_row, p.width, weights, (count + F::count - 1) / F::count, key == 0 ? nullptr : factor,
                                 output + panel * output_size);
   }
 
@@ -157,9 +200,7 @@ struct Block {
       if (logsumexp != nullptr) logsumexp[r] = static_cast<A>((top[r] + std::log2(all[r])) / kLog2E);
       factor[r] = all[r] == 0 ? A(0) : 1 / all[r];
     }
-    for (std::int64_t e = 0; e < p.width; ++e)
-      for (std::int64_t r = 0; r < rows; r += kWidth<A>) store(from + e * kLanes<A> + r, load(from + e * kLanes<A> + r) * load(factor + r));
-    write_panel<A>(from, kLanes<A>, p.width, rows, out, view.column, view.row);
+    write_panel<A>(from, kLanes<A>, p.width, rows, out, view.column, view.row, factor);
   }
 };
 
@@ -167,31 +208,37 @@ template <class T, class F>
 void forward(const Problem& p, const View& query, const View& key, const View& value, const View& output, opmath_t<T>* logsumexp) {
   using A = opmath_t<T>;
   const Blocks blocks = Blocks::of<A>(p);
-  parallel(p.n * p.heads * blocks.row_blocks, p.work(), [&](std::int64_t begin, std::int64_t end) {
-    Block<F, A> block(p, blocks);
-    for (std::int64_t item = begin; item < end; ++item) {
-      const std::int64_t head = item / blocks.row_blocks, n = head / p.heads, h = head % p.heads, kv = h / p.group();
-      const std::int64_t first = item % blocks.row_blocks * blocks.rows, rows = std::min(blocks.rows, p.rows - first);
-      const auto each_panel = [&](auto&& work) {
-        for (std::int64_t r = 0; r < rows; r += kLanes<A>) work(r / kLanes<A>, first + r, std::min<std::int64_t>(kLanes<A>, rows - r));
-      };
-      each_panel([&](std::int64_t panel, std::int64_t row, std::int64_t count) {
-        block.read_queries(panel, query.at<const T>(n, h, row), query, count);
-      });
-      const std::int64_t keys = p.visible(first + rows);
-      for (std::int64_t k = 0; k < keys; k += blocks.keys) {
-        const std::int64_t count = std::min(blocks.keys, keys - k);
-        block.read_keys(key.at<const T>(n, kv, k), key, value.at<const T>(n, kv, k), value, count);
-        each_panel([&](std::int64_t panel, std::int64_t row, std::int64_t panel_rows) {
-          if (k < p.visible(row + panel_rows))
-            with_width<A>(panel_rows, [&](auto wide) { block.template attend<wide>(panel, n, h, row, panel_rows, k, count); });
+  Packed<F, A> packed(p);
+  const std::int64_t all = p.n * p.kv_heads;
+  for (std::int64_t begin_head = 0; begin_head < all; begin_head += packed.most) {
+    const std::int64_t slots = std::min(packed.most, all - begin_head);
+    packed.template read<T>(begin_head, slots, key, value);
+    parallel(slots * p.group() * blocks.row_blocks, p.work() / all * slots, [&](std::int64_t begin, std::int64_t end) {
+      Block<F, A> block(p, packed, blocks);
+      for (std::int64_t item = begin; item < end; ++item) {
+        const std::int64_t head = begin_head * p.group() + item / blocks.row_blocks, n = head / p.heads, h = head % p.heads;
+        const std::int64_t slot = head / p.group() - begin_head;
+        const std::int64_t first = item % blocks.row_blocks * blocks.rows, rows = std::min(blocks.rows, p.rows - first);
+        const auto each_panel = [&](auto&& work) {
+          for (std::int64_t r = 0; r < rows; r += kLanes<A>) work(r / kLanes<A>, first + r, std::min<std::int64_t>(kLanes<A>, rows - r));
+        };
+        each_panel([&](std::int64_t panel, std::int64_t row, std::int64_t count) {
+          block.read_queries(panel, query.at<const T>(n, h, row), query, count);
+        });
+        const std::int64_t keys = p.visible(first + rows);
+        for (std::int64_t k = 0; k < keys; k += blocks.keys) {
+          const std::int64_t count = std::min(blocks.keys, keys - k);
+          each_panel([&](std::int64_t panel, std::int64_t row, std::int64_t panel_rows) {
+            if (k < p.visible(row + panel_rows))
+              with_width<A>(panel_rows, [&](auto wide) { block.template attend<wide>(panel, slot, n, h, row, panel_rows, k, count); });
+          });
+        }
+        each_panel([&](std::int64_t panel, std::int64_t row, std::int64_t count) {
+          block.write(panel, output.at<T>(n, h, row), output, logsumexp == nullptr ? nullptr : logsumexp + head * p.rows + row, count);
         });
       }
-      each_panel([&](std::int64_t panel, std::int64_t row, std::int64_t count) {
-        block.write(panel, output.at<T>(n, h, row), output, logsumexp == nullptr ? nullptr : logsumexp + head * p.rows + row, count);
-      });
-    }
-  });
+    });
+  }
 }
 
 std::tuple<Tensor, Tensor> run(const char* op, const Tensor& query, const Tensor& key, const Tensor& value, const OptionalTensor& mask,

@@ -5,6 +5,7 @@ Ho et al. 2020 (one head); Dhariwal and Nichol 2021 (several).
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -65,12 +66,35 @@ class SpatialAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         n, c, height, width = x.shape
-        tokens = self.norm(x).flatten(2).transpose(1, 2)  # [N, S, C]; no copy for channels-last input
-        qkv = self.qkv(tokens).reshape(n, height * width, 3, self.num_heads, c // self.num_heads)
+        y = self.norm(x).flatten(2)  # [N, C, S]
+        if self._plain or y.stride(1) == 1 or not (_is_bare(self.qkv) and _is_bare(self.proj)):
+            attended = self._of_tokens(y.transpose(1, 2)).transpose(1, 2)
+        else:
+            attended = self._of_channels(y)
+        return x + attended.reshape(n, c, height, width)
+
+    def _of_tokens(self, tokens: Tensor) -> Tensor:
+        """[N, S, C] -> the same; no copy where the channels are innermost in memory."""
+        qkv = self.qkv(tokens).unflatten(2, (3, self.num_heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [N, heads, S, d], read where it lies
         attend = F.scaled_dot_product_attention if self._plain else attention
-        attended = attend(q, k, v).transpose(1, 2).flatten(2)  # [N, S, C], as the queries lie: no copy
-        return x + self.proj(attended).transpose(1, 2).reshape(n, c, height, width)
+        return self.proj(attend(q, k, v).transpose(1, 2).flatten(2))  # as the queries lie: no copy
+
+    def _of_channels(self, y: Tensor) -> Tensor:
+        """[N, C, S] -> the same, as contiguous images have it: no copy either, the products come transposed."""
+        qkv = _transposed_linear(self.qkv, y).unflatten(1, (3, self.num_heads, -1))
+        q, k, v = qkv.permute(1, 0, 2, 4, 3)  # each [N, heads, S, d], in memory [N, heads, d, S]
+        return _transposed_linear(self.proj, attention(q, k, v).transpose(2, 3).flatten(1, 2))
 
     def extra_repr(self) -> str:
         return f"{self.channels}, num_heads={self.num_heads}"
+
+
+def _is_bare(layer: nn.Module) -> bool:
+    """Whether its parameters say all that ``layer`` does: no subclass or stand-in, as adapters make, and no hook."""
+    return type(layer) is nn.Linear and not (layer._forward_hooks or layer._forward_pre_hooks)
+
+
+def _transposed_linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    """``layer`` over the channels of [N, C, S]."""
+    return torch.baddbmm(layer.bias[:, None], layer.weight.expand(len(x), -1, -1), x)

@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastgen.nn import PlainGroupNorm, SpatialAttention
 
@@ -74,3 +75,36 @@ def test_bad_arguments():
         SpatialAttention(24, num_heads=5, num_groups=4)
     with pytest.raises(ValueError, match=r"num_head_channels must divide channels, got num_head_channels=7"):
         SpatialAttention(24, num_head_channels=7, num_groups=4)
+
+
+class Copies(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket.__name__ in ("clone", "copy_", "_to_copy", "contiguous"):
+            self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_copy_on_the_way(dtype, layout):
+    block = randomize(SpatialAttention(24, num_heads=2, num_groups=4)).to(dtype)
+    x = _input(dtype).contiguous(memory_format=layout)
+    with torch.no_grad(), Copies() as copies:
+        y = block(x)
+    assert copies.names == []
+    assert y.is_contiguous(memory_format=layout)
+
+
+def test_hooks_and_stand_ins_of_its_layers_are_called():
+    x, seen = _input(), []
+    block = randomize(SpatialAttention(24, num_heads=2, num_groups=4))
+    expected = block(x)
+    handle = block.proj.register_forward_hook(lambda *_: seen.append("hook"))
+    assert max_difference(block(x), expected) <= 1e-5 and seen == ["hook"]
+    handle.remove()
+    block.qkv = torch.nn.Sequential(block.qkv)
+    assert max_difference(block(x), expected) <= 1e-5

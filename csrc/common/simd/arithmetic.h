@@ -6,6 +6,21 @@
 
 namespace fastgen {
 
+// x in all lanes. The constructor of libstdc++ is a call, fifty times as slow, where a function is so large that nothing is inlined
+// any more unless it must be.
+template <class A>
+FASTGEN_INLINE Vec<A> in_all_lanes(A x) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<A, float>) return VecF(_mm512_set1_ps(x));
+  else return Vec<double>(_mm512_set1_pd(x));
+#elif defined(__AVX2__)
+  if constexpr (std::is_same_v<A, float>) return VecF(_mm256_set1_ps(x));
+  else return Vec<double>(_mm256_set1_pd(x));
+#else
+  return Vec<A>(x);
+#endif
+}
+
 // a * b + c, rounded once where the variant has the instruction (libstdc++'s own fma goes lane by lane).
 template <class A>
 FASTGEN_INLINE Vec<A> madd(Vec<A> a, Vec<A> b, Vec<A> c) {
