@@ -43,13 +43,15 @@ bench-full: build
 	-@$(MAKE) -s peers
 	$(BIN)/python -m benchmarks.run --full
 
-# The pictures and tables of the documents.
+# The pictures and tables of the documents; rooflines and profile are measured, so on a machine that does nothing else.
 docs: build
 	$(BIN)/python docs/make_accelerate_report.py
 	$(BIN)/python docs/make_parity_table.py
 	$(BIN)/python docs/make_convergence_plot.py
 	$(BIN)/python docs/make_solver_grid.py
 	$(BIN)/python docs/make_score_pictures.py
+	$(BIN)/python docs/make_rooflines.py
+	$(BIN)/python docs/make_unet_profile.py
 
 # On a machine whose own python has torch and Triton, and perhaps no network: no .venv.
 gpu:

@@ -159,18 +159,38 @@ inline void read_pairs(const BFloat16* from, std::int64_t row, std::int64_t colu
 
 // ---- products ----------------------------------------------------------------------------------------------------------------
 
+// A tile of sums from and to rows of kLanes.
+template <class A, int wide>
+FASTGEN_INLINE void load_tile(const A* from, Tile<A, wide>& sum) {
+  for (int i = 0; i < kTall; ++i)
+    for (int v = 0; v < wide; ++v) sum[i][v] = load(from + i * kLanes<A> + v * kWidth<A>);
+}
+template <class A, int wide>
+FASTGEN_INLINE void store_tile(const Tile<A, wide>& sum, A* to) {
+  for (int i = 0; i < kTall; ++i)
+    for (int v = 0; v < wide; ++v) store(to + i * kLanes<A> + v * kWidth<A>, sum[i][v]);
+}
+
 // scores[k][lane] = sum over e < depth of keys[k][e] queries[e][lane] for k < count; keys are readable, and scores written, up to the
-// next multiple of kTall.
+// next multiple of kTall. All keys go by for one strip of a large head dimension before the next: a strip of queries is as much of the
+// first-level cache as two threads of a core leave each other.
 template <class F, class A, int wide>
 void multiply_keys(const typename F::Element* keys, std::int64_t key_row, std::int64_t count, const typename F::Element* queries,
                    std::int64_t depth, A* scores) {
-  for (std::int64_t k = 0; k < count; k += kTall) {
-    Tile<A, wide> sum;
-    clear<A, wide>(sum);
-    multiply<F, A, wide>(keys + k * key_row, key_row, 1, queries, kLanes<A>, depth, sum);
-    for (int i = 0; i < kTall; ++i)
-      for (int v = 0; v < wide; ++v) store(scores + (k + i) * kLanes<A> + v * kWidth<A>, sum[i][v]);
-  }
+  constexpr std::int64_t most = 96;
+  const std::int64_t strips = (depth + most - 1) / most, strip = strips == 0 ? 0 : (depth + strips - 1) / strips;
+  std::int64_t e = 0;
+  do {
+    for (std::int64_t k = 0; k < count; k += kTall) {
+      Tile<A, wide> sum;
+      A* at = scores + k * kLanes<A>;
+      if (e == 0) clear<A, wide>(sum);
+      else load_tile<A, wide>(at, sum);
+      multiply<F, A, wide>(keys + k * key_row + e, key_row, 1, queries + e * kLanes<A>, kLanes<A>, std::min(strip, depth - e), sum);
+      store_tile<A, wide>(sum, at);
+    }
+    e += strip;
+  } while (e < depth);
 }
 
 // output[e][lane] = (output[e][lane] factor[lane], or 0) + sum over k < count of values[k][e] weights[k][lane] for e < width; values

@@ -11,9 +11,10 @@
 namespace fastgen::attention {
 namespace {
 
-constexpr std::int64_t kKeys = 128;            // keys of a block: its scores are 12 KB in fp32 with 8 lanes a vector
-constexpr std::int64_t kBlockBytes = 1 << 18;  // of the keys and values of a block at the most: half of the second-level cache
-constexpr std::int64_t kRowBytes = 1 << 17;    // of the queries and outputs of a block of rows, where that is kLeastPanels or more
+// Caches as two threads of a core leave them to each other: half of 32 KB and half of 512 KB.
+constexpr std::int64_t kKeys = 96;             // keys of a block: its scores are 9 KB in fp32 with 8 lanes a vector
+constexpr std::int64_t kBlockBytes = 1 << 17;  // of the keys and values of a block at the most
+constexpr std::int64_t kRowBytes = 1 << 16;    // of the queries and outputs of a block of rows, where that is kLeastPanels or more
 constexpr std::int64_t kLeastPanels = 4, kMostPanels = 16;
 constexpr std::int64_t kItems = 64;            // blocks of rows wanted in all, so that many threads have work
 constexpr std::int64_t kPackBytes = 1 << 25;   // of the keys and values that are packed at a time, where that is more than one head

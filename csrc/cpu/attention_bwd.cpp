@@ -10,7 +10,8 @@
 namespace fastgen::attention {
 namespace {
 
-constexpr std::int64_t kPanels = 4;      // of rows at a time: keys, values and their gradients go by once for as many
+constexpr std::int64_t kRowBytes = 128 << 10;  // of what a block of rows keeps, a quarter of the second-level cache: keys, values and
+constexpr std::int64_t kLeastPanels = 2, kMostPanels = 6;  // their gradients go by once for as many rows
 constexpr std::int64_t kKeys = 64;       // of a block: its weights and d_scores for 96 rows are 48 KB in fp32
 constexpr std::int64_t kItems = 64;      // pieces of work wanted: heads of keys times chunks
 constexpr std::int64_t kMostChunks = 8;  // parts of dQ
@@ -26,6 +27,13 @@ struct Chunks {
     return {(p.keys + keys - 1) / keys, keys};
   }
 };
+
+// Panels of a block of rows: queries and gradients both ways, and the gradient of the queries.
+template <class A>
+std::int64_t panels_of(const Problem& p) {
+  const std::int64_t bytes = (3 * p.depth + 2 * p.width) * static_cast<std::int64_t>(sizeof(A)) * kLanes<A>;
+  return std::clamp(kRowBytes / std::max<std::int64_t>(bytes, 1), kLeastPanels, kMostPanels);
+}
 
 // to[k][e] += sum over rows i of from[k][i] right[i][e] for k < count and e < columns; `from` lies in panels of rows, as scores do.
 template <class A>
@@ -62,7 +70,7 @@ struct Chunk {
   A *logsumexp, *delta, *ones;                               // of each row; logsumexp in powers of two
 
   Chunk(const Problem& problem, const Chunks& chunks) : p(problem), most_keys(chunks.keys) {
-    const std::int64_t rows = std::min(kPanels * kLanes<A>, round_up(p.rows, kLanes<A>));
+    const std::int64_t rows = std::min(panels_of<A>(p) * kLanes<A>, round_up(p.rows, kLanes<A>));
     key_row = round_up(p.depth, kUnit<A>), value_row = round_up(p.width, kUnit<A>);
     for (A** at : {&keys, &d_keys}) *at = arena.take<A>(most_keys * key_row);
     for (A** at : {&values, &d_values}) *at = arena.take<A>(most_keys * value_row);
@@ -143,6 +151,7 @@ void backward(const Problem& p, const Chunks& chunks, const Tensors& t, const op
               opmath_t<T>* d_scores) {
   using A = opmath_t<T>;
   const A scale = static_cast<A>(p.scale);
+  const std::int64_t most_rows = panels_of<A>(p) * kLanes<A>;
   parallel(p.n * p.kv_heads * chunks.count, p.work(), [&](std::int64_t begin, std::int64_t end) {
     Chunk<A> chunk(p, chunks);
     for (std::int64_t item = begin; item < end; ++item) {
@@ -150,8 +159,8 @@ void backward(const Problem& p, const Chunks& chunks, const Tensors& t, const op
       const std::int64_t first = part * chunks.keys, count = std::min(chunks.keys, p.keys - first);
       chunk.begin(t.key.at<const T>(n, kv, first), t.key, t.value.at<const T>(n, kv, first), t.value, count);
       for (std::int64_t h = kv * p.group(); h < (kv + 1) * p.group(); ++h)
-        for (std::int64_t row = 0; row < p.rows; row += kPanels * kLanes<A>) {
-          const std::int64_t rows = std::min<std::int64_t>(kPanels * kLanes<A>, p.rows - row);
+        for (std::int64_t row = 0; row < p.rows; row += most_rows) {
+          const std::int64_t rows = std::min(most_rows, p.rows - row);
           const auto each_panel = [&](auto&& work) {
             for (std::int64_t at = 0; at < rows; at += kLanes<A>) work(at, row + at, std::min<std::int64_t>(kLanes<A>, rows - at));
           };

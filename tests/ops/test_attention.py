@@ -114,6 +114,17 @@ def test_packed_tensors_are_read_in_place(kind):
     assert calls.names[0] == "fastgen.attention_bwd.default"  # what follows puts three gradients into one
 
 
+def test_feature_maps_are_read_in_place():
+    """[N, C, H, W] of a 1x1 convolution each, heads of 8 channels: unit stride along the positions, and so in the output."""
+    maps = [randn(2, 24, 5, 3, seed=i, dtype=torch.float32) for i in range(3)]
+    q, k, v = (t.view(2, 3, 8, 15).transpose(2, 3) for t in maps)
+    with Calls() as calls:
+        y = attention(q, k, v)
+    assert calls.names == ["fastgen.attention.default"]
+    assert y.stride() == q.stride()
+    torch.testing.assert_close(y, plain(q, k, v), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.isa
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
