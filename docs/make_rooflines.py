@@ -17,6 +17,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 from _pages import save_figure
+from matplotlib.ticker import NullLocator
 from tqdm import tqdm
 
 from benchmarks import machine
@@ -78,7 +79,7 @@ def draw(name: str, title: str, groups: dict[str, list[Point]], gemm: float, cop
             for provider, colour in (("torch", TORCH), ("fastgen", OURS)):
                 axis.plot(x, rates[provider] / 1e9, marker, color=colour, markersize=6, markeredgecolor="white")
         axis.plot([], [], marker, color="#555555", linestyle="", label=group)
-    for provider, colour in (("torch, the better layout", TORCH), ("fastgen", OURS)):
+    for provider, colour in (("torch", TORCH), ("fastgen", OURS)):
         axis.plot([], [], color=colour, linewidth=5, label=provider)
     axis.plot([], [], color="black", linewidth=1.2, label=label)
     rates = [r / 1e9 for points in groups.values() for _, of in points for r in of.values()]
@@ -87,9 +88,10 @@ def draw(name: str, title: str, groups: dict[str, list[Point]], gemm: float, cop
         xscale="log", yscale="log", xlim=(low, high), ylim=(bottom, top),
         xlabel="operations for each byte that must be moved", ylabel="GFLOP/s, of the plain algorithm",
     )  # fmt: skip
-    ticks = [t for t in (2, 5, 10, 20, 50, 100, 200, 500, 1000) if bottom <= t <= top]
-    axis.set_yticks(ticks, [str(t) for t in ticks])
-    axis.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+    for of_axis, least, most in ((axis.xaxis, low, high), (axis.yaxis, bottom, top)):
+        ticks = [t * 10**e for e in range(5) for t in (1, 2, 5) if least <= t * 10**e <= most]
+        of_axis.set_ticks(ticks, [str(t) for t in ticks])
+        of_axis.set_minor_locator(NullLocator())
     axis.grid(color="#e4e4e4", linewidth=0.8)
     axis.spines[["top", "right"]].set_visible(False)
     axis.set_title(f"{title}\n{machine.name(CPU)}, fp32", loc="left", fontsize=11)

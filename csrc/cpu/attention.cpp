@@ -2,10 +2,9 @@
 //
 // Keys and values are packed once a head, by all threads, into dense rows: widened to fp32, or as pairs of bf16 where there is an
 // instruction for their dot product. Then a thread owns a block of query rows of one head: panels of kLanes rows, transposed once.
-// It goes through the keys in blocks that stay in the second-level cache while the panels go by. A panel's scores of one block
-// of keys stay in the first-level cache: maximum, exponentials, product with the values. A
-// length that fits one block, such as 77, is never rescaled. Blocks depend on the shape alone, so the bits do not depend on the
-// number of threads.
+// It goes through the keys in blocks that stay in the second-level cache while the panels go by. A panel's scores of one block of keys
+// stay in the first-level cache: maximum, exponentials, product with the values. A length that fits one block, such as 77, is never
+// rescaled. Blocks depend on the shape alone, so the bits do not depend on the number of threads.
 #include "attention.h"
 
 namespace fastgen::attention {
@@ -59,7 +58,7 @@ class Packed {
         value_row(round_up(problem.width, kUnit<A>)),
         key_rows(round_up(problem.keys, kTall)),
         head_size(key_rows * key_row + (problem.keys + F::count - 1) / F::count * value_row),
-        most(std::clamp<std::int64_t>(kPackBytes / (head_size * static_cast<std::int64_t>(sizeof(E))), 1, problem.n * problem.kv_heads)),
+        most(std::clamp<std::int64_t>(kPackBytes / std::max<std::int64_t>(head_size * sizeof(E), 1), 1, problem.n * problem.kv_heads)),
         p(problem),
         memory(arena.take_as_it_is<E>(most * head_size)) {
     for (std::int64_t slot = 0; slot < most; ++slot) std::fill_n(memory + slot * head_size + p.keys * key_row, (key_rows - p.keys) * key_row, E(0));
@@ -205,6 +204,14 @@ struct Block {
   }
 };
 
+// Asks for rows early, where they lie in whole lines: between short keys memory is what would be waited for.
+template <class T, class Ask>
+void ask_for_rows(T* first, const View& view, std::int64_t rows, std::int64_t columns, const Ask& ask) {
+  if (view.column != 1) return;
+  for (std::int64_t r = 0; r < rows; ++r)
+    for (std::int64_t c = 0; c < columns; c += static_cast<std::int64_t>(64 / sizeof(T))) ask(first + r * view.row + c);
+}
+
 template <class T, class F>
 void forward(const Problem& p, const View& query, const View& key, const View& value, const View& output, opmath_t<T>* logsumexp) {
   using A = opmath_t<T>;
@@ -230,6 +237,12 @@ void forward(const Problem& p, const View& query, const View& key, const View& v
         for (std::int64_t k = 0; k < keys; k += blocks.keys) {
           const std::int64_t count = std::min(blocks.keys, keys - k);
           each_panel([&](std::int64_t panel, std::int64_t row, std::int64_t panel_rows) {
+            if (k == 0) {  // what the next block of rows reads, and what this one writes
+              const std::int64_t next = row + blocks.rows;
+              if (next < p.rows)
+                ask_for_rows(query.at<const T>(n, h, next), query, std::min(panel_rows, p.rows - next), p.depth, [](const T* q) { prefetch(q); });
+              ask_for_rows(output.at<T>(n, h, row), output, panel_rows, p.width, [](T* to) { prefetch_to_write(to); });
+            }
             if (k < p.visible(row + panel_rows))
               with_width<A>(panel_rows, [&](auto wide) { block.template attend<wide>(panel, slot, n, h, row, panel_rows, k, count); });
           });
@@ -251,6 +264,7 @@ std::tuple<Tensor, Tensor> run(const char* op, const Tensor& query, const Tensor
   dispatch_dtype(op, dtype, [&]<class T>() {
     using A = opmath_t<T>;
     auto* statistics = wants_logsumexp ? static_cast<A*>(logsumexp.mutable_data_ptr()) : nullptr;
+    if (p.n * p.heads * p.rows == 0) return;
     if (p.keys == 0) {
       std::memset(output.mutable_data_ptr(), 0, output.numel() * sizeof(T));
       if (wants_logsumexp) std::fill_n(statistics, logsumexp.numel(), -std::numeric_limits<A>::infinity());
