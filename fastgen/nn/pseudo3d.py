@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops import attention
+from ..ops import attention, rms_norm
 from .conv2d import Conv2d
 from .resblock import zero_parameters
 
@@ -60,14 +60,14 @@ class PseudoConv3d(nn.Module):
 
 
 class _RMSNorm(nn.Module):
-    """gamma x / rms(x) over the last dimension."""
+    """normalize(x) gamma sqrt(C) over the last dimension, in which the channels are."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.gamma = nn.Parameter(torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.gamma.shape, self.gamma, eps=1e-24)  # of F.normalize: a norm of 1e-12
+        return rms_norm(x, x.shape[-1], self.gamma, 0.0, min_norm=1e-12)
 
 
 class _VideoAttention(nn.Module):

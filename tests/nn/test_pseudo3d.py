@@ -13,7 +13,7 @@ from fastgen.nn import FrameAttention, PseudoConv3d, SpatioTemporalAttention, Te
 
 from ..modules import max_difference, randomize
 
-COPIES = ("clone", "copy_", "contiguous", "cat", "stack", "index")  # not of dtypes: plain RMS norms cast
+COPIES = ("clone", "copy_", "_to_copy", "contiguous", "cat", "stack", "index")
 
 
 def video(dtype=torch.float64, frames=5, batch=2, channels=8):
