@@ -73,8 +73,12 @@ def draw(name: str, title: str, groups: dict[str, list[Point]], gemm: float, cop
     ends = sorted({low, min(max(knee, low), high), high})
     axis.plot(ends, [min(gemm, x * copy) / 1e9 for x in ends], color="black", linewidth=1.2)
     label = f"{gemm / 1e9:.0f} GFLOP/s of a matrix product, {copy / 1e9:.0f} GB/s of a copy"
+    beside: dict[float, int] = {}  # points that have as many operations a byte stand side by side
     for (group, points), marker in zip(groups.items(), SHAPES, strict=False):
         for x, rates in points:
+            place = beside.setdefault(x, 0)
+            beside[x] += 1
+            x *= 1.06 ** ((place + 1) // 2 * (1 if place % 2 else -1))
             axis.plot([x, x], [rates["torch"] / 1e9, rates["fastgen"] / 1e9], color="#cccccc", linewidth=1, zorder=1)
             for provider, colour in (("torch", TORCH), ("fastgen", OURS)):
                 axis.plot(x, rates[provider] / 1e9, marker, color=colour, markersize=6, markeredgecolor="white")

@@ -27,8 +27,8 @@ from fastgen.nn import GroupNorm, PlainGroupNorm
 KINDS = {
     "convolution": ("conv",),
     "norm and activation": ("norm", "silu"),
-    "attention": ("attention", "softmax", "bmm"),
-    "linear": ("addmm", "linear", "::mm", "matmul"),
+    "attention": ("attention", "softmax"),
+    "linear": ("mm", "linear", "matmul"),
     "rest": ("",),
 }
 COLOURS = ("#0072B2", "#009E73", "#D55E00", "#CC79A7", "#999999")  # Okabe and Ito
