@@ -126,6 +126,15 @@ def test_feature_maps_are_read_in_place():
 
 
 @pytest.mark.isa
+def test_more_heads_than_are_packed_at_a_time():
+    """Five heads of keys and values of 8 MB each: three are packed, then two."""
+    inputs = tensors((1, 10, 5, 3, 2048, 512, 512), torch.float32)
+    y, beside = attention(*inputs), plain(*inputs)
+    assert_bar(y, beside, plain(*(t.double() for t in inputs)), SLACK[torch.float32])
+    assert torch.equal(y[:, 8:], attention(inputs[0][:, 8:], inputs[1][:, 4:], inputs[2][:, 4:]))
+
+
+@pytest.mark.isa
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_any_shape_stride_and_dtype(data):
