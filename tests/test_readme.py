@@ -41,13 +41,14 @@ def test_the_python_blocks_run_in_order(tiny_pipelines, tmp_path, monkeypatch, c
     names = {}
     for block in BLOCKS:
         exec(compile(block, "README.md", "exec"), names)
-    assert len(BLOCKS) == 4
+    assert len(BLOCKS) == 5
     assert names["digits"].shape == (4, 1, 8, 8) and names["digits"].isfinite().all()
     assert names["y"].shape == names["x"].shape
     assert isinstance(names["pipe"].scheduler, samplers.diffusers.FusedScheduler) and names["picture"].size == (8, 8)
     assert names["trainer"].step == 50 and (tmp_path / "digits.safetensors").is_file()
     printed = capsys.readouterr()
-    assert printed.out == printed.err == ""  # no bars where there is no terminal
+    assert printed.err == ""  # no bars where there is no terminal
+    assert printed.out.startswith("accelerated") and printed.out.rstrip().endswith("scheduler")  # the report alone
 
 
 def test_the_images_of_the_pipeline_are_those_of_diffusers(tiny_pipelines):

@@ -88,7 +88,8 @@ def test_large_mean(size):
     assert (layer_norm(x, size).double() - exact).abs().max() < 2e-6 * exact.abs().max()
     rstd = torch.ops.fastgen.layer_norm_fwd(x, *(None,) * 6, 1e-5)[3]
     variance = x.double().var(1, correction=0)
-    assert (rstd.double() * (variance + 1e-5).sqrt() - 1).abs().max() < 1e-6
+    # the square of the one far element swallows half a unit of itself of each that a lane adds to it, of 16 lanes at the least
+    assert (rstd.double() * (variance + 1e-5).sqrt() - 1).abs().max() < 1e-6 + size / 16 * 2.0**-25
 
 
 @pytest.mark.isa
