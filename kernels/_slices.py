@@ -26,11 +26,11 @@ def size_reasons(size: int) -> list[str]:
     return [f"slices of at most {MAX_SIZE} elements fit a program, got {size}"] if size > MAX_SIZE else []
 
 
-def tile_of(size: int) -> dict[str, int]:
+def tile_of(size: int, most_warps: int = 16) -> dict[str, int]:
     """The tile of whole slices of ``size`` elements, and its warps."""
     block_c = triton.next_power_of_2(max(size, 1))
     block_p = max(TILE // block_c, 1)
-    warps = min(max(block_p * block_c // (32 * NUMBERS), 1), 16)
+    warps = min(max(block_p * block_c // (32 * NUMBERS), 1), most_warps)
     return {"BLOCK_P": block_p, "BLOCK_C": block_c, "num_warps": warps}
 
 

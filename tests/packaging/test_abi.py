@@ -18,7 +18,7 @@ LIBRARIES = sorted((PACKAGE / "lib").glob("libfastgen_*.so"))
 
 # The C interface of the stable ABI as torch 2.11 has it (its stable headers call these), and the system's own libraries.
 STABLE = {
-    "aoti_torch_abi_version",
+    "aoti_torch_abi_version", "aoti_torch_aten_narrow",
     "aoti_torch_call_dispatcher", "aoti_torch_copy_", "aoti_torch_delete_library_object", "aoti_torch_delete_tensor_object",
     "aoti_torch_device_type_cpu", "aoti_torch_device_type_cuda", "aoti_torch_dtype_bfloat16", "aoti_torch_dtype_float16",
     "aoti_torch_dtype_float32", "aoti_torch_dtype_float64", "aoti_torch_dtype_int64", "aoti_torch_empty_strided",
