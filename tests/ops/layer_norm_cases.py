@@ -92,7 +92,6 @@ EXPORTED = {
 
 # Of the Triton kernels: rows side by side in a program and one alone, and many blocks of rows.
 KERNEL_SHAPES = [(2, 5, 8), (3, 33), (2, 3, 40, 6), (1, 3, 1500), (2, 1300, 4)]
-STORES_IN_A_LOOP = {"layer_norm.rows_bwd_kernel"}  # over the rows of a block, whose sums stay in registers
 
 
 def forward(shape, dtype, given=NAMES) -> tuple[Any, ...]:
