@@ -76,8 +76,9 @@ BUFFER_COLUMNS: tuple[str, ...] = (
 )
 RECORD_HEADER: tuple[str, ...] = ("length", "kind", "moment", "stage", "output")
 INSTRUCTIONS: tuple[str, ...] = ("combine", "product", "concat", "layer_norm", "attention", "embedding")
-# Once a row before it is drawn, for all columns; before a pixel is drawn; after it.
-MOMENTS: tuple[str, ...] = ("row", "pixel", "after")
+# Once a row before it is drawn, for all columns; before a pixel is drawn; after it, and where the colors of a pixel have turns before each
+# turn too; with the instructions of a row, for the row above it, which is whole by then.
+MOMENTS: tuple[str, ...] = ("row", "pixel", "after", "behind")
 NODE_ACTIVATIONS: tuple[str, ...] = (
     "none", "relu", "elu", "leaky_relu", "tanh", "sigmoid", "silu", "gelu", "gelu_tanh", "softplus", "exp",
 )  # fmt: skip

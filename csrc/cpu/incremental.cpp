@@ -54,8 +54,8 @@ struct Stages {
     const Instruction *const begin = program.instructions.data(), *const end = begin + program.instructions.size();
     for (const Instruction* i = begin; i < end;) {
       const Instruction* j = i;
-      while (j < end && j->moment == i->moment && j->stage == i->stage) ++j;
-      if (i->moment == moment) ranges.emplace_back(i, j);
+      while (j < end && run_at(*j) == run_at(*i) && j->stage == i->stage) ++j;
+      if (run_at(*i) == moment) ranges.emplace_back(i, j);
       i = j;
     }
   }
@@ -84,8 +84,9 @@ class Sampler {
       begin_row(y, share, team);
       for (std::int64_t x = 0; x < program_.width; ++x) {
         const std::int64_t turns = program_.per_color ? program_.colors : 1;
+        pixel(y, x, share, team);
         for (std::int64_t turn = 0; turn < turns; ++turn) {
-          pixel(y, x, share, team);
+          if (program_.per_color) after(y, x, share, team);
           const std::int64_t first = program_.per_color ? turn : 0, last = program_.per_color ? turn + 1 : program_.colors;
           for (std::int64_t n = share.first; n < share.last; ++n)
             if (share.parts == 1 || n % share.parts == share.part) draw_pixel(io, draw, n, y, x, first, last);
@@ -94,8 +95,8 @@ class Sampler {
             if (share.part > 0) return;
             share = {0, images_, 0, 1};
           }
-          after(y, x, share, team);
         }
+        after(y, x, share, team);
         if (bad_.load(std::memory_order_relaxed) >= 0 && share.parts == 1) return;
       }
     }
@@ -123,7 +124,8 @@ class Sampler {
           row = y / b.step, first = x / b.step, last = first + 1;
         }
         if (x < 0) first = 0, last = b.width;
-        if (row >= b.height || last > b.width) continue;
+        if (i->moment == Moment::kBehind) row -= 1;
+        if (row < 0 || row >= b.height || last > b.width) continue;
         machine_.run(*i, row, first, last, share);
         ran = true;
       }
@@ -319,7 +321,8 @@ Tensor incremental_step(Tensor state, const Tensor& image, const Tensor& program
           sampler.after(before / p.width, before % p.width, share, team);
         }
         if (column == 0 && color == 0) sampler.begin_row(row, share, team);
-        sampler.pixel(row, column, share, team);
+        if (color == 0) sampler.pixel(row, column, share, team);
+        if (p.per_color && color == 0) sampler.after(row, column, share, team);
         for (std::int64_t n = share.first; share.part == 0 && n < share.last; ++n)
           std::copy_n(machine.logits(row, n, column), p.output_channels, out + n * p.output_channels);
       });

@@ -75,7 +75,7 @@ Program::Program(const char* op, const Tensor& program, std::int64_t weights, st
     FASTGEN_CHECK(in.position() - begin == length, op, ": program has a record of ", in.position() - begin, " numbers where its length says ",
                   length);
     check(op, instructions.back(), weights, parameters);
-    if (instructions.back().moment != Moment::kRow)
+    if (run_at(instructions.back()) != Moment::kRow)
       for (const Phase& phase : instructions.back().phases)
         work += phase.total * buffers[static_cast<std::size_t>(instructions.back().output)].channels;
   }
@@ -84,7 +84,7 @@ Program::Program(const char* op, const Tensor& program, std::int64_t weights, st
   FASTGEN_CHECK(logits.constant < 0 && output.start + output_channels <= logits.channels && logits.height == height && logits.width == width, op,
                 ": program's output must lie in a buffer of the size of the image");
   std::stable_sort(instructions.begin(), instructions.end(), [](const Instruction& a, const Instruction& b) {
-    return std::pair(a.moment, a.stage) < std::pair(b.moment, b.stage);
+    return std::pair(run_at(a), a.stage) < std::pair(run_at(b), b.stage);
   });
 }
 
@@ -96,7 +96,7 @@ void Program::read_instruction(Reader& in) {
   };
   const auto activation = [&] { return static_cast<Activation>(in("activation", 0, kActivations - 1)); };
   Instruction i{};
-  i.kind = static_cast<Kind>(in("kind", 0, 5)), i.moment = static_cast<Moment>(in("moment", 0, 2));
+  i.kind = static_cast<Kind>(in("kind", 0, 5)), i.moment = static_cast<Moment>(in("moment", 0, 3));
   i.stage = in("stage", 0, kMost), i.output = in("output", 0, last_buffer);
   switch (i.kind) {
     case Kind::kCombine: {

@@ -10,7 +10,7 @@
 namespace fastgen::incremental {
 
 enum class Kind { kCombine, kProduct, kConcat, kLayerNorm, kAttention, kEmbedding };  // INSTRUCTIONS
-enum class Moment { kRow, kPixel, kAfter };                                            // MOMENTS
+enum class Moment { kRow, kPixel, kAfter, kBehind };                                   // MOMENTS
 enum class Activation { kNone, kRelu, kElu, kLeakyRelu, kTanh, kSigmoid, kSilu, kGelu, kGeluTanh, kSoftplus, kExp };  // NODE_ACTIVATIONS
 inline constexpr std::int64_t kActivations = 11, kPanelOutputs = 16;
 
@@ -60,6 +60,9 @@ struct Instruction {
   std::int64_t heads = 1, scale = -1, strict = 0;               // attention
   std::int64_t table = -1, levels = 0, width = 0;               // embedding: [levels, width] of the parameters
 };
+
+// Instructions for the row above go with those of the row.
+inline Moment run_at(const Instruction& i) { return i.moment == Moment::kBehind ? Moment::kRow : i.moment; }
 
 struct Program {
   std::int64_t height, width, colors, state;

@@ -15,34 +15,14 @@ FASTGEN_INLINE Vec<T> load_weights(const W* p) {
 }
 
 template <class T>
-FASTGEN_INLINE Vec<T> sigmoid_of(Vec<T> x) {
-  if constexpr (std::is_same_v<T, float>) return sigmoid(clamp(x, -80.0f, 80.0f)).s;
-  else return sigmoid(x).s;
-}
-
-// expm1(2 x) / (expm1(2 x) + 2); beyond 20 it is 1 to any precision in use.
-template <class T>
-FASTGEN_INLINE Vec<T> tanh_of(Vec<T> x) {
-  stdx::where(x > T(20), x) = T(20);
-  stdx::where(x < T(-20), x) = T(-20);
-  const Vec<T> e = expm1(x + x);
-  return e / (e + T(2));
-}
-
-template <class T>
 FASTGEN_INLINE Vec<T> activated(Activation activation, Vec<T> x) {
   switch (activation) {
     case Activation::kNone: return x;
     case Activation::kRelu: stdx::where(x < T(0), x) = T(0); return x;
-    case Activation::kElu: {
-      Vec<T> low = x;
-      stdx::where(low > T(0), low) = T(0);
-      stdx::where(!(x > T(0)), x) = expm1(low);
-      return x;
-    }
+    case Activation::kElu: return elu<T>(x);
     case Activation::kLeakyRelu: stdx::where(x < T(0), x) = x * T(0.01); return x;
-    case Activation::kTanh: return tanh_of<T>(x);
-    case Activation::kSigmoid: return sigmoid_of<T>(x);
+    case Activation::kTanh: return tanh(x);
+    case Activation::kSigmoid: return sigmoid_of_any<T>(x);
     case Activation::kSilu: return silu<T>(x);
     case Activation::kGelu: return gelu<T, Gelu::kNone>(x);
     case Activation::kGeluTanh: return gelu<T, Gelu::kTanh>(x);

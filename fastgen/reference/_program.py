@@ -137,7 +137,7 @@ def read_program(
         i = _read_instruction(take, buffers)
         require(op, take.at - begin == length, "program has a record of another length than it says")
         _check_instruction(op, i, buffers, weights, parameters)
-        instructions[i.moment].append(i)
+        instructions["row" if i.moment == "behind" else i.moment].append(i)
     require(op, take.at == len(take.numbers), "program goes on after its last record")
     logits = buffers[output]
     inside = start + channels <= logits.channels and (logits.height, logits.width) == (height, width)

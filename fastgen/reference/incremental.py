@@ -59,8 +59,10 @@ def incremental_sample(
     for y, x in product(range(plan.height if images else 0), range(plan.width)):
         if x == 0:
             machine.run("row", y, None)
+        machine.run("pixel", y, x)
         for first, last in turns:
-            machine.run("pixel", y, x)
+            if plan.per_color:
+                machine.run("after", y, x)
             values = machine.logits(y, x)
             if return_logits:
                 turn = _turn_of(plan, d, first, last)
@@ -74,7 +76,7 @@ def incremental_sample(
             out[:, first:last, y, x] = pixel
             log_prob[:, y, x] += found
             machine.write(y, x, pixel, first, last)
-            machine.run("after", y, x)
+        machine.run("after", y, x)
     return out, log_prob, logits
 
 
@@ -101,7 +103,10 @@ def incremental_step(
         machine.run("after", y, x)
     if column == color == 0:
         machine.run("row", row, None)
-    machine.run("pixel", row, column)
+    if color == 0:
+        machine.run("pixel", row, column)
+        if plan.per_color:
+            machine.run("after", row, column)
     return machine.logits(row, column).clone()
 
 
@@ -143,10 +148,11 @@ class _Machine:
 
     def run(self, moment: str, y: int, x: int | None) -> None:
         """The instructions of a moment at (y, x) of the image, or of the row."""
-        for i in self.program.instructions[moment]:
+        for i in self.program.instructions[moment]:  # those of "behind" go with the row's
             b = self.program.buffers[i.output]
             row, off = divmod(y, b.step)
-            if off or row >= b.height or (x is not None and (x % b.step or x // b.step >= b.width)):
+            row -= i.moment == "behind"
+            if off or not 0 <= row < b.height or (x is not None and (x % b.step or x // b.step >= b.width)):
                 continue
             columns = range(b.width) if x is None else range(x // b.step, x // b.step + 1)
             place = self.places[i.output][row % b.rows, :, b.left :]
