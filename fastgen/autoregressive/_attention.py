@@ -49,6 +49,17 @@ class Scores:
         return self
 
 
+# What may happen to scores and weights between the two products.
+TAKES_SCORES = frozenset(
+    f"aten.{name}"
+    for name in (
+        "add", "alias", "baddbmm", "bmm", "clone", "contiguous", "detach", "div", "dropout", "expand", "masked_fill", "matmul",
+        "mul", "nan_to_num", "permute", "_safe_softmax", "_softmax", "squeeze", "t", "_to_copy", "transpose", "unsqueeze",
+        "_unsafe_view", "view", "where",
+    )
+)  # fmt: skip
+
+
 def positions(dimension: Axis) -> bool:
     return [kind for kind, _ in dimension] in ([], ["H"], ["W"], ["H", "W"])
 
@@ -173,6 +184,13 @@ def _mul(b: Builder, x: Any, y: Any) -> Scores:
         return replace(x, scale=x.scale * factor)
     if factor is not None or not x.weights or not bool(((y == 0) | (y == 1)).all()):
         raise NotPlannable("attention scores or weights are multiplied by something else than a scale or a mask")
+    if (
+        x.mask == "strict"
+        and y.shape[-1:] == (1,)
+        and y.dim() > 1
+        and all(y[..., i, 0].eq(i > 0).all() for i in range(y.shape[-2]))
+    ):
+        return replace(x, zeroed=True)  # the row of the first position alone
     return hide(x, y != 0, 0.0)
 
 

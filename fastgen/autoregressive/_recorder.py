@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import _arithmetic, _attention, _convolution, _layout  # noqa: F401  (their rules are entered)
-from ._attention import Scores
+from ._attention import TAKES_SCORES, Scores
 from ._builder import Builder
 from ._rules import RULES
 from ._values import NotPlannable, Value
@@ -93,7 +93,8 @@ class Recorder(TorchDispatchMode):
             [self.stands_for(arg) for arg in args],
             {key: self.stands_for(arg) for key, arg in kwargs.items()},
         )
-        of_image = name not in OF_SHAPE_ALONE and any(map(depends, (*given, *named.values())))
+        random = torch.Tag.nondeterministic_seeded in func.tags and "attention" not in name
+        of_image = name not in OF_SHAPE_ALONE and any(map(depends, (*given, *named.values()))) and not random
         if of_image and written is not None and args and written is args[0] and not depends(given[0]):
             given[0] = written.clone()  # as it was before
         if of_image and written is None and name in NOT_COMPUTED:
@@ -109,7 +110,7 @@ class Recorder(TorchDispatchMode):
             named.pop("out", None)
             values = self.lower(name.rstrip("_") if written is not None else name, given, named, outputs)
             self.forbid_numbers(name, args, outputs)
-        elif torch.Tag.nondeterministic_seeded in func.tags and "attention" not in name:
+        elif random:
             values = [self.refusal("draws random numbers")] * len(outputs)
         else:
             values = [None] * len(outputs)
@@ -144,6 +145,8 @@ class Recorder(TorchDispatchMode):
         try:
             if name in ("aten.copy", "aten.fill", "aten.zero"):
                 return [overwritten(args[0], args[1] if len(args) > 1 else 0.0)]
+            if name not in TAKES_SCORES and any(isinstance(arg, Scores) for arg in args):
+                raise NotPlannable(f"the scores or weights of an attention go into {name}")
             if name not in RULES:
                 raise NotPlannable(f"{name} is no operation that is known here")
             made = RULES[name](self.builder, *args, **kwargs)

@@ -134,7 +134,7 @@ class Product(Node):
 
 @dataclass(frozen=True)
 class Concat(Node):
-    """Operands one after the other along the channels, scaled and then through ``activation`` each: elu of (x, -x) is concat_elu."""
+    """Operands one after the other along the channels, scaled, then through ``activation``: elu of (x, -x) is concat_elu."""
 
     parts: tuple[Operand, ...] = ()
     scales: tuple[float, ...] = ()

@@ -198,6 +198,10 @@ class Attending(nn.Module):
         if self.how == "where":
             scores = torch.where(allowed, torch.einsum("nhqe,nhke->nhqk", q, k), torch.tensor(-1e9).to(q))
             return torch.einsum("nhqk,nhke->nhqe", scores.softmax(-1) * allowed, v)
+        if self.how == "first row":
+            scores = torch.matmul(q, k.mT).masked_fill(~allowed, -1e4)
+            first = torch.arange(length)[:, None] > 0
+            return (scores.softmax(3) * first.to(q)) @ v
         scores = (q @ k.transpose(2, 3)) / math.sqrt(q.shape[-1])
         weights = scores.masked_fill(~allowed, -math.inf).softmax(-1).masked_fill(~allowed, 0)
         return weights @ v
