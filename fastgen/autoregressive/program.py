@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .._schema import BUFFER_COLUMNS, INSTRUCTIONS, MOMENTS, NODE_ACTIVATIONS, PROGRAM_HEADER, RECORD_HEADER
-from .causality import Availability, availability
+from .causality import Availability, Distance, availability, distances, resolutions, seen_from
 from .network import (
     Attention,
     Concat,
@@ -63,6 +63,16 @@ class Program:
     output_channels: int
     per_color: bool
 
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+        """The arguments of the raw ops that are the program's."""
+        return self.program, self.weights, self.parameters, list(self.constants)
+
+    def to(self, device: torch.device) -> "Program":
+        """The same on a device; the kernels there read the numbers of the program as well."""
+        constants = tuple(t.to(device) for t in self.constants)
+        program, weights, parameters = (t.to(device) for t in (self.program, self.weights, self.parameters))
+        return replace(self, program=program, weights=weights, parameters=parameters, constants=constants)
+
     def new_state(self, images: int) -> Tensor:
         """The state before the first pixel of so many images."""
         return self.parameters.new_zeros(images * self.state)
@@ -100,9 +110,9 @@ class _Buffer:
     left: int = 0
     right: int = 0
 
-    def read(self, dy: int, first: int, last: int) -> None:
-        """Columns [first, last] are read, and the row ``dy`` from the newest."""
-        self.rows = max(self.rows, 1 - dy)
+    def read(self, dy: int, first: int, last: int, moment: str) -> None:
+        """Columns [first, last] are read, and the row ``dy`` from the newest, or one above that from behind."""
+        self.rows = max(self.rows, 1 - dy + (moment == "behind"))
         self.left, self.right = max(self.left, -first), max(self.right, last - self.node.width + 1)
 
 
@@ -120,7 +130,7 @@ class _Compiler:
     def __init__(self, network: Network, dtype: torch.dtype, weights_dtype: torch.dtype, per_color: bool) -> None:
         self.network = network
         self.nodes = list(network.nodes)
-        self.ready = list(availability(network, per_color=per_color))
+        self.ready = _postponed(network)
         self.dtype, self.weights_dtype, self.per_color = dtype, weights_dtype, per_color
         self.buffers: list[_Buffer] = []
         self.of_node: dict[int, int] = {}  # node -> its buffer
@@ -189,10 +199,8 @@ class _Compiler:
         """What ``operand`` reads as a node of its own, in the size of ``like``."""
         self.nodes.append(Sum(operand.channels, like.height, like.width, terms=(operand,), scales=(1.0,)))
         ready = self.ready[operand.node]
-        if ready in (Availability.INPUT, Availability.PIXEL):
-            before = Availability.ROW if operand.dy < 0 else Availability.PIXEL if operand.dx < 0 else ready
-            ready = before
-        self.ready.append(ready)
+        distance = Distance(operand.dy, operand.dx)  # the signs are all that counts, whatever the resolution
+        self.ready.append(seen_from(ready, distance) or ready)
         self.uses[operand.node] += 1
         self.uses.append(1)
         return Operand(len(self.nodes) - 1, operand.channels)
@@ -301,7 +309,7 @@ class _Compiler:
         for conv, scale in inner:
             if conv.bias is not None:
                 bias = scale * conv.bias.double() + (0 if bias is None else bias)
-        early = _Taps() if moment == "row" else self._taps(inner, early=True)
+        early = _Taps() if moment in ("row", "behind") else self._taps(inner, early=True)
         addends = list(rest)
         if early:
             there = [(o, s) for o, s in rest if self.ready[o.node] in (Availability.ROW, Availability.CONSTANT)]
@@ -311,7 +319,7 @@ class _Compiler:
             bias = None
         instruction = self._instruction("combine", moment, self._buffer(replace_size(node), step=step))
         self.of_node[index] = instruction.output
-        taps = self._taps(inner, early=None if moment == "row" else False)
+        taps = self._taps(inner, early=None if moment in ("row", "behind") else False)
         self._fill(instruction, taps, addends, bias, activation, inner, partial.output if early else None)
 
     def _fill(
@@ -336,7 +344,7 @@ class _Compiler:
             for run in runs:
                 source = self.buffers[self.of_node[run.node]]
                 last = run.stride * ((out.width - 1) // upscale) + run.dx + run.columns - 1
-                source.read(run.dy, run.dx, last)
+                source.read(run.dy, run.dx, last, instruction.moment)
                 instruction.reads.add(self.of_node[run.node])
                 payload += [self.of_node[run.node], run.start, run.dy, run.dx, run.weight.shape[1], run.stride]
         payload.append(len(addends) + (partial is not None))
@@ -387,7 +395,7 @@ class _Compiler:
         return isinstance(self.nodes[operand.node], Constant)
 
     def _moment(self, index: int) -> str:
-        return {Availability.ROW: "row", Availability.PIXEL: "pixel", Availability.INPUT: "after"}[self.ready[index]]
+        return _MOMENTS[self.ready[index]]
 
     def _step(self, inner: list[tuple[Convolution, float]], rest: list[tuple[Operand, float]]) -> int:
         for conv, _ in inner:
@@ -407,7 +415,8 @@ class _Compiler:
             o = self._shifted_constant(o)
         buffer = self.of_node[o.node]
         if not self._is_constant(o):
-            self.buffers[buffer].read(o.dy, o.dx, self.buffers[instruction.output].node.width - 1 + o.dx)
+            last = self.buffers[instruction.output].node.width - 1 + o.dx
+            self.buffers[buffer].read(o.dy, o.dx, last, instruction.moment)
         instruction.reads.add(buffer)
         return [buffer, o.start, o.dy, o.dx]
 
@@ -418,7 +427,8 @@ class _Compiler:
         value = source.value.expand(-1, -1, source.height, source.width)
         values: list[Any] = [None] * len(self.nodes)
         values[o.node] = value
-        self.nodes.append(Constant(o.channels, source.height, source.width, o.of(values)))
+        shifted = o.of(values, source.height, source.width)
+        self.nodes.append(Constant(o.channels, source.height, source.width, value=shifted))
         self.ready.append(Availability.CONSTANT)
         self.uses.append(1)
         self._emit(len(self.nodes) - 1, self.nodes[-1])
@@ -449,9 +459,7 @@ class _Compiler:
         """Stages: an instruction comes after those of its moment that write what it reads."""
         written = {i.output: i for i in self.instructions}
         for i in self.instructions:  # in an order of computation already
-            before = [
-                written[b] for b in i.reads if b in written and written[b].moment == i.moment and written[b] is not i
-            ]
+            before = [written[b] for b in i.reads if b in written and _together(written[b], i) and written[b] is not i]
             i.stage = max((other.stage + 1 for other in before), default=0)
 
     def _offsets(self) -> tuple[list[int], int]:
@@ -466,6 +474,12 @@ class _Compiler:
         return offsets, state
 
 
+_MOMENTS = {
+    Availability.ROW: "row",
+    Availability.PIXEL: "pixel",
+    Availability.INPUT: "after",
+    Availability.COMPLETE: "behind",
+}
 _KINDS: dict[type, str] = {
     Product: "product",
     Concat: "concat",
@@ -514,6 +528,25 @@ class _Taps:
                 runs[-1] = replace(last, columns=last.columns + 1, weight=torch.cat([last.weight, weight], 1))
             else:
                 runs.append(_Run(o.node, o.start, tap.dy, tap.dx, 1, stride, weight))
+
+
+def _postponed(network: Network) -> list[Availability]:
+    """When each node is computed: as soon as it can be where a pixel of its own row reads it, else with its row once that is whole."""
+    kinds, pixels = list(availability(network)), resolutions(network)
+    needed = {network.output.node}
+    for i in reversed(range(1, len(kinds))):
+        if kinds[i] not in (Availability.PIXEL, Availability.INPUT):
+            continue
+        if i in needed:
+            needed |= {source for source, distance in distances(network, i, pixels) if distance.dy == 0}
+        else:
+            kinds[i] = Availability.COMPLETE
+    return kinds
+
+
+def _together(a: _Instruction, b: _Instruction) -> bool:
+    """Whether two instructions run at one moment: those for the row above go with the row's."""
+    return a.moment == b.moment or {a.moment, b.moment} == {"row", "behind"}
 
 
 def replace_size(node: Node) -> Node:
