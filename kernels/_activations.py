@@ -10,7 +10,7 @@ def exp_and_less_one(x, ACC: tl.constexpr):
     power = tl.exp(x)
     near = tl.where(x > tl.full([1], -0.35, ACC), x, tl.zeros([1], ACC))
     square = near * near
-    if ACC == tl.float64:
+    if tl.float64 == ACC:
         p = tl.full([1], 1.2617719307481059087798e-4, ACC)
         p = p * square + tl.full([1], 3.0299440770744196129956e-2, ACC)
         p = near * (p * square + tl.full([1], 9.9999999999999999991025e-1, ACC))

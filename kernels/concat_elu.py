@@ -1,5 +1,5 @@
-"""Triton kernels of `concat_elu`: a program owns BLOCK elements of x in memory order, reads them once and writes elu(x) and elu(-x),
-which stand `inner` apart, or in the backward reads the two gradients there.
+"""Triton kernels of `concat_elu`: a program owns BLOCK elements of x in memory order, reads them once and writes elu(x) and
+elu(-x), which stand `inner` apart, or in the backward reads the two gradients there.
 
 Of a contiguous tensor `inner` is the elements of a sample, of a channels-last one its channels. Where it is large a program stays
 within one stretch of so many elements, where it is small it goes through several.

@@ -1,8 +1,8 @@
-"""Triton kernels of `gated_activation`: a program owns a tile of positions and channels of one sample, [BLOCK_P, BLOCK_C] through two
-strides, so that contiguous and channels-last tensors share the code; it reads a and b once and writes each result once.
+"""Triton kernels of `gated_activation`: a program owns a tile of positions and channels of one sample, [BLOCK_P, BLOCK_C] through
+two strides, so that contiguous and channels-last tensors share the code; it reads a and b once and writes each result once.
 
-In the backward it goes through a block of tiles and keeps the sums that are the gradient of a condition a channel in registers; torch
-adds the blocks up, in one order and without atomics.
+In the backward it goes through a block of tiles and keeps the sums that are the gradient of a condition a channel in registers;
+torch adds the blocks up, in one order and without atomics.
 """
 
 import math

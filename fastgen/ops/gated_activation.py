@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .. import _dispatch
 from .._schema import GATED_ACTIVATIONS
+from ..reference._layout import opmath_dtype
 from ._autograd import apply
 from ._check import check_floating, fail, shape_of
 from ._dtypes import foreign, in_float32
@@ -55,7 +56,7 @@ def gated_activation(input: Tensor, condition: Tensor | None = None, *, activati
 
 
 def _fitted(condition: Tensor, input: Tensor) -> Tensor:
-    """``condition`` as the raw ops take it: [N, 2 C], or of the shape of ``input``."""
+    """``condition`` as [N, 2 C], or [N, 2 C, *spatial] that broadcasts over ``input``."""
     check_floating("gated_activation", "condition", condition)
     if condition.device != input.device:
         fail(
@@ -72,12 +73,18 @@ def _fitted(condition: Tensor, input: Tensor) -> Tensor:
             "condition must be [N, 2 C], or [N, 2 C, *spatial] with the sizes of input or 1, got "
             f"{shape_of(condition)} with input of {shape_of(input)}",
         )
-    if all(n == 1 for n in shape[2:]):
-        return condition.flatten(1)
-    return condition if shape == wanted else condition.expand(wanted)
+    return condition.flatten(1) if all(n == 1 for n in shape[2:]) else condition
 
 
-_forward: Any = torch.ops.fastgen.gated_activation_fwd.default
+def _spread(condition: Tensor | None, input: Tensor) -> Tensor | None:
+    """``condition`` as the raw ops take it: [N, 2 C], or of the shape of ``input``."""
+    if condition is None or condition.dim() == 2 or condition.shape == input.shape:
+        return condition
+    return condition.expand(input.shape)
+
+
+def _forward(input: Tensor, condition: Tensor | None, code: int) -> Any:
+    return torch.ops.fastgen.gated_activation_fwd.default(input, _spread(condition, input), code)
 
 
 def _differentiable(*args: Any) -> Any:
@@ -88,8 +95,8 @@ class _GatedActivation(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(*args: Any) -> Tensor:
-        return torch.ops.fastgen.gated_activation_fwd.default(*args)
+    def forward(*args: Any) -> Any:
+        return _forward(*args)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -101,8 +108,24 @@ class _GatedActivation(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         input, condition = ctx.saved_tensors
         in_input, in_condition = torch.ops.fastgen.gated_activation_bwd.default(
-            grad_output, input, condition, ctx.activation
+            grad_output, input, _spread(condition, input), ctx.activation
         )
-        if condition is None:
+        if condition is None or not ctx.needs_input_grad[1]:
             return in_input, None, None
-        return in_input, (in_condition if condition.dim() == 2 else in_input).to(condition.dtype), None
+        if condition.dim() > 2:
+            in_condition = _sum_to(in_input, condition)
+        return in_input, in_condition.to(condition.dtype), None
+
+
+def _sum_to(grad: Tensor, condition: Tensor) -> Tensor:
+    """``grad`` summed over the dimensions in which ``condition`` has one for all. Halves are added to halves, in float32 (float64):
+    in torch's own sums the order depends on the number of threads."""
+    for dim in range(2, grad.dim()):
+        if condition.shape[dim] == grad.shape[dim]:
+            continue
+        total = grad.to(opmath_dtype(grad.dtype))
+        while (size := total.shape[dim]) > 1:
+            first, second, rest = total.split([size // 2, size // 2, size % 2], dim)
+            total = torch.cat([first + second, rest], dim) if size % 2 else first + second
+        grad = total if size else total.sum(dim, keepdim=True)
+    return grad

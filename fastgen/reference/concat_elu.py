@@ -31,7 +31,9 @@ def concat_elu_bwd_check(grad_output: Tensor, input: Tensor) -> None:
     concat_elu_fwd_check(input)
     shape = (input.shape[0], 2 * input.shape[1], *input.shape[2:])
     check_floats("concat_elu", input, shape, grad_output=grad_output)
-    require("concat_elu", grad_output.dtype == input.dtype, f"grad_output must be {input.dtype}, got {grad_output.dtype}")
+    require(
+        "concat_elu", grad_output.dtype == input.dtype, f"grad_output must be {input.dtype}, got {grad_output.dtype}"
+    )
 
 
 def concat_elu_fwd_fake(input: Tensor) -> Tensor:

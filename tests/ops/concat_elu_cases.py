@@ -17,7 +17,16 @@ from .families import Call, OfTensors
 from .numerics import DTYPES, LAYOUTS, STRIDES, assert_bar, dtype_name, laid_out, randn, strided
 
 # Of the input: several runs of a sample, rows longer and shorter than a vector, one channel, one position.
-SHAPES = [(2, 4, 4, 6), (1, 13, 5, 7), (3, 65, 11, 12), (2, 3, 3, 4, 5), (2, 5, 9), (4, 17), (2, 3, 1, 1), (1, 1, 97, 51)]
+SHAPES = [
+    (2, 4, 4, 6),
+    (1, 13, 5, 7),
+    (3, 65, 11, 12),
+    (2, 3, 3, 4, 5),
+    (2, 5, 9),
+    (4, 17),
+    (2, 3, 1, 1),
+    (1, 1, 97, 51),
+]
 
 
 def plain(x: Tensor, dim: int = 1) -> Tensor:
@@ -100,7 +109,7 @@ def gates(arch: int) -> Iterator[Call]:
     """PixelCNN++'s widest layer in every dtype and a channels-last one; for sm_90 also samples short enough to go across."""
     for op, make in (("concat_elu_fwd", forward), ("concat_elu_bwd", backward)):
         for dtype in DTYPES:
-            yield Call(f"image {dtype_name(dtype)}", op, partial(make, (4, 160, 32, 32), dtype))
+            yield Call(f"contiguous image {dtype_name(dtype)}", op, partial(make, (4, 160, 32, 32), dtype))
         yield Call("channels-last bf16", op, partial(make, (4, 160, 32, 32), torch.bfloat16, "channels_last"))
         if arch == 90:
             yield Call("short bf16", op, partial(make, (4, 33, 7), torch.bfloat16))

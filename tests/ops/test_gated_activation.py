@@ -16,9 +16,9 @@ from fastgen.reference._layout import dense_strides, is_channels_last, output_st
 from ..backends import requires_cpu
 from .gated_activation_cases import (
     CONDITIONS,
-    ENDS,
     SHAPES,
     backward,
+    ends,
     forward,
     gradients,
     halved,
@@ -86,8 +86,11 @@ def test_a_condition_of_another_dtype(dtypes, layout, condition):
     assert [a.dtype for a in actual] == [dtype, dtype, other]
     for i, (a, b, e) in enumerate(zip(actual, beside, exact, strict=True)):
         terms = 45**0.5 if i == 2 and condition == "channel" else 1.0
-        # of the gradient of a condition a position, which is the input's, also the rounding to the dtype of the input
-        assert_bar(a, b, e, 1e-6 if dtype != torch.float64 and other == torch.float32 else SLACK[dtype] + HALF_ULP[other], terms)
+        wider = dtype != torch.float64 and other in (
+            torch.float32,
+            torch.float64,
+        )  # the arithmetic is in float32 all the same
+        assert_bar(a, b, e, 1e-6 if wider else SLACK[dtype] + HALF_ULP[other], terms)
 
 
 @pytest.mark.isa
@@ -102,7 +105,10 @@ def test_every_magnitude(dtype, activation):
         x = torch.stack([a, torch.full_like(a, b)], 1)
         y, exact = gated_activation(x, activation=activation), plain(x.double(), activation=activation)
         # float64 has nothing more exact to be compared with: some ulp of its own for the other side
-        ulps, ulp = (16 if dtype == torch.float64 else 8), (exact.abs() * info.eps).clamp_min(info.smallest_normal * info.eps)
+        ulps, ulp = (
+            (16 if dtype == torch.float64 else 8),
+            (exact.abs() * info.eps).clamp_min(info.smallest_normal * info.eps),
+        )
         assert ((y.double() - exact).abs() <= ulps * ulp).all()
 
 
@@ -111,14 +117,18 @@ def test_every_magnitude(dtype, activation):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_ends(dtype, activation):
     """Values far out, infinite and not a number, of both halves, and their gradients, beside torch in float64."""
-    x = torch.cartesian_prod(*[torch.tensor(ENDS, dtype=torch.float64)] * 2).reshape(-1, 2).to(dtype)
+    x = ends(activation).to(dtype)
     grad = torch.ones(len(x), 1, dtype=dtype)
     actual = gradients(gated_activation, x, None, activation, grad)
     exact = gradients(plain, x.double(), None, activation, grad.double())
     eps = 16 * torch.finfo(dtype).eps
     torch.testing.assert_close(actual[0], exact[0].to(dtype), rtol=eps, atol=1e-37, equal_nan=True)
     # an infinite a without tanh: torch has inf * s * (1 - s) for the gradient of b, where 1 - s may be 0 in float64 before e s is
-    finite = x[:, 0].isfinite() & (x[:, 0].abs() < 1e19) if activation == "identity" else torch.ones(len(x), dtype=torch.bool)
+    finite = (
+        x[:, 0].isfinite() & (x[:, 0].abs() < 1e19)
+        if activation == "identity"
+        else torch.ones(len(x), dtype=torch.bool)
+    )
     torch.testing.assert_close(actual[1][finite], exact[1].to(dtype)[finite], rtol=eps, atol=float(eps), equal_nan=True)
 
 
@@ -181,7 +191,10 @@ def test_any_shape_stride_and_dtype(data):
 def test_views_are_read_in_place():
     """Channel slices of either layout, an expanded batch, a waveform cut short: no copy, which would be an op of torch's."""
     big = randn(2, 24, 6, 5, dtype=torch.float32)
-    views = [laid_out(big, layout)[:, 8:16] for layout in LAYOUTS] + [big.flatten(2)[:, :, 3:], big[:1].expand(3, -1, -1, -1)]
+    views = [laid_out(big, layout)[:, 8:16] for layout in LAYOUTS] + [
+        big.flatten(2)[:, :, 3:],
+        big[:1].expand(3, -1, -1, -1),
+    ]
     for view in views:
         grad = randn(*halved(view.shape), seed=1, dtype=torch.float32)
         grad = grad.to(memory_format=torch.channels_last) if is_channels_last(view) else grad
@@ -189,7 +202,11 @@ def test_views_are_read_in_place():
             with torch.profiler.profile() as profile:
                 y = ops.gated_activation_fwd(view, condition, 0)
                 dx, dc = ops.gated_activation_bwd(grad, view, condition, 0)
-            assert not {event.key for event in profile.key_averages()} & {"aten::copy_", "aten::clone", "aten::contiguous"}
+            assert not {event.key for event in profile.key_averages()} & {
+                "aten::copy_",
+                "aten::clone",
+                "aten::contiguous",
+            }
             torch.testing.assert_close(y, reference.gated_activation_fwd(view, condition, 0))
             torch.testing.assert_close((dx, dc), reference.gated_activation_bwd(grad, view, condition, 0))
 
@@ -198,7 +215,10 @@ def test_views_are_read_in_place():
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("condition", CONDITIONS)
 def test_gradcheck(condition, layout, activation):
-    x, given_ = laid_out(randn(2, 4, 3, 5), layout).requires_grad_(), make_condition(condition, (2, 4, 3, 5), torch.float64)
+    x, given_ = (
+        laid_out(randn(2, 4, 3, 5), layout).requires_grad_(),
+        make_condition(condition, (2, 4, 3, 5), torch.float64),
+    )
     leaves = (x,) if given_ is None else (x, given_.requires_grad_())
     assert torch.autograd.gradcheck(lambda *t: gated_activation(*t, activation=activation), leaves)
 
@@ -213,7 +233,8 @@ def test_gradcheck_through_cat_expand_and_mixed_layouts():
             gated_activation(t.to(memory_format=torch.channels_last), c).contiguous() * t[:, :2]
         ),
         "contiguous into channels-last": lambda t, c: (
-            gated_activation(t, t.to(memory_format=torch.channels_last)).to(memory_format=torch.channels_last) * t[:, 2:]
+            gated_activation(t, t.to(memory_format=torch.channels_last)).to(memory_format=torch.channels_last)
+            * t[:, 2:]
         ),
         "transposed": lambda t, c: gated_activation(t, c.flip(0)).transpose(2, 3)[:, ::2] ** 2,
         "expanded": lambda t, c: gated_activation(t[:1].expand(2, -1, -1, -1), c[:1].expand(2, -1)) * 2,
@@ -292,7 +313,7 @@ def test_compiled(backend):
         (ValueError, r"condition must be .*got shape \(2, 6, 2\)", {"condition": torch.zeros(2, 6, 2)}),
         (ValueError, r"condition must be .*got shape \(1, 6, 3\)", {"condition": torch.zeros(1, 6, 3)}),
         (ValueError, r"condition must be .*got shape \(2, 6, 1, 1\)", {"condition": torch.zeros(2, 6, 1, 1)}),
-        (ValueError, r"condition must be on the device of input \(cpu\), got meta", {"condition": torch.zeros(2, 6, device="meta")}),
+        (ValueError, "condition must be on the device of input .* got meta", {"condition": torch.zeros(2, 6, device="meta")}),
     ],
 )  # fmt: skip
 def test_errors(error, message, change):
