@@ -26,10 +26,10 @@ TILE = 1024  # eight elements of a and of b a thread over 128 threads
 
 
 @triton.jit
-def place(start, last, c, channels, stride_c, stride_p, BLOCK_P: tl.constexpr):
+def place(start, positions, c, channels, stride_c, stride_p, BLOCK_P: tl.constexpr):
     """Offsets of a tile within a sample, and which elements are there."""
     p = start + tl.arange(0, BLOCK_P)
-    return p[:, None] * stride_p + c[None, :] * stride_c, (p < last)[:, None] & (c < channels)[None, :]
+    return p[:, None] * stride_p + c[None, :] * stride_c, (p < positions)[:, None] & (c < channels)[None, :]
 
 
 @triton.jit
@@ -77,7 +77,7 @@ def gated_activation_kernel(
     tl.store(y + n * size + to, (a * s).to(y.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["tiles_c", "blocks", "block", "samples"])
+@triton.jit(do_not_specialize=["tiles_c", "blocks", "steps", "samples"])
 def gated_activation_bwd_kernel(
     grad,  # [N, C, P]
     x,  # [N, 2 C, P] through strides
@@ -89,7 +89,7 @@ def gated_activation_bwd_kernel(
     positions,  # P
     tiles_c,  # programs side by side
     blocks,  # of a sample and a tile of channels
-    block,  # positions of a block
+    steps,  # tiles of a block, one after the other
     samples,  # N
     stride_c,
     stride_p,  # of x
@@ -110,11 +110,12 @@ def gated_activation_bwd_kernel(
     c_b = load_or(condition, (n * 2 + 1) * channels + c, inside, 0.0, ACC)
     sum_a = tl.zeros([BLOCK_C], dtype=ACC)
     sum_b = tl.zeros([BLOCK_C], dtype=ACC)
-    first = of_block % blocks * block
-    last = tl.minimum(first + block, positions)
-    for start in range(first, last, BLOCK_P):
-        at, mask = place(start, last, c, channels, stride_c, stride_p, BLOCK_P)
-        from_grad, _mask = place(start, last, c, channels, stride_c, stride_y, BLOCK_P)
+    first = of_block % blocks * steps * BLOCK_P
+    for start in range(
+        first, first + tl.cast(steps, tl.int64) * BLOCK_P, BLOCK_P
+    ):  # past the last position nothing is there
+        at, mask = place(start, positions, c, channels, stride_c, stride_p, BLOCK_P)
+        from_grad, _mask = place(start, positions, c, channels, stride_c, stride_y, BLOCK_P)
         at += n * 2 * size
         g = tl.load(grad + n * size + from_grad, mask=mask, other=0.0).to(ACC)
         a, b = halves(x, beside, c_a, c_b, at, half, mask, ACC)
@@ -199,7 +200,7 @@ def gated_activation_bwd(
         with on_device(input):
             launch(
                 gated_activation_bwd_kernel, call.n * blocks.a_group * call.tiles_c, dense(grad_output, halved), call.input,
-                call.of_channel, call.beside, dx, parts, call.channels, call.positions, call.tiles_c, blocks.a_group, blocks.block,
-                call.n, *call.strides, **call.constants,
+                call.of_channel, call.beside, dx, parts, call.channels, call.positions, call.tiles_c, blocks.a_group,
+                blocks.block // call.block_p, call.n, *call.strides, **call.constants,
             )  # fmt: skip
     return dx, statistics if parts is None else parts.sum(2).movedim(0, 1).flatten(1)

@@ -1,6 +1,6 @@
 """`gated_activation` at the sizes of Gated PixelCNN, PixelCNN++ and WaveNet, inference and training, beside eager and compiled torch.
 
-Gated PixelCNN adds a number a channel (its class), WaveNet's vocoder what stands beside each sample (features), PixelCNN++ nothing.
+Gated PixelCNN adds a number a channel (a class), WaveNet what stands beside each sample (features), PixelCNN++ nothing.
 The plain functions are written as a user writes them. The floor is a clone of the input.
 """
 

@@ -14,7 +14,7 @@ from fastgen._schema import GATED_ACTIVATIONS
 from fastgen.ops import gated_activation
 
 from .families import Call, OfTensors
-from .numerics import DTYPES, LAYOUTS, STRIDES, assert_bar, dtype_name, guarded, laid_out, randn, strided
+from .numerics import DTYPES, LAYOUTS, STRIDES, assert_bar, dtype_name, laid_out, randn, strided
 
 # Of the input: several pieces of a plane, rows longer and shorter than a vector, one channel, one position.
 SHAPES = [
@@ -44,7 +44,7 @@ def make_condition(kind: str, shape: tuple[int, ...], dtype: torch.dtype) -> Ten
     if kind == "none":
         return None
     sizes = {"channel": shape[:2], "position": shape, "column": (*shape[:2], *[1] * (len(shape) - 3), *shape[2:][-1:])}
-    return guarded(randn(*sizes[kind], seed=7, dtype=dtype))
+    return randn(*sizes[kind], seed=7, dtype=dtype)
 
 
 def gradients(function, x: Tensor, condition: Tensor | None, activation: str, grad: Tensor) -> list[Tensor]:

@@ -60,6 +60,7 @@ def check(actual, beside, exact, shape, summed: bool) -> None:
 def test_values_and_gradients(dtype, shape, layout, condition):
     x, grad = guarded(laid_out((3 * randn(*shape)).to(dtype), layout)), randn(*halved(shape), seed=3, dtype=dtype)
     given_ = make_condition(condition, shape, dtype)
+    given_ = None if given_ is None else guarded(given_)
     wide = None if given_ is None else given_.double()
     for activation in GATED_ACTIVATIONS:
         poison_allocator(x.numel() * x.element_size())
