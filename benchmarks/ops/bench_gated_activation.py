@@ -1,4 +1,4 @@
-"""`gated_activation` at the sizes of Gated PixelCNN, PixelCNN++ and WaveNet, inference and training, beside eager and compiled torch.
+"""`gated_activation` at the sizes of Gated PixelCNN, PixelCNN++ and WaveNet, inference and training, beside eager and compiled.
 
 Gated PixelCNN adds a number a channel (a class), WaveNet what stands beside each sample (features), PixelCNN++ nothing.
 The plain functions are written as a user writes them. The floor is a clone of the input.
