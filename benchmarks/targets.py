@@ -107,6 +107,13 @@ TARGETS: tuple[Target, ...] = (
     Target("no linear_attention row slower than the fastest baseline (lowest row)", 1.0, _lowest("fastest", family="linear_attention")),
     Target("no layer_norm row slower than the fastest baseline (lowest row)", 1.0, _lowest("fastest", family="layer_norm")),
     Target("no rms_norm row slower than the fastest baseline (lowest row)", 1.0, _lowest("fastest", family="rms_norm")),
+    # counted in bytes that must move against those that eager torch moves: 2.3 to 3.7 and 2.9, of concat_elu 3.3 and 3
+    Target("gated_activation, forward, geometric mean over eager", 2.0, _mean_speedup("eager", family="gated_activation", mode="forward")),
+    Target("gated_activation, forward and backward, geometric mean over eager", 2.0, _mean_speedup("eager", family="gated_activation", mode="backward")),
+    Target("concat_elu, forward, geometric mean over eager", 2.0, _mean_speedup("eager", family="concat_elu", mode="forward")),
+    Target("concat_elu, forward and backward, geometric mean over eager", 2.0, _mean_speedup("eager", family="concat_elu", mode="backward")),
+    Target("no gated_activation row slower than the fastest baseline (lowest row)", 1.0, _lowest("fastest", family="gated_activation")),
+    Target("no concat_elu row slower than the fastest baseline (lowest row)", 1.0, _lowest("fastest", family="concat_elu")),
     Target("accelerated UNet2DModel, DDPM on CIFAR-10, fp32, over eager in the same layout (lower row)", 2.0, _lowest("eager", family="accelerate", mode="ddpm_cifar10", dtype="fp32")),
     Target("accelerated UNet2DConditionModel, SD 1.5 at half width, fp32, over eager in the same layout (lower row)", 1.5, _lowest("eager", family="accelerate", mode="sd15_half_width", dtype="fp32")),
     Target("accelerated AutoencoderKL decoding, fp32, over eager in the same layout (lower row)", 1.5, _lowest("eager", family="accelerate", mode="vae_decode", dtype="fp32")),

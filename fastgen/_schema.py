@@ -13,6 +13,9 @@ ACTIVATIONS: tuple[str | None, ...] = (None, "silu")
 # How GELU is computed, `approximate` of torch's gelu, is an index into this tuple.
 GELU_APPROXIMATIONS: tuple[str, ...] = ("none", "tanh")
 
+# What `gated_activation` applies to the half that is gated, its `activation`, is an index into this tuple.
+GATED_ACTIVATIONS: tuple[str, ...] = ("tanh", "identity")
+
 # What a diffusion model is trained to predict of x_t = alpha x0 + sigma epsilon: epsilon, x0, alpha epsilon - sigma x0, or
 # epsilon - x0. `target` and `prediction` are indices into this tuple; -1 is none.
 PREDICTION_TYPES: tuple[str, ...] = ("epsilon", "sample", "v_prediction", "flow_prediction")
@@ -133,6 +136,19 @@ SCHEMAS: dict[str, dict[str, str]] = {
         "geglu_gate": "(Tensor projected, int approximate) -> Tensor",
         # returns its gradient of projected
         "geglu_gate_bwd": "(Tensor grad_output, Tensor projected, int approximate) -> Tensor",
+    },
+    "gated_activation": {
+        # act(a + c_a) sigmoid(b + c_b) of input [N, 2 C, *] = (a, b), the condition (c_a, c_b) [N, 2 C] or of the shape of the input
+        "gated_activation_fwd": "(Tensor input, Tensor? condition, int activation) -> Tensor",
+        # returns the gradients of (input, condition), the latter in fp32 (fp64 for fp64), empty but for a condition [N, 2 C]: that of one
+        # of the shape of the input is the input's
+        "gated_activation_bwd": "(Tensor grad_output, Tensor input, Tensor? condition, int activation) -> (Tensor, Tensor)",
+    },
+    "concat_elu": {
+        # elu(x) and elu(-x) of [N, C, *] side by side, [N, 2 C, *]
+        "concat_elu_fwd": "(Tensor input) -> Tensor",
+        # returns its gradient of input
+        "concat_elu_bwd": "(Tensor grad_output, Tensor input) -> Tensor",
     },
     "linear_attention": {
         # scale context^T softmax(query) with context = softmax(key) value^T, the softmax of queries over features [D], that of keys over

@@ -1,8 +1,10 @@
 """Drop-in `torch.nn` modules over the ops, and the pieces of the models that are built from them."""
 
 from .attention import SpatialAttention
+from .concat_elu import ConcatELU
 from .conv2d import Conv2d, UpsampleConv2d
 from .embedding import TimestepEmbedding, timestep_embedding
+from .gated_activation import GatedActivation
 from .geglu import GEGLU
 from .group_norm import GroupNorm, PlainGroupNorm
 from .layer_norm import LayerNorm
@@ -15,9 +17,11 @@ from .rms_norm import ChannelRMSNorm, RMSNorm
 __all__ = [
     "GEGLU",
     "ChannelRMSNorm",
+    "ConcatELU",
     "Conv2d",
     "Downsample",
     "FrameAttention",
+    "GatedActivation",
     "GroupNorm",
     "LayerNorm",
     "LinearAttention",

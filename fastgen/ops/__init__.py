@@ -2,8 +2,10 @@
 
 from .._schema import COLUMNS, VLB_COLUMNS
 from .attention import attention
+from .concat_elu import concat_elu
 from .conv2d import conv2d, conv2d_memory_limit, conv2d_plan
 from .diffusion_loss import diffusion_loss
+from .gated_activation import gated_activation
 from .geglu import geglu, geglu_plan
 from .generator_normal import generator_normal
 from .group_norm import group_norm
@@ -20,10 +22,12 @@ __all__ = [
     "COLUMNS",
     "VLB_COLUMNS",
     "attention",
+    "concat_elu",
     "conv2d",
     "conv2d_memory_limit",
     "conv2d_plan",
     "diffusion_loss",
+    "gated_activation",
     "geglu",
     "geglu_plan",
     "generator_normal",

@@ -36,7 +36,7 @@ def test_a_spoiled_argument_is_refused(op):
             call(op, args)
             pytest.fail(f"{op} took {name} with {how}")
         count += 1
-    assert count >= 8
+    assert count >= (8 if len(arguments(op, "Tensor")) > 1 else 3)  # of a tensor alone the sizes may be free
 
 
 @pytest.mark.parametrize("op", CALLS)

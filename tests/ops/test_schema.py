@@ -31,6 +31,10 @@ def test_prediction_types_of_the_cpu_kernels():
     assert enumerators("common/timesteps.h", "Prediction") == expected
 
 
+def test_activations_of_the_cpu_kernels():
+    assert tuple(enumerators("cpu/gated_activation.cpp", "Activation")) == _schema.GATED_ACTIVATIONS
+
+
 @pytest.mark.parametrize("op", _schema.FAMILY_OF)
 def test_every_op_is_defined_with_its_reference_its_fake_and_its_check(op):
     assert str(getattr(torch.ops.fastgen, op).default._schema).startswith(f"fastgen::{op}(")
