@@ -157,9 +157,9 @@ void copy_matrix(const T* from, std::int64_t row, std::int64_t column, std::int6
     for (std::int64_t j = 0; j < columns; ++j) to[i * to_row + j] = widen(from[i * row + j * column]);
 }
 
-// Samples that are staged at a time: in fp32 a quarter of a last-level cache, or one.
+// Samples that are staged at a time: a MiB of fp32, or one sample.
 inline std::int64_t samples_at_a_time(std::int64_t n, std::int64_t floats) {
-  constexpr std::int64_t most = 2 << 20;
+  constexpr std::int64_t most = 1 << 18;
   return std::clamp<std::int64_t>(most / std::max<std::int64_t>(floats, 1), 1, std::max<std::int64_t>(n, 1));
 }
 
