@@ -39,7 +39,9 @@ class Operand:
 
     def of(self, values: Sequence[Tensor]) -> Tensor:
         source = values[self.node][:, self.start : self.start + self.channels]
-        return source if self.dy == 0 == self.dx else shifted(source, self.dy, self.dx, source.shape[2], source.shape[3])
+        return (
+            source if self.dy == 0 == self.dx else shifted(source, self.dy, self.dx, source.shape[2], source.shape[3])
+        )
 
 
 @dataclass(frozen=True)
@@ -253,7 +255,9 @@ def _convolution(node: Convolution, source: Tensor, weight: Tensor, bias: Tensor
 
 
 def _attention(node: Attention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    q, k, v = (t.unflatten(1, (node.heads, -1)).flatten(3).transpose(2, 3) for t in (query, key, value))  # [N, heads, L, E]
+    q, k, v = (
+        t.unflatten(1, (node.heads, -1)).flatten(3).transpose(2, 3) for t in (query, key, value)
+    )  # [N, heads, L, E]
     length = q.shape[2]
     allowed = torch.ones(length, length, dtype=torch.bool, device=q.device).tril(-1 if node.strict else 0)
     weights = (node.scale * q @ k.transpose(2, 3)).masked_fill(~allowed, -torch.inf).softmax(-1).nan_to_num(0.0)

@@ -128,7 +128,9 @@ def masked_conv2d_plan(input: Tensor, weight: Tensor, *, mask_type: str, groups:
         TypeError, ValueError: as :func:`masked_conv2d`.
     """
     code = _checked(input, weight, None, mask_type, 1, groups, 1)[0]
-    return _choose(input, weight, groups, _packed_bytes(weight, code, groups), (code, groups, 1) in WEIGHTS.find(weight))
+    return _choose(
+        input, weight, groups, _packed_bytes(weight, code, groups), (code, groups, 1) in WEIGHTS.find(weight)
+    )
 
 
 def _checked(

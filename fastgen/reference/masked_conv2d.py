@@ -74,9 +74,7 @@ def masked_conv2d_fwd(
     w = weight.to(x.dtype)
     y = x.new_zeros((x.shape[0], len(w), *x.shape[2:]))
     for part in _parts(x, w, mask_type, dilation, groups, color_channels):
-        y[:, part.outputs] += F.conv2d(
-            part.image(x), w[part.of_weight()], dilation=tuple(dilation), groups=part.groups
-        )
+        y[:, part.outputs] += F.conv2d(part.image(x), w[part.of_weight()], dilation=tuple(dilation), groups=part.groups)
     return in_layout(y if bias is None else y + bias.to(y.dtype)[:, None, None], input)
 
 
@@ -119,9 +117,7 @@ def _cuts(
     return [(run.first, run.last) for run in runs(outputs, inputs, mask_type, groups, colors, transposed)]
 
 
-def masked_conv2d_pack(
-    weight: Tensor, mask_type: int, groups: int, color_channels: int, transposed: bool
-) -> Tensor:
+def masked_conv2d_pack(weight: Tensor, mask_type: int, groups: int, color_channels: int, transposed: bool) -> Tensor:
     """[K, C / groups, kh, kw] -> [panels, taps, C / groups, PANEL] in fp32, with zeros where a panel or a color ends."""
     live = mask(mask_type, weight.shape, groups, color_channels, weight.device)
     seen = taps(mask_type, weight.shape[2:], color_channels)
@@ -215,11 +211,19 @@ def check_mask(
     colors = color_channels
     fits = colors >= 1 and channels[0] % colors == 0 and channels[1] % colors == 0
     require(op, fits, f"color_channels must divide the channels, got color_channels={colors} and channels {channels}")
-    require(op, colors == 1 or orders_colors(mask_type), f"color_channels must be 1 for the mask {MASK_TYPES[mask_type]}")
+    require(
+        op, colors == 1 or orders_colors(mask_type), f"color_channels must be 1 for the mask {MASK_TYPES[mask_type]}"
+    )
 
 
 def masked_conv2d_fwd_check(
-    input: Tensor, weight: Tensor, bias: Tensor | None, mask_type: int, dilation: Sequence[int], groups: int, colors: int
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    mask_type: int,
+    dilation: Sequence[int],
+    groups: int,
+    colors: int,
 ) -> None:
     op = "masked_conv2d_fwd"
     check_image(op, input)
@@ -352,7 +356,13 @@ def masked_conv2d_packed_fake(input: Tensor, packed: Tensor, out_channels: int, 
 
 
 def masked_conv2d_weight_bwd_fake(
-    grad_output: Tensor, input: Tensor, kernel: Sequence[int], mask_type: int, dilation: Sequence[int], groups: int, *_: object
+    grad_output: Tensor,
+    input: Tensor,
+    kernel: Sequence[int],
+    mask_type: int,
+    dilation: Sequence[int],
+    groups: int,
+    *_: object,
 ) -> Tensor:
     shape = (grad_output.shape[1], input.shape[1] // groups, *kernel)
     return input.new_empty(shape, dtype=torch.float32)
