@@ -10,7 +10,7 @@ from ..ops import masked_conv2d, masked_conv2d_mask
 class MaskedConv2d(nn.Conv2d):
     """`torch.nn.Conv2d` of stride 1 that keeps the size, by the taps of a mask alone: :func:`fastgen.ops.masked_conv2d`.
 
-    The weight is the whole kernel, as published models have it; what is masked is never read and gets no gradient, so it need not be
+    The weight is the whole kernel, as published models have it; what is masked is never read and gets no gradient, and need not be
     zero. The mask is a property, not in the state dict; one that stands in a foreign state dict is let go.
 
     Args:

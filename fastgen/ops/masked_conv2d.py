@@ -20,8 +20,8 @@ from ._watchers import autocast_active, in_autocast_dtype, watched
 _CODE = {name: code for code, name in enumerate(MASK_TYPES)}
 _LEAST_OUTPUTS = 8  # of a group: half a panel; of fewer most of our products would be of zeros
 
-# Variant -> the dtypes in which our products, in fp32 from packed weights, are faster than the library's convolution by rectangles of
-# taps. avx2: EPYC 7xx3 (Zen 3); elsewhere as far as torch has no instruction for the dtype.
+# Variant -> the dtypes in which our products, in fp32 from packed weights, are faster than the library's convolution by rectangles
+# of taps. avx2: EPYC 7xx3 (Zen 3); elsewhere as far as torch has no instruction for the dtype.
 PACKED: dict[str, frozenset[torch.dtype]] = {
     "portable": frozenset(),
     "avx2": frozenset({torch.float32, torch.bfloat16, torch.float16}),
@@ -31,7 +31,7 @@ PACKED: dict[str, frozenset[torch.dtype]] = {
 
 
 class MaskedConvolutionPlan(NamedTuple):
-    """How :func:`masked_conv2d` computes a call on the CPU: whether with ``packed`` weights, the ``reason``, and their bytes."""
+    """How :func:`masked_conv2d` computes on the CPU: whether with ``packed`` weights, the ``reason``, and their bytes."""
 
     packed: bool
     reason: str
@@ -67,8 +67,8 @@ def masked_conv2d(
     ========================  ====================================================================================
 
     On the CPU the weights of the taps are packed and kept as those of :func:`fastgen.ops.conv2d`, under the same limit of memory;
-    float64, groups of few channels and variants whose library is faster go through the library's convolution, a rectangle of taps at
-    a time: :func:`masked_conv2d_plan`.
+    float64, groups of few channels and variants whose library is faster go through the library's convolution, a rectangle of taps
+    at a time: :func:`masked_conv2d_plan` says which, and why.
 
     Args:
         input: [N, C, H, W]; float64, float32, bfloat16 or float16.
@@ -82,8 +82,8 @@ def masked_conv2d(
             colors before its own, B also its own. 1 where the mask has no centre (vertical, down).
 
     Returns:
-        [N, K, H, W] in the dtype of ``input``, or of autocast, channels-last if ``input`` is, else contiguous. Differentiable once in
-        every tensor argument.
+        [N, K, H, W] in the dtype of ``input``, or of autocast, channels-last if ``input`` is, else contiguous. Differentiable once
+        in every tensor argument.
 
     Raises:
         TypeError: an argument is no tensor, or not of a floating-point dtype.

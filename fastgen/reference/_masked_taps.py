@@ -85,7 +85,7 @@ class Run(NamedTuple):
 def runs(
     outputs: int, inputs: int, mask_type: int, groups: int, color_channels: int, transposed: bool = False
 ) -> list[Run]:
-    """Of ``outputs`` channels and as many ``inputs``; ``transposed``: inputs are outputs of the convolution, and outputs its inputs."""
+    """Of ``outputs`` and ``inputs``, which are channels; ``transposed``: of the gradient of the input."""
     colors = color_channels if orders_colors(mask_type) else 1
     own = MASK_TYPES[mask_type].endswith("B") or colors == 1
     of_group, seen = outputs // groups, inputs // groups

@@ -42,7 +42,7 @@ def test_against_a_peer_and_its_state_dict(name):
     state = {f"0.{key}": value for key, value in theirs.state_dict().items()}
     assert network.load_state_dict(state).missing_keys == [] and "0.mask" in state
     assert list(network.state_dict()) == ["0.weight", "0.bias"]
-    with pytest.raises(RuntimeError, match="Unexpected key.*0.other"):
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*0\.other"):
         network.load_state_dict({**state, "0.other": torch.zeros(1)})
     for module in (theirs, network):
         module(images()).square().mean().backward()

@@ -29,7 +29,7 @@ SHAPES = {
     "far apart": ((1, 7, 4, 3), 6, (3, 3), (50, 2), 1),
     "groups": ((2, 24, 6, 9), 36, (3, 3), (1, 1), 2),
     "each channel": ((1, 6, 5, 6), 6, (3, 3), (1, 1), 6),
-    "one row": ((1, 9, 1, 19), 20, (1, 5), (1, 2), 3),
+    "one row": ((1, 9, 1, 19), 21, (1, 5), (1, 2), 3),
     "1x1": ((1, 6, 5, 4), 12, (1, 1), (1, 1), 1),
 }
 # The same where the kernel need not be odd.
@@ -149,7 +149,7 @@ def harmless(op: str, name: str, how: str, arguments: dict[str, Any]) -> bool:
         channels = how.startswith(("dimension 0 too long", "dimension 1 too long"))
         return channels or how == "the meta device" or how in ("dimension 2 of one", "dimension 3 of one")
     if op in ("masked_conv2d_fwd", "masked_conv2d_bwd") and name == "weight":
-        return how in ("dimension 2 of one", "dimension 3 of one") or (op.endswith("fwd") and False)
+        return how in ("dimension 2 of one", "dimension 3 of one")
     if op == "masked_conv2d_fwd" and name == "input":
         return how.startswith(("dimension 0", "dimension 2", "dimension 3"))
     if op == "masked_conv2d_packed" and name == "input":
