@@ -11,10 +11,10 @@ from fastgen.kernels._tiles import factor_type, padded
 from fastgen.reference._masked_taps import Run, orders_colors, origin, runs, taps
 from fastgen.reference.masked_conv2d import check_mask
 
-# Chosen by count, not yet by measurement: 64 x 64 sums are 32 registers a thread of 4 warps.
-PIXELS = 64
-OUTPUTS = 64
-CHANNELS = 32
+# Pixels, outputs and channels of a tile, chosen by count, not yet by measurement: of halves, which tensor cores multiply, 64 x 64
+# sums are 32 registers a thread of 4 warps; the others are multiplied out in registers, and want smaller tiles.
+HALVES = (64, 64, 32)
+WIDE = (32, 32, 16)
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,9 @@ class Plan:
         return runs(outputs, inputs, self.mask_type, self.groups, self.color_channels, transposed)
 
     def tile(self, outputs: int, channels: int, pixels: int) -> dict[str, Any]:
-        return {
-            "BLOCK_P": min(PIXELS, padded(pixels)), "BLOCK_K": min(OUTPUTS, padded(outputs)),
-            "BLOCK_C": min(CHANNELS, padded(channels)), **self.types,
-        }  # fmt: skip
+        most = HALVES if self.weight.element_size() == 2 else WIDE
+        wanted = zip(("BLOCK_P", "BLOCK_K", "BLOCK_C"), most, (pixels, outputs, channels), strict=True)
+        return {name: min(limit, padded(length)) for name, limit, length in wanted} | self.types
 
 
 def make_plan(
