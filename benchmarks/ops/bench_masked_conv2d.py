@@ -22,7 +22,8 @@ SHAPES = {
     "3x3 B": (
         3,
         (
-            ((1, 64, 28, 28), 64), ((16, 64, 28, 28), 64), ((1, 128, 32, 32), 128), ((16, 128, 32, 32), 128), ((4, 256, 32, 32), 256),
+            ((1, 64, 28, 28), 64), ((16, 64, 28, 28), 64), ((1, 128, 32, 32), 128), ((16, 128, 32, 32), 128),
+            ((4, 256, 32, 32), 256),
         ),
     ),
 }  # fmt: skip
@@ -43,7 +44,8 @@ def cases(device: torch.device, full: bool) -> list[Case]:
     return [
         Case(
             "masked_conv2d", f"{name}, {mode}", (*shape, k), dtype,
-            functools.partial(build, name[-1], kernel, mode, shape, k, layout, dtype, device), f"masked conv {name}, {mode}, {dtype}",
+            functools.partial(build, name[-1], kernel, mode, shape, k, layout, dtype, device),
+            f"masked conv {name}, {mode}, {dtype}",
             layout=layout,
         )
         for name, kernel, mode, shape, k, layout, dtype in listed
