@@ -16,6 +16,18 @@ GELU_APPROXIMATIONS: tuple[str, ...] = ("none", "tanh")
 # What `gated_activation` applies to the half that is gated, its `activation`, is an index into this tuple.
 GATED_ACTIVATIONS: tuple[str, ...] = ("tanh", "identity")
 
+# What an output of a masked convolution sees of the image around it, in raster order: `mask_type` is an index into this tuple.
+MASK_TYPES: tuple[str, ...] = (
+    "A",  # the rows above and what stands left of the centre
+    "B",  # the same and the centre
+    "vertical_A",  # the rows above
+    "vertical_B",  # the same and the row of the centre, whole
+    "horizontal_A",  # what stands left of the centre in its row
+    "horizontal_B",  # the same and the centre
+    "down",  # a kernel whose lowest row is that of the output, its columns around it: no tap is masked
+    "down_right",  # a kernel whose last tap is the output: no tap is masked
+)
+
 # What a diffusion model is trained to predict of x_t = alpha x0 + sigma epsilon: epsilon, x0, alpha epsilon - sigma x0, or
 # epsilon - x0. `target` and `prediction` are indices into this tuple; -1 is none.
 PREDICTION_TYPES: tuple[str, ...] = ("epsilon", "sample", "v_prediction", "flow_prediction")
@@ -208,6 +220,18 @@ SCHEMAS: dict[str, dict[str, str]] = {
         "conv2d_pack": "(Tensor weight, int outputs) -> Tensor",
         # conv2d_fwd of stride 1, the size kept, by weights so packed
         "conv2d_packed": "(Tensor input, Tensor packed, int out_channels, Tensor? bias, Tensor? input_scale, Tensor? input_shift, int activation, Tensor? embedding, Tensor? residual, float output_scale) -> Tensor",
+    },
+    "masked_conv2d": {
+        # conv(input, weight) + bias of stride 1, the size kept, by the taps of the mask alone, whichever way is fastest
+        "masked_conv2d_fwd": "(Tensor input, Tensor weight, Tensor? bias, int mask_type, int[2] dilation, int groups, int color_channels) -> Tensor",
+        # returns the gradients of (input, weight), empty where not wanted; that of weight is zero at masked taps
+        "masked_conv2d_bwd": "(Tensor grad_output, Tensor input, Tensor weight, int mask_type, int[2] dilation, int groups, int color_channels, bool wants_input, bool wants_weight) -> (Tensor, Tensor)",
+        # the weights of the taps [panels, taps, C / groups, 16] in fp32; transposed for the gradient of the input, from the last tap to the first
+        "masked_conv2d_pack": "(Tensor weight, int mask_type, int groups, int color_channels, bool transposed) -> Tensor",
+        # masked_conv2d_fwd by weights so packed, or, transposed, the gradient of the input from that of the output
+        "masked_conv2d_packed": "(Tensor input, Tensor packed, int out_channels, Tensor? bias, int[2] kernel, int mask_type, int[2] dilation, int groups, int color_channels, bool transposed) -> Tensor",
+        # the gradient of the weight [K, C / groups, kh, kw] in fp32, by our products
+        "masked_conv2d_weight_bwd": "(Tensor grad_output, Tensor input, int[2] kernel, int mask_type, int[2] dilation, int groups, int color_channels) -> Tensor",
     },
     "upsample_conv2d": {
         # conv2d_fwd of the image upsampled by two to the nearest, a 3x3 kernel, padding 1, whichever way is fastest

@@ -9,6 +9,7 @@ from .geglu import GEGLU
 from .group_norm import GroupNorm, PlainGroupNorm
 from .layer_norm import LayerNorm
 from .linear_attention import LinearAttention
+from .masked_conv2d import MaskedConv2d
 from .pseudo3d import FrameAttention, PseudoConv3d, SpatioTemporalAttention, TemporalAttention
 from .resample import Downsample, Upsample
 from .resblock import ResBlock
@@ -25,6 +26,7 @@ __all__ = [
     "GroupNorm",
     "LayerNorm",
     "LinearAttention",
+    "MaskedConv2d",
     "PlainGroupNorm",
     "PseudoConv3d",
     "RMSNorm",

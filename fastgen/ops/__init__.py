@@ -1,6 +1,6 @@
 """The differentiable ops: one function a family, each the public face of the raw ops in ``torch.ops.fastgen``."""
 
-from .._schema import COLUMNS, VLB_COLUMNS
+from .._schema import COLUMNS, MASK_TYPES, VLB_COLUMNS
 from .attention import attention
 from .concat_elu import concat_elu
 from .conv2d import conv2d, conv2d_memory_limit, conv2d_plan
@@ -12,6 +12,7 @@ from .group_norm import group_norm
 from .group_norm_affine import group_norm_affine
 from .layer_norm import layer_norm
 from .linear_attention import linear_attention
+from .masked_conv2d import masked_conv2d, masked_conv2d_mask, masked_conv2d_plan
 from .philox_normal import philox_normal
 from .q_sample import q_sample
 from .rms_norm import rms_norm
@@ -20,6 +21,7 @@ from .upsample_conv2d import upsample_conv2d, upsample_conv2d_plan
 
 __all__ = [
     "COLUMNS",
+    "MASK_TYPES",
     "VLB_COLUMNS",
     "attention",
     "concat_elu",
@@ -35,6 +37,9 @@ __all__ = [
     "group_norm_affine",
     "layer_norm",
     "linear_attention",
+    "masked_conv2d",
+    "masked_conv2d_mask",
+    "masked_conv2d_plan",
     "philox_normal",
     "q_sample",
     "rms_norm",
