@@ -8,6 +8,7 @@ from .geglu import geglu, geglu_plan
 from .generator_normal import generator_normal
 from .group_norm import group_norm
 from .group_norm_affine import group_norm_affine
+from .incremental import incremental, incremental_step
 from .layer_norm import layer_norm
 from .linear_attention import linear_attention
 from .philox_normal import philox_normal
@@ -29,6 +30,8 @@ __all__ = [
     "generator_normal",
     "group_norm",
     "group_norm_affine",
+    "incremental",
+    "incremental_step",
     "layer_norm",
     "linear_attention",
     "philox_normal",
