@@ -171,7 +171,8 @@ def incremental_sample_check(
     _check_vector(op, "levels", levels, parameters.dtype, image.device)
     _check_vector(op, "seeds", seeds, torch.int64, image.device)
     plan = _check(op, image, program, weights, parameters, constants, channels)
-    require(op, len(seeds) == len(image), f"seeds must be one an image ({len(image)}), got {len(seeds)}")
+    images = image.shape[0]
+    require(op, seeds.shape[0] == images, f"seeds must be one an image ({images}), got {seeds.shape[0]}")
     if known is not None:
         fits = known.dtype == torch.bool and known.shape == image.shape and known.is_contiguous()
         found = f"{known.dtype}, {tuple(known.shape)}, on {known.device}"
@@ -189,9 +190,12 @@ def incremental_sample_check(
     strides = 0 <= d.level_stride < MOST and 0 <= d.color_stride < MOST
     possible = 1 <= d.size < MOST and strides and d.top_k >= 0 and (d.levels == 0 or d.levels >= 2)
     require(op, possible, f"draw has a count, a stride, top_k or levels that cannot be: {tuple(draw)}")
+    kind = DRAWS[d.kind]
+    needed = {"categorical": d.size, "bernoulli": 2, "logistic_mixture": 0}[kind]
+    require(op, levels.shape[0] >= needed, f"levels must hold {needed} values, got {levels.shape[0]}")
     if plan is None:
         return
-    colors, kind = plan.colors, DRAWS[d.kind]
+    colors = plan.colors
     if kind == "logistic_mixture":
         fits = colors in (1, 3) and not plan.per_color
         require(op, fits, f"a mixture of logistics draws 1 color or 3 together, the image has {colors}")
@@ -205,8 +209,6 @@ def incremental_sample_check(
         channels <= plan.output_channels,
         f"draw reads {channels} logits where the program has {plan.output_channels}",
     )
-    needed = {"categorical": d.size, "bernoulli": 2, "logistic_mixture": 0}[kind]
-    require(op, len(levels) >= needed, f"levels must hold {needed} values, got {len(levels)}")
 
 
 def incremental_step_check(
@@ -226,11 +228,8 @@ def incremental_step_check(
     plan = _check(op, image, program, weights, parameters, constants, channels)
     if plan is None:
         return
-    require(
-        op,
-        len(state) == len(image) * plan.state,
-        f"state must hold {len(image) * plan.state} numbers, got {len(state)}",
-    )
+    wanted = image.shape[0] * plan.state
+    require(op, state.shape[0] == wanted, f"state must hold {wanted} numbers, got {state.shape[0]}")
     inside = 0 <= row < plan.height and 0 <= column < plan.width and 0 <= color < (plan.colors if plan.per_color else 1)
     require(op, inside, f"row, column and color must lie in the image, got {row}, {column}, {color}")
 

@@ -57,7 +57,9 @@ class Builder:
         given = self.normal(channels, scale=0.1) if bias else None
         return self.add(Convolution(channels, height, width, source, taps, weight, given, **options))
 
-    def sum(self, *terms: Operand, scales: tuple[float, ...] = (), offset: float = 0.0, activation: str = "none") -> Operand:
+    def sum(
+        self, *terms: Operand, scales: tuple[float, ...] = (), offset: float = 0.0, activation: str = "none"
+    ) -> Operand:
         height, width = self.size(terms[0])
         scales = scales or (1.0,) * len(terms)
         return self.add(Sum(terms[0].channels, height, width, terms, scales, offset, activation))
@@ -126,7 +128,9 @@ def everything(
     down = b.conv(hidden, channels, UP_TO[:2] + UP_TO[3:], size=half, stride=2)
     normed = b.norm(b.sum(down, activation="relu"))
     phases = [Tap(0, 0, (y, x)) for y in (0, 1) for x in (0, 1)]
-    up = b.conv(normed, channels, [*phases, Tap(0, -1), Tap(-1, 0, (0, 1))], size=(height, width), bias=False, upscale=2)
+    up = b.conv(
+        normed, channels, [*phases, Tap(0, -1), Tap(-1, 0, (0, 1))], size=(height, width), bias=False, upscale=2
+    )
     whole = [b.part(hidden, channels, dy=-1), b.part(hidden, channels, dx=-1)]
     hidden = b.sum(hidden, up, *whole, scales=(1.0, 1.0, 1.0, 0.5))
     query, key, value = (b.conv(hidden, size, [(0, 0)]) for size in (8, 8, 12))
@@ -175,7 +179,9 @@ def _next(b: Builder, choose: random.Random, there: list[Operand]) -> Operand:
         return b.product(b.part(x, x.channels, 0, *shift), x, activation, choose.choice(list(ACTIVATIONS)[:6]))
     if kind == 3:
         other = choose.choice(there)
-        return b.concat(b.part(x, x.channels, dy=choose.choice([0, -1])), other, scales=(1.0, -0.5), activation=activation)
+        return b.concat(
+            b.part(x, x.channels, dy=choose.choice([0, -1])), other, scales=(1.0, -0.5), activation=activation
+        )
     if kind == 4:
         return b.norm(x, affine=choose.random() < 0.5)
     if kind == 5:
@@ -188,6 +194,8 @@ def _next(b: Builder, choose: random.Random, there: list[Operand]) -> Operand:
         query, key, value = (b.conv(x, size, [(0, 0)]) for size in (4, 4, 6))
         return b.attention(query, key, value, heads=choose.choice([1, 2]), strict=choose.random() < 0.5)
     size = ((b.height + 1) // 2, (b.width + 1) // 2)
-    down = b.sum(b.conv(x, 5, choose.sample([(-1, -1), (-1, 0), (0, -1), (0, 0)], 3), size=size, stride=2), activation=activation)
+    down = b.sum(
+        b.conv(x, 5, choose.sample([(-1, -1), (-1, 0), (0, -1), (0, 0)], 3), size=size, stride=2), activation=activation
+    )
     phases = [Tap(0, 0, (y, x)) for y in (0, 1) for x in (0, 1)]
     return b.conv(down, 7, [*phases, Tap(-1, 0, (1, 0))], size=(b.height, b.width), upscale=2)
