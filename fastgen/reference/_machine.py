@@ -35,9 +35,10 @@ class Machine:
                 place = state[b.offset * images :][:size]
                 self.places.append(place.view(b.rows, images, b.columns, b.channels))
 
-    def write(self, y: int, x: int, values: Tensor, first: int, last: int) -> None:
+    def write(self, y: int, x: int, values: Tensor, first: int = 0) -> None:
+        """Colors [N, K] of a pixel from ``first`` on."""
         image = self.program.buffers[0]
-        self.places[0][y % image.rows, :, image.left + x, first:last] = values[:, first:last]
+        self.places[0][y % image.rows, :, image.left + x, first : first + values.shape[1]] = values
 
     def logits(self, y: int, x: int) -> Tensor:
         p = self.program

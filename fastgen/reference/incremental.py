@@ -74,7 +74,7 @@ def incremental_sample(
                 require(op, False, f"the logits of {where} are not finite, so no pixel can be drawn of them")
             out[:, first:last, y, x] = pixel
             log_prob[:, y, x] += found
-            machine.write(y, x, pixel, first, last)
+            machine.write(y, x, pixel, first)
             machine.run("after", y, x)
     return out, log_prob, logits
 
@@ -98,7 +98,7 @@ def incremental_step(
     before = row * plan.width + column - (color == 0)
     if before >= 0:
         y, x = divmod(before, plan.width)
-        machine.write(y, x, image[:, :, y, x], 0, color or plan.colors)
+        machine.write(y, x, image[:, : color or plan.colors, y, x])
         machine.run("after", y, x)
     if column == color == 0:
         machine.run("row", row, None)
