@@ -142,7 +142,7 @@ def _draw(
         if DRAWS[d.kind] == "bernoulli":
             options = torch.stack([torch.zeros_like(logits[:, at]), logits[:, at]], 1)
         else:
-            options = logits[:, at : at + (d.size - 1) * d.level_stride + 1 : max(d.level_stride, 1)]
+            options = logits[:, at + d.level_stride * torch.arange(d.size, device=logits.device)]
         u = _sampling.uniforms(seeds, place * plan.colors + c, d.step, 1)[:, 0]
         level, found = _sampling.draw_categorical(options, d.temperature, d.top_k, d.top_p, u)
         nearest = (levels[: options.shape[1]] - given[:, c, None]).abs().argmin(1)
