@@ -127,12 +127,16 @@ def _make(
     captured = capture(model, (1 if condition is None else images, *size), condition=condition)
     order = color_order(captured)
     if order not in (None, tuple(range(size[0]))):
-        raise NotPlannable(f"the colors of a pixel hang on one another in the order {order}; they are drawn from the first to the last")
+        raise NotPlannable(
+            f"the colors of a pixel hang on one another in the order {order}; they are drawn from the first to the last"
+        )
     options = dtype_and_device(model)
     own, device = options.get("dtype", torch.get_default_dtype()), options.get("device", torch.device("cpu"))
     dtype = torch.float64 if own == torch.float64 else torch.float32
     stored = weights_dtype or (torch.bfloat16 if own == torch.bfloat16 else None)
-    program = compile_network(captured.network, dtype=dtype, weights_dtype=stored, per_color=order is not None).to(device)
+    program = compile_network(captured.network, dtype=dtype, weights_dtype=stored, per_color=order is not None).to(
+        device
+    )
     seen = tuple(Seen(tensor) for tensor in _tensors(model))
     made = Plan(captured, program, size, own, device, _work(captured), _copy(condition), seen)
     _check(made, model, condition, images, TOLERANCES[dtype] if own == dtype and stored in (None, dtype) else COARSE)

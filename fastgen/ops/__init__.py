@@ -10,6 +10,7 @@ from .geglu import geglu, geglu_plan
 from .generator_normal import generator_normal
 from .group_norm import group_norm
 from .group_norm_affine import group_norm_affine
+from .incremental import incremental, incremental_step
 from .layer_norm import layer_norm
 from .linear_attention import linear_attention
 from .masked_conv2d import masked_conv2d, masked_conv2d_mask, masked_conv2d_plan
@@ -35,6 +36,8 @@ __all__ = [
     "generator_normal",
     "group_norm",
     "group_norm_affine",
+    "incremental",
+    "incremental_step",
     "layer_norm",
     "linear_attention",
     "masked_conv2d",
