@@ -2,6 +2,7 @@
 
 from .._schema import COLUMNS, VLB_COLUMNS
 from .attention import attention
+from .categorical_sample import categorical_sample
 from .conv2d import conv2d, conv2d_memory_limit, conv2d_plan
 from .diffusion_loss import diffusion_loss
 from .geglu import geglu, geglu_plan
@@ -10,6 +11,7 @@ from .group_norm import group_norm
 from .group_norm_affine import group_norm_affine
 from .layer_norm import layer_norm
 from .linear_attention import linear_attention
+from .logistic_mixture import logistic_mixture, logistic_mixture_sample
 from .philox_normal import philox_normal
 from .q_sample import q_sample
 from .rms_norm import rms_norm
@@ -20,6 +22,7 @@ __all__ = [
     "COLUMNS",
     "VLB_COLUMNS",
     "attention",
+    "categorical_sample",
     "conv2d",
     "conv2d_memory_limit",
     "conv2d_plan",
@@ -31,6 +34,8 @@ __all__ = [
     "group_norm_affine",
     "layer_norm",
     "linear_attention",
+    "logistic_mixture",
+    "logistic_mixture_sample",
     "philox_normal",
     "q_sample",
     "rms_norm",
