@@ -111,6 +111,8 @@ class MixtureOfPixels {
       stdx::where(logit > top_prior, top_prior) = logit;
       stdx::where(joint > top_joint, top_joint) = joint;
     }
+    const auto hopeless = top_joint == -std::numeric_limits<A>::infinity();  // or NaN under every mixture, which the sum shows
+    stdx::where(hopeless, top_joint) = A(0);
     V prior(A(0)), posterior(A(0));
     for (std::int64_t m = 0; m < at_.mixtures; ++m) {
       prior += exp(V(load(rows + at_.logit(m) * tile_) - top_prior));
@@ -127,7 +129,7 @@ class MixtureOfPixels {
       }
     }
     V loss = (top_prior - top_joint) + (log(prior) - log(posterior));
-    stdx::where(top_joint == -std::numeric_limits<A>::infinity(), loss) = std::numeric_limits<A>::infinity();
+    stdx::where(hopeless && posterior == posterior, loss) = std::numeric_limits<A>::infinity();
     return loss;
   }
 

@@ -38,16 +38,18 @@ def seeds_of(n: int) -> Tensor:
     return torch.tensor([(k + 1) * (-1) ** k * 2**33 + 5 * k for k in range(n)], dtype=torch.int64)
 
 
-def margin(logits: Tensor, seeds: Tensor, element: int, step: int, temperature: float, top_k: int, top_p: float) -> Tensor:
+def margin(
+    logits: Tensor, seeds: Tensor, element: int, step: int, temperature: float, top_k: int, top_p: float
+) -> Tensor:
     """How far, as a share of the total, the nearest step of the sum lies from what decides a draw: [N, *], in float64.
 
     Steps of the sum that is inverted, of the sums that `top_p` looks at, and for the first largest of equal logits none at all.
     """
-    rows = logits.double().movedim(1, -1).flatten(1, -2)  # [N, P, K]
     shape = (logits.shape[0], *logits.shape[2:])
+    rows = logits.double().movedim(1, -1).reshape(shape[0], math.prod(shape[1:]), logits.shape[1])  # [N, P, K]
     if temperature == 0:
         return torch.full(shape, math.inf, dtype=torch.float64)
-    order = rows.argsort(-1, descending=True, stable=True)
+    order = torch.argsort(rows, dim=-1, descending=True, stable=True)
     weights = torch.softmax(rows.gather(-1, order) / temperature, -1)
     found = torch.full(rows.shape[:2], math.inf, dtype=torch.float64)
     if 0 < top_k < rows.shape[-1]:
@@ -97,7 +99,7 @@ REFUSED = [
 
 def harmless(op: str, name: str, how: str, arguments: dict[str, Any]) -> bool:
     """There may be any number of levels but none, and of positions."""
-    return name == "logits" and how.startswith(("dimension 1", "dimension 2", "dimension 3")) and how != "dimension 1 empty"
+    return name == "logits" and how[:11] in ("dimension 1", "dimension 2", "dimension 3") and how != "dimension 1 empty"
 
 
 MAPPED = OfTensors(

@@ -43,14 +43,14 @@ def pictures(n: int, channels: int, h: int, w: int, levels: int = 256, seed: int
 
 def port(logits: Tensor, target: Tensor, levels: int = 256) -> Tensor:
     """`discretized_mix_logistic_loss` and `_1d` of pixel-cnn-pp, of each sample [N], with half a bin of 1 / (levels - 1)."""
-    x, l = target.permute(0, 2, 3, 1), logits.permute(0, 2, 3, 1)
-    channels, mixtures = x.shape[-1], l.shape[-1] // EACH[x.shape[-1]]
-    logit_probs, half = l[..., :mixtures], 1 / (levels - 1)
-    l = l[..., mixtures:].reshape(*x.shape, -1)
-    means, log_scales = l[..., :mixtures], l[..., mixtures : 2 * mixtures].clamp(min=-7.0)
+    x, params = target.permute(0, 2, 3, 1), logits.permute(0, 2, 3, 1)
+    channels, mixtures = x.shape[-1], params.shape[-1] // EACH[x.shape[-1]]
+    logit_probs, half = params[..., :mixtures], 1 / (levels - 1)
+    params = params[..., mixtures:].reshape(*x.shape, -1)
+    means, log_scales = params[..., :mixtures], params[..., mixtures : 2 * mixtures].clamp(min=-7.0)
     x = x.unsqueeze(-1).expand(*x.shape, mixtures)
     if channels == 3:
-        k = torch.tanh(l[..., 2 * mixtures :])
+        k = torch.tanh(params[..., 2 * mixtures :])
         second = means[..., 1, :] + k[..., 0, :] * x[..., 0, :]
         third = means[..., 2, :] + k[..., 1, :] * x[..., 0, :] + k[..., 2, :] * x[..., 1, :]
         means = torch.stack([means[..., 0, :], second, third], dim=-2)
@@ -109,7 +109,8 @@ EXPORTED = {
     ),
 }
 NO_STORAGE_TYPE = {"logistic_mixture.logistic_mixture_finish_kernel"}  # it merges partial sums
-STORES_IN_A_LOOP = {"logistic_mixture.logistic_mixture_bwd_kernel"}  # a mixture's gradient before the next one's parameters
+# a mixture's gradient is written before the next one's parameters are read
+STORES_IN_A_LOOP = {"logistic_mixture.logistic_mixture_bwd_kernel"}
 
 
 def counted(step: int) -> Tensor:
@@ -194,7 +195,8 @@ def check_nothing(kernels):
         losses = kernels.logistic_mixture_fwd(logits, target, 256)
         assert losses.tolist() == [0.0] * shape[0]
         assert kernels.logistic_mixture_bwd(losses, logits, target, 256).shape == shape
-        assert kernels.logistic_mixture_sample(logits, torch.zeros(shape[0]).long(), 3, 0, 0, 0, 1.0).shape == target.shape
+        images = kernels.logistic_mixture_sample(logits, torch.zeros(shape[0]).long(), 3, 0, 0, 0, 1.0)
+        assert images.shape == target.shape
 
 
 def check_reasons(kernels):

@@ -19,7 +19,9 @@ from .numerics import (
     PLACES,
     STRIDES,
     assert_any_threads,
+    assert_fake,
     assert_registered,
+    chi_square,
     guarded,
     laid_out,
     place,
@@ -44,7 +46,8 @@ def check(logits: Tensor, option: str, element: int = 0, step: int = 0) -> None:
     if drawn.numel():
         exact = torch.log_softmax(logits.double(), 1).gather(1, drawn[:, None])[:, 0]
         # half a unit of the difference to the largest logit, and of the logarithm
-        torch.testing.assert_close(log_probs.double(), exact, rtol=1e-14 if wide else 2e-7, atol=1e-14 if wide else 2e-7)
+        rounding = 1e-14 if wide else 2e-7
+        torch.testing.assert_close(log_probs.double(), exact, rtol=rounding, atol=rounding)
 
 
 @pytest.mark.isa
@@ -56,16 +59,16 @@ def test_draws(dtype, option, layout):
 
 
 @pytest.mark.isa
-@pytest.mark.parametrize("count", [1, 2, 3, 8, 63, 64, 65, 128, 256, 1000, 5000])
+@pytest.mark.parametrize("count", [1, 2, 7, 64, 65, 256, 1000])
 @pytest.mark.parametrize("option", OPTIONS)
 def test_any_number_of_levels(option, count):
     for dtype in (torch.float32, torch.bfloat16):
-        check(guarded((2 * randn(40, count)).to(dtype)), option)
-        check(guarded((2 * randn(40, count)).round().to(dtype)), option)  # many are equal
+        check(guarded((2 * randn(20, count)).to(dtype)), option)
+        check(guarded((2 * randn(20, count)).round().to(dtype)), option)  # many are equal
 
 
 @pytest.mark.isa
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     shape=st.lists(st.integers(1, 9), min_size=2, max_size=5).map(tuple),
     dtype=st.sampled_from(DTYPES),
@@ -88,21 +91,9 @@ def test_the_margin_sees_what_is_near():
     """What excuses a different draw is small only at a step of the sum."""
     u = _sampling.uniforms(torch.tensor([1]), 0, 0, 1).double().item()
     for offset in (0.0, 1e-7, 1e-3):
-        logits = torch.tensor([[u + offset, 1 - u - offset]]).double().log()
+        logits = torch.tensor([[u + offset, 1 - u - offset]], dtype=torch.float64).log()
         found = margin(logits, torch.tensor([1]), 0, 0, 1.0, 0, 1.0).item()
         assert (found < NEAR) == (offset < 1e-6) and abs(found - offset) < 1e-12
-
-
-def chi_square(counts: Tensor, probabilities: Tensor) -> float:
-    """The probability of counts no likelier than these, of cells that are expected at least five times."""
-    expected = counts.sum() * probabilities
-    assert (counts[probabilities == 0] == 0).all()
-    small = expected < 5
-    counts = torch.cat([counts[~small], counts[small].sum()[None]]).double()
-    expected = torch.cat([expected[~small], expected[small].sum()[None]])
-    counts, expected = counts[expected > 0], expected[expected > 0]
-    statistic = ((counts - expected).square() / expected).sum()
-    return torch.special.gammaincc(torch.tensor((len(counts) - 1) / 2).double(), statistic / 2).item()
 
 
 def probabilities(row: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
@@ -219,7 +210,7 @@ def test_a_level_of_minus_infinity_is_never_drawn():
 def test_large_logits(dtype):
     """The largest is taken off first: nothing overflows, and what lies far below it is not drawn."""
     largest = torch.finfo(dtype).max
-    logits = torch.tensor([largest, -largest, 0.0, largest]).to(dtype)[None, :, None].expand(1, 4, 500)
+    logits = torch.tensor([largest, -largest, 0.0, largest], dtype=dtype)[None, :, None].expand(1, 4, 500)
     drawn, log_probs = categorical_sample(logits, seeds=[4], return_log_prob=True)
     assert drawn.unique().tolist() == [0, 3]
     torch.testing.assert_close(log_probs.double(), torch.full((1, 500), -math.log(2)).double(), rtol=1e-6, atol=0.0)
@@ -270,7 +261,7 @@ def test_there_is_no_gradient():
         ({"logits": [1.0]}, TypeError, "logits must be a floating-point tensor, got list"),
         ({"logits": torch.zeros(2, 3).long()}, TypeError, "logits must be a floating-point tensor, got torch.int64"),
         ({"logits": torch.zeros(2)}, ValueError, r"logits must be \[N, K, \*\] with K >= 1, got shape \(2,\)"),
-        ({"logits": torch.zeros(2, 0)}, ValueError, r"with K >= 1, got shape \(2, 0\)"),
+        ({"logits": torch.zeros(2, 0)}, ValueError, r"logits must be .* with K >= 1, got shape \(2, 0\)"),
         ({"seeds": [1]}, ValueError, r"seeds must be one per sample \(2\), got shape \(1,\)"),
         ({"seeds": [1.0, 2.0]}, TypeError, "seeds must be integers"),
         ({"seeds": torch.zeros(2)}, TypeError, "seeds must be an int64 tensor"),
@@ -291,8 +282,9 @@ def test_errors(change, error, message):
 
 
 @pytest.mark.isa
-@pytest.mark.parametrize("score", [False, True])
-def test_registered(score):
-    for logits in (randn(2, 7, 3, 5, dtype=torch.bfloat16), randn(2, 7)):
-        arguments = (logits, seeds_of(2), 3, 1, 0.9, 4, 0.8, score)
-        assert_registered(torch.ops.fastgen.categorical_sample.default, arguments)
+def test_registered():
+    op = torch.ops.fastgen.categorical_sample.default
+    arguments = (randn(2, 7, 3, 5, dtype=torch.bfloat16), seeds_of(2), 3, 1, 0.9, 4, 0.8)
+    assert_registered(op, (*arguments, True))
+    assert_fake(op, (*arguments, False))
+    assert_fake(op, (randn(2, 7), *arguments[1:], True))
