@@ -213,6 +213,20 @@ SCHEMAS: dict[str, dict[str, str]] = {
         # standard normals of Philox4x32-10, key = seeds[n], counter = (element, step); returns [N, *] in float32
         "philox_normal": "(Tensor seeds, SymInt[] shape, SymInt step) -> Tensor",
     },
+    "categorical_sample": {
+        # a level of logits [N, K, *] at each position, by uniform element + position of Philox, key = seeds[n], counter = (element, step, 1);
+        # top_k 0 and top_p 1 cut nothing; returns (levels [N, *] in int64, their log-probabilities, empty where not asked for)
+        "categorical_sample": "(Tensor logits, Tensor seeds, SymInt element, SymInt step, float temperature, int top_k, float top_p, bool return_log_prob) -> (Tensor, Tensor)",
+    },
+    "logistic_mixture": {
+        # the negative log-likelihood [N] in fp32 (fp64 for fp64), in nats, of images [N, 3 or 1, H, W] under mixtures of discretised
+        # logistics [N, 10 M or 3 M, H, W]
+        "logistic_mixture_fwd": "(Tensor logits, Tensor target, int levels) -> Tensor",
+        # returns the gradient of logits
+        "logistic_mixture_bwd": "(Tensor grad, Tensor logits, Tensor target, int levels) -> Tensor",
+        # images [N, channels, H, W] in fp32 (fp64 for fp64) by uniforms element + (channels + 1) position and on; levels 0 rounds nothing
+        "logistic_mixture_sample": "(Tensor logits, Tensor seeds, int channels, SymInt element, SymInt step, int levels, float temperature) -> Tensor",
+    },
     "conv2d": {
         # (conv(act(input * input_scale + input_shift)) + bias + embedding + residual) * output_scale, whichever way is fastest
         "conv2d_fwd": "(Tensor input, Tensor weight, int[2] stride, int[2] padding, int[2] dilation, int groups, Tensor? bias, Tensor? input_scale, Tensor? input_shift, int activation, Tensor? embedding, Tensor? residual, float output_scale) -> Tensor",

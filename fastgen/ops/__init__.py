@@ -2,6 +2,7 @@
 
 from .._schema import COLUMNS, MASK_TYPES, VLB_COLUMNS
 from .attention import attention
+from .categorical_sample import categorical_sample
 from .concat_elu import concat_elu
 from .conv2d import conv2d, conv2d_memory_limit, conv2d_plan
 from .diffusion_loss import diffusion_loss
@@ -13,6 +14,7 @@ from .group_norm_affine import group_norm_affine
 from .incremental import incremental, incremental_step
 from .layer_norm import layer_norm
 from .linear_attention import linear_attention
+from .logistic_mixture import logistic_mixture, logistic_mixture_sample
 from .masked_conv2d import masked_conv2d, masked_conv2d_mask, masked_conv2d_plan
 from .philox_normal import philox_normal
 from .q_sample import q_sample
@@ -25,6 +27,7 @@ __all__ = [
     "MASK_TYPES",
     "VLB_COLUMNS",
     "attention",
+    "categorical_sample",
     "concat_elu",
     "conv2d",
     "conv2d_memory_limit",
@@ -40,6 +43,8 @@ __all__ = [
     "incremental_step",
     "layer_norm",
     "linear_attention",
+    "logistic_mixture",
+    "logistic_mixture_sample",
     "masked_conv2d",
     "masked_conv2d_mask",
     "masked_conv2d_plan",

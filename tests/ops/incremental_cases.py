@@ -15,7 +15,7 @@ from .families import OfTensors
 
 LEVELS = 4
 SHAPE = (3, 4)
-NO_GRADIENTS = True
+NO_GRADIENT = True
 OWN_DTYPE = (1, 2)  # log-probabilities and logits are of the arithmetic
 NO_STORAGE_TYPE = {"incremental.incremental_kernel"}  # float32 or float64 beside weights that may be bfloat16
 STORES_IN_A_LOOP = {"incremental.incremental_kernel"}  # what a pixel reads the pixel before has written
