@@ -54,13 +54,12 @@ class MaskedConv2d(nn.Conv2d):
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, *, mask: str, bias: bool = True) -> None:
         super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias)
-        read = torch.zeros(kernel_size, kernel_size)
-        read[: kernel_size // 2] = 1
-        read[kernel_size // 2, : kernel_size // 2 + int(mask == "B")] = 1
-        self.register_buffer("read", read, persistent=False)
+        self.mask = mask
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.weight * self.read, self.bias, padding=self.padding)
+        rows, columns = self.kernel_size
+        read = torch.arange(rows * columns, device=x.device) < rows * columns // 2 + int(self.mask == "B")
+        return F.conv2d(x, self.weight * read.view(rows, columns), self.bias, padding=self.padding)
 
 
 class ShiftedConv2d(nn.Conv2d):

@@ -44,7 +44,9 @@ class AutoregressiveModel(nn.Module):
     State dicts of the public ports that a class names load as they are: their keys are translated, masks and buffers dropped.
     """
 
-    foreign_keys: ClassVar[tuple[tuple[str, str], ...]] = ()  # regular expressions, and our names for what they match; "" drops it
+    foreign_keys: ClassVar[
+        tuple[tuple[str, str], ...]
+    ] = ()  # regular expressions, and our names for what they match; "" drops it
 
     def __init__(self, config: Mapping[str, Any], distribution: str) -> None:
         super().__init__()
@@ -158,9 +160,9 @@ class AutoregressiveModel(nn.Module):
             raise ValueError(f"{name}: x must be [N, {self.in_channels}, H, W], got shape {tuple(x.shape)}")
         labels, area = split_condition(condition)
         if (labels is None) != (self.num_classes is None) or (area is None) != (self.condition_channels is None):
-            wanted = [f"[N] integers below {self.num_classes}"] if self.num_classes else []
-            wanted += [f"a map [N, {self.condition_channels}, H, W]"] if self.condition_channels else []
-            wanted = " and ".join(wanted) or "None (num_classes=None, condition_channels=None)"
+            parts = [f"[N] integers below {self.num_classes}"] if self.num_classes else []
+            parts += [f"a map [N, {self.condition_channels}, H, W]"] if self.condition_channels else []
+            wanted = " and ".join(parts) or "None (num_classes=None, condition_channels=None)"
             raise ValueError(f"{name}: condition must be {wanted}, got {_described(condition)}")
         if labels is not None and labels.shape != (n,):
             raise ValueError(f"{name}: labels in condition must be [N] = [{n}], got shape {tuple(labels.shape)}")
@@ -182,7 +184,7 @@ class AutoregressiveModel(nn.Module):
 
 
 class Conditioning(nn.Module):
-    """What a layer adds for the condition: a row of a table for the label, [N, C, 1, 1], and a 1x1 convolution of the map, [N, C, H, W].
+    """x plus what a layer adds for the condition: a row of a table for the label, and a 1x1 convolution of the map.
 
     Both begin at 0, as a model without a condition.
     """
@@ -213,7 +215,9 @@ def split_condition(condition: Condition | None) -> tuple[Tensor | None, Tensor 
 def outputs_config(state: Mapping[str, Tensor], last: str, in_channels: int) -> dict[str, Any]:
     """``distribution`` and ``levels``, by the number of outputs of the last convolution: one a channel is a logit of two levels."""
     levels = state[f"{last}.weight"].shape[0] // in_channels
-    return {"distribution": "bernoulli", "levels": 2} if levels == 1 else {"distribution": "categorical", "levels": levels}
+    return (
+        {"distribution": "bernoulli", "levels": 2} if levels == 1 else {"distribution": "categorical", "levels": levels}
+    )
 
 
 def conditioning_config(state: Mapping[str, Tensor], first: str) -> dict[str, int]:

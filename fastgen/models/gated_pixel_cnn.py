@@ -26,9 +26,9 @@ TUTORIAL_DILATIONS = (1, 2, 1, 4, 1, 2, 1)
 class GatedPixelCNN(AutoregressiveModel):
     """Gated PixelCNN, in one of two forms.
 
-    The plain one is that of the UvA deep-learning course (its tutorial on autoregressive image modeling): dilated layers, the logits
+    The plain one is that of the UvA deep-learning course (tutorial on autoregressive image modeling): dilated layers, the logits
     from the horizontal stack. ``factorized`` is that of `pytorch-generative`: the kernel of the vertical stack is 1 x k, then
-    (k // 2 + 1) x 1, with a 1x1 convolution around it, and the logits come from the sum of a skip connection of every layer. State
+    (k // 2 + 1) x 1, with a 1x1 convolution around it, and the logits come from the sum of skip connections of all layers. State
     dicts of both load as they are.
 
     Args:
@@ -43,7 +43,7 @@ class GatedPixelCNN(AutoregressiveModel):
         levels: K, values that a channel can take; 2 for ``"bernoulli"``.
         num_classes: None, or the number of classes: a table a layer, added inside the gates.
         condition_channels: None, or channels of a map: a 1x1 convolution a layer, added inside the gates.
-        unit_range: the network sees pixels in [0, 1], as pytorch-generative's do; the argument of ``forward`` is in [-1, 1] all the same.
+        unit_range: the network sees pixels in [0, 1], as pytorch-generative's do; the argument of ``forward`` is in [-1, 1] still.
 
     Raises:
         ValueError: an argument is out of its range; the message names it.
@@ -62,7 +62,10 @@ class GatedPixelCNN(AutoregressiveModel):
         # pytorch-generative
         *(
             (layer + theirs + r"\.(weight|bias)", ours_layer + ours + number)
-            for layer, ours_layer, number in ((r"_input\.", "first.", r".\1"), (r"_gated_layers\.(\d+)\.", r"layers.\1.", r".\2"))
+            for layer, ours_layer, number in (
+                (r"_input\.", "first.", r".\1"),
+                (r"_gated_layers\.(\d+)\.", r"layers.\1.", r".\2"),
+            )
             for theirs, ours in (
                 ("_vstack_1xN", "across"),
                 ("_vstack_Nx1", "down"),
@@ -123,7 +126,9 @@ class GatedPixelCNN(AutoregressiveModel):
             half = input_kernel_size // 2
             self.vertical_in = ShiftedConv2d(in_channels, channels, (half, input_kernel_size), centred=True, above=True)
             self.horizontal_in = ShiftedConv2d(in_channels, channels, (1, half), before=True)
-            self.layers = nn.ModuleList(GatedLayer(channels, kernel_size, dilation, *conditions) for dilation in dilations)
+            self.layers = nn.ModuleList(
+                GatedLayer(channels, kernel_size, dilation, *conditions) for dilation in dilations
+            )
             self.out = nn.Conv2d(channels, self._outputs, 1)
 
     def forward(self, x: Tensor, condition: Condition | None = None) -> Tensor:
@@ -224,7 +229,9 @@ class FactorizedGatedLayer(nn.Module):
         self.skip = nn.Conv2d(channels, channels, 1)
         self.condition = Conditioning(2 * channels, num_classes, condition_channels)
 
-    def forward(self, vertical: Tensor, horizontal: Tensor, condition: Condition | None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, vertical: Tensor, horizontal: Tensor, condition: Condition | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         above = self.condition(self.down(self.across(vertical)), condition)
         gated = gated_activation(self.link(above) + self.horizontal(horizontal))
         residual = self.residual(gated)

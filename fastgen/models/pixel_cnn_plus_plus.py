@@ -11,7 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ._autoregressive import ShiftedConv2d, concat_elu, gated_activation
-from .autoregressive import AutoregressiveModel, Condition, Conditioning, check_positive, conditioning_config, count, split_condition
+from .autoregressive import (
+    AutoregressiveModel,
+    Condition,
+    Conditioning,
+    check_positive,
+    conditioning_config,
+    count,
+    split_condition,
+)
 
 DOWNSAMPLING = 4
 ABOVE, BESIDE = (2, 3), (2, 2)  # kernels of the two streams
@@ -31,8 +39,8 @@ class PixelCNNPlusPlus(AutoregressiveModel):
         levels: K, values that a channel can take.
         dropout: rate at which channels are dropped inside the residual blocks in training.
         num_classes: None, or the number of classes: a table a residual block, added inside its gate.
-        condition_channels: None, or channels of a map: a 1x1 convolution a residual block, added inside its gate; the map is averaged
-            over what a pixel of a lower resolution stands for.
+        condition_channels: None, or channels of a map: a 1x1 convolution a residual block, added inside its gate; the map is
+            averaged over what a pixel of a lower resolution stands for.
 
     Raises:
         ValueError: an argument is out of its range; the message names it.
@@ -87,8 +95,9 @@ class PixelCNNPlusPlus(AutoregressiveModel):
         def stage(blocks: int, skip_above: int, skip_beside: int) -> nn.ModuleList:
             rest = (dropout, num_classes, condition_channels)
             return nn.ModuleList(
-                Streams(
-                    GatedResBlock(channels, ABOVE, skip_above, *rest), GatedResBlock(channels, BESIDE, skip_beside, *rest)
+                Pair(
+                    GatedResBlock(channels, ABOVE, skip_above, *rest),
+                    GatedResBlock(channels, BESIDE, skip_beside, *rest),
                 )
                 for _ in range(blocks)
             )
@@ -132,21 +141,18 @@ class PixelCNNPlusPlus(AutoregressiveModel):
         beside = moved_down(self.beside_in[0](x)) + moved_right(self.beside_in[1](x))
         skips = [(above, beside)]
         for level, stage in enumerate(self.encoder):
-            for block in stage:
-                above = block.above(above, None, conditions[level])
-                beside = block.beside(beside, above, conditions[level])
+            for pair in stage.children():
+                above, beside = pair(above, beside, conditions[level])
                 skips.append((above, beside))
             if level < 2:
-                above, beside = self.down[level].above(above), self.down[level].beside(beside)
+                above, beside = self.down[level](above, beside)
                 skips.append((above, beside))
         above, beside = skips.pop()
         for i, stage in enumerate(self.decoder):
-            for block in stage:
-                skip_above, skip_beside = skips.pop()
-                above = block.above(above, skip_above, conditions[2 - i])
-                beside = block.beside(beside, torch.cat([above, skip_beside], 1), conditions[2 - i])
+            for pair in stage.children():
+                above, beside = pair(above, beside, conditions[2 - i], *skips.pop())
             if i < 2:
-                above, beside = self.up[i].above(above), self.up[i].beside(beside)
+                above, beside = self.up[i](above, beside)
         return self.out(F.elu(beside))
 
     @classmethod
@@ -168,6 +174,25 @@ class Streams(nn.Module):
     def __init__(self, above: nn.Module, beside: nn.Module) -> None:
         super().__init__()
         self.above, self.beside = above, beside
+
+    def forward(self, above: Tensor, beside: Tensor) -> tuple[Tensor, Tensor]:
+        return self.above(above), self.beside(beside)
+
+
+class Pair(Streams):
+    """A residual block of either stream; that of ``beside`` is given ``above`` too, and on the way up both have a skip."""
+
+    def forward(  # type: ignore[override]  # what it is given besides
+        self,
+        above: Tensor,
+        beside: Tensor,
+        condition: Condition | None,
+        skip_above: Tensor | None = None,
+        skip_beside: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        above = self.above(above, skip_above, condition)
+        other = above if skip_beside is None else torch.cat([above, skip_beside], 1)
+        return above, self.beside(beside, other, condition)
 
 
 class GatedResBlock(nn.Module):
@@ -205,16 +230,22 @@ class GatedResBlock(nn.Module):
 class NormedConv2d(ShiftedConv2d):
     """:class:`ShiftedConv2d` with weight normalisation (Salimans and Kingma 2016): weight = g v / |v|, a norm each output."""
 
+    weight_v: nn.Parameter
+    weight_g: nn.Parameter
+
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         normalise_weight(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(self.padded(x), normed_weight(self), self.bias, self.stride, 0, self.dilation)
+        return F.conv2d(self.padded(x), normed(self.weight_v, self.weight_g), self.bias, self.stride, 0, self.dilation)
 
 
 class NormedUpConv2d(nn.ConvTranspose2d):
-    """[N, C, H, W] -> [N, C, 2 H, 2 W]: of the transposed convolution, as many rows and columns as are causal; a norm each input."""
+    """[N, C, H, W] -> [N, C, 2 H, 2 W]: of the transposed convolution, the rows and columns that are causal; a norm each input."""
+
+    weight_v: nn.Parameter
+    weight_g: nn.Parameter
 
     def __init__(self, channels: int, kernel_size: tuple[int, int], *, centred: bool = False) -> None:
         super().__init__(channels, channels, kernel_size, stride=2, output_padding=1)
@@ -222,7 +253,9 @@ class NormedUpConv2d(nn.ConvTranspose2d):
         normalise_weight(self)
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        full = F.conv_transpose2d(x, normed_weight(self), self.bias, self.stride, 0, self.output_padding)
+        full = F.conv_transpose2d(
+            x, normed(self.weight_v, self.weight_g), self.bias, self.stride, 0, self.output_padding
+        )
         left = self._first_column
         return full[:, :, : 2 * x.shape[2], left : left + 2 * x.shape[3]]
 
@@ -235,8 +268,8 @@ def normalise_weight(conv: nn.Conv2d | nn.ConvTranspose2d) -> None:
     conv.weight_g = nn.Parameter(torch.norm_except_dim(weight, 2, 0))
 
 
-def normed_weight(conv: nn.Module) -> Tensor:
-    return conv.weight_v * (conv.weight_g / torch.norm_except_dim(conv.weight_v, 2, 0))
+def normed(direction: Tensor, norms: Tensor) -> Tensor:
+    return direction * (norms / torch.norm_except_dim(direction, 2, 0))
 
 
 def moved_down(x: Tensor) -> Tensor:

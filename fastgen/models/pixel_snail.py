@@ -37,7 +37,7 @@ class PixelSNAIL(AutoregressiveModel):
         levels: K, values that a channel can take; 2 for ``"bernoulli"``.
         num_classes: None, or the number of classes: a table a residual block, added inside its gate.
         condition_channels: None, or channels of a map: a 1x1 convolution a residual block, added inside its gate.
-        unit_range: the network sees pixels in [0, 1], as pytorch-generative's do; the argument of ``forward`` is in [-1, 1] all the same.
+        unit_range: the network sees pixels in [0, 1], as pytorch-generative's do; the argument of ``forward`` is in [-1, 1] still.
 
     Raises:
         ValueError: an argument is out of its range; the message names it.

@@ -21,6 +21,8 @@ from .autoregressive import (
     split_condition,
 )
 
+TWICE_TEN = 2 * (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+
 
 class WaveNet(AutoregressiveModel):
     """WaveNet, for a sequence or, what is the same, an image of height 1.
@@ -47,7 +49,7 @@ class WaveNet(AutoregressiveModel):
         channels: int = 32,
         *,
         skip_channels: int = 128,
-        dilations: Sequence[int] = tuple(2**i for i in range(10)) * 2,
+        dilations: Sequence[int] = TWICE_TEN,
         kernel_size: int = 2,
         distribution: str = "categorical",
         levels: int = 256,
@@ -87,12 +89,15 @@ class WaveNet(AutoregressiveModel):
             return self(x.unsqueeze(2), _as_row(condition)).squeeze(-2)
         self._check_input(x, condition)
         if x.shape[2] != 1:
-            raise ValueError(f"WaveNet: x must be of height 1, [N, {self.in_channels}, 1, T], got shape {tuple(x.shape)}")
+            raise ValueError(
+                f"WaveNet: x must be of height 1, [N, {self.in_channels}, 1, T], got shape {tuple(x.shape)}"
+            )
         h = self.first(x)
-        skips = None
+        skips: Tensor | None = None
         for layer in self.layers:
             h, skip = layer(h, condition)
             skips = skip if skips is None else skips + skip
+        assert skips is not None  # there is a layer
         return self._logits(self.out(F.relu(self.head(F.relu(skips)))))
 
     @classmethod
