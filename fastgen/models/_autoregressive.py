@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def gated_activation(x: Tensor, activation: str = "tanh") -> Tensor:
-    """activation(a) * sigmoid(b) of the halves a and b of the channels: [N, 2 C, H, W] -> [N, C, H, W]."""
-    a, b = x.chunk(2, 1)
+def gated_activation(input: Tensor, condition: Tensor | None = None, *, activation: str = "tanh") -> Tensor:
+    """activation(a) * sigmoid(b) of the halves a and b of the channels of input + condition: [N, 2 C, H, W] -> [N, C, H, W]."""
+    a, b = (input if condition is None else input + condition).chunk(2, 1)
     return (torch.tanh(a) if activation == "tanh" else a) * torch.sigmoid(b)
 
 
@@ -19,7 +19,7 @@ def concat_elu(x: Tensor) -> Tensor:
 
 
 def logistic_mixture(logits: Tensor, target: Tensor, *, levels: int) -> Tensor:
-    """log p(target) of mixtures of discretised logistics, [N] nats (Salimans et al. 2017, PixelCNN++).
+    """-log p(target) of mixtures of discretised logistics, [N] nats (Salimans et al. 2017, PixelCNN++).
 
     Args:
         logits: [N, 3 M, H, W] for one channel: M logits of the mixture, M means, M logarithms of the scales; [N, 10 M, H, W] for
@@ -43,7 +43,7 @@ def logistic_mixture(logits: Tensor, target: Tensor, *, levels: int) -> Tensor:
     inside = torch.where(mass > 1e-5, mass.clamp(min=1e-12).log(), density)
     nats = torch.where(x > 1 - half, -F.softplus(lower), inside)
     nats = torch.where(x < half - 1, upper - F.softplus(upper), nats)
-    return (nats.sum(1) + weights).logsumexp(1).flatten(1).sum(1)
+    return -(nats.sum(1) + weights).logsumexp(1).flatten(1).sum(1)
 
 
 class MaskedConv2d(nn.Conv2d):
@@ -52,13 +52,15 @@ class MaskedConv2d(nn.Conv2d):
     The kernel is odd and centred, the image keeps its size; weights on what is not read have no part in anything.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, *, mask: str, bias: bool = True) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, mask_type: str, *, bias: bool = True
+    ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias)
-        self.mask = mask
+        self.mask_type = mask_type
 
     def forward(self, x: Tensor) -> Tensor:
         rows, columns = self.kernel_size
-        read = torch.arange(rows * columns, device=x.device) < rows * columns // 2 + int(self.mask == "B")
+        read = torch.arange(rows * columns, device=x.device) < rows * columns // 2 + int(self.mask_type == "B")
         return F.conv2d(x, self.weight * read.view(rows, columns), self.bias, padding=self.padding)
 
 

@@ -63,7 +63,7 @@ class AutoregressiveModel(nn.Module):
         """log p(x | condition) in nats, [N]: the sum over all pixels and channels."""
         logits = self(x, condition)
         if self.distribution == "logistic_mixture":
-            return logistic_mixture(logits, x, levels=self.levels)
+            return -logistic_mixture(logits, x, levels=self.levels)
         if self.distribution == "bernoulli":
             nats = F.binary_cross_entropy_with_logits(logits, (x > 0).to(logits.dtype), reduction="none")
         else:
@@ -184,9 +184,9 @@ class AutoregressiveModel(nn.Module):
 
 
 class Conditioning(nn.Module):
-    """x plus what a layer adds for the condition: a row of a table for the label, and a 1x1 convolution of the map.
+    """What a layer adds for the condition: a row of a table for the label, and a 1x1 convolution of the map.
 
-    Both begin at 0, as a model without a condition.
+    [N, C, 1, 1] or [N, C, H, W]; None where there is no condition. Both begin at 0, as a model without one.
     """
 
     def __init__(self, channels: int, num_classes: int | None, condition_channels: int | None) -> None:
@@ -196,11 +196,17 @@ class Conditioning(nn.Module):
         for parameter in self.parameters():
             nn.init.zeros_(parameter)
 
-    def forward(self, x: Tensor, condition: Condition | None) -> Tensor:
+    def forward(self, condition: Condition | None) -> Tensor | None:
         labels, area = split_condition(condition)
-        if self.embedding is not None:
-            x = x + self.embedding(labels)[:, :, None, None]
-        return x if self.conv is None else x + self.conv(area)
+        row = None if self.embedding is None else self.embedding(labels)[:, :, None, None]
+        if self.conv is None:
+            return row
+        return self.conv(area) if row is None else row + self.conv(area)
+
+
+def added(x: Tensor, condition: Tensor | None) -> Tensor:
+    """x + condition, where there is one."""
+    return x if condition is None else x + condition
 
 
 def split_condition(condition: Condition | None) -> tuple[Tensor | None, Tensor | None]:

@@ -14,6 +14,7 @@ from .autoregressive import (
     AutoregressiveModel,
     Condition,
     Conditioning,
+    added,
     check_positive,
     conditioning_config,
     count,
@@ -195,7 +196,7 @@ class GatedLayer(nn.Module):
         self.condition = Conditioning(2 * channels, num_classes, condition_channels)
 
     def forward(self, vertical: Tensor, horizontal: Tensor, condition: Condition | None) -> tuple[Tensor, Tensor]:
-        above = self.condition(self.vertical(vertical), condition)  # in the gate below too, by way of the link
+        above = added(self.vertical(vertical), self.condition(condition))  # in the gate below too, by way of the link
         beside = self.horizontal(horizontal) + self.link(above)
         return gated_activation(above), horizontal + self.residual(gated_activation(beside))
 
@@ -232,7 +233,7 @@ class FactorizedGatedLayer(nn.Module):
     def forward(
         self, vertical: Tensor, horizontal: Tensor, condition: Condition | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        above = self.condition(self.down(self.across(vertical)), condition)
+        above = added(self.down(self.across(vertical)), self.condition(condition))
         gated = gated_activation(self.link(above) + self.horizontal(horizontal))
         residual = self.residual(gated)
         return (

@@ -14,6 +14,7 @@ from .autoregressive import (
     AutoregressiveModel,
     Condition,
     Conditioning,
+    added,
     check_positive,
     conditioning_config,
     count,
@@ -96,7 +97,7 @@ class PixelCNN(AutoregressiveModel):
         }
         _check_config(config)
         super().__init__(config, distribution)
-        self.first = MaskedConv2d(in_channels, channels, input_kernel_size, mask="A")
+        self.first = MaskedConv2d(in_channels, channels, input_kernel_size, "A")
         self.blocks = nn.ModuleList(
             PixelCNNBlock(channels, kernel_size, block, skip_gain, num_classes, condition_channels)
             for _ in range(num_blocks)
@@ -157,16 +158,16 @@ class PixelCNNBlock(nn.Module):
         if kind == "bottleneck":
             self.narrow = nn.Conv2d(channels, width, 1)
             self.widen = nn.Conv2d(width, channels, 1)
-        self.conv = MaskedConv2d(width, width, kernel_size, mask="B")
+        self.conv = MaskedConv2d(width, width, kernel_size, "B")
         self.condition = Conditioning(width, num_classes, condition_channels)
 
     def forward(self, x: Tensor, condition: Condition | None) -> Tensor:
         if self.kind == "plain":
-            return F.relu(self.condition(self.conv(x), condition))
+            return F.relu(added(self.conv(x), self.condition(condition)))
         h = F.relu(x)
         if self.kind == "bottleneck":
             h = F.relu(self.narrow(h))
-        h = self.condition(self.conv(h), condition)
+        h = added(self.conv(h), self.condition(condition))
         if self.kind == "bottleneck":
             h = self.widen(F.relu(h))
         return h + (x if self.skip_gain == 1 else self.skip_gain * x)

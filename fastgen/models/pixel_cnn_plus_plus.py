@@ -224,7 +224,7 @@ class GatedResBlock(nn.Module):
             assert other is not None
             h = h + self.skip(concat_elu(other))
         h = self.conv_2(self.dropout(concat_elu(h)))
-        return x + gated_activation(self.condition(h, condition), "none")
+        return x + gated_activation(h, self.condition(condition), activation="identity")
 
 
 class NormedConv2d(ShiftedConv2d):

@@ -91,7 +91,7 @@ class PixelSNAIL(AutoregressiveModel):
             residual = [SNAILResBlock(channels, num_classes, condition_channels) for _ in range(num_residual)]
             return PixelSNAILBlock(residual, channels, in_channels, key_channels, value_channels)
 
-        self.first = MaskedConv2d(in_channels, channels, 3, mask="A")
+        self.first = MaskedConv2d(in_channels, channels, 3, "A")
         self.blocks = nn.ModuleList(block() for _ in range(num_blocks))
         self.head = nn.Conv2d(channels, channels // 2, 1)
         self.out = nn.Conv2d(channels // 2, self._outputs, 1)
@@ -137,7 +137,7 @@ class SNAILResBlock(nn.Module):
 
     def forward(self, x: Tensor, condition: Condition | None) -> Tensor:
         h = self.conv_2(F.elu(self.conv_1(F.elu(x))))
-        return x + gated_activation(self.condition(h, condition), "none")
+        return x + gated_activation(h, self.condition(condition), activation="identity")
 
 
 class PixelSNAILBlock(nn.Module):

@@ -133,7 +133,7 @@ class WaveNetLayer(nn.Module):
         self.condition = Conditioning(2 * channels, num_classes, condition_channels)
 
     def forward(self, x: Tensor, condition: Condition | None) -> tuple[Tensor, Tensor]:
-        gated = gated_activation(self.condition(self.conv(x), condition))
+        gated = gated_activation(self.conv(x), self.condition(condition))
         return x + self.residual(gated), self.skip(gated)
 
 

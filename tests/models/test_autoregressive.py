@@ -76,7 +76,7 @@ def test_probabilities_of_all_pixels_of_a_mixture_add_up_to_one(channels):
     values = torch.linspace(-1, 1, levels, dtype=torch.float64)
     every = torch.tensor(list(itertools.product(values.tolist(), repeat=channels)), dtype=torch.float64)
     nats = logistic_mixture(logits.expand(len(every), -1, 1, 1), every[:, :, None, None], levels=levels)
-    assert abs(nats.exp().sum().item() - 1) <= ROUNDING
+    assert abs((-nats).exp().sum().item() - 1) <= ROUNDING
 
 
 @pytest.mark.parametrize("name", ["plus_plus", "plus_plus_rgb"])
@@ -88,7 +88,7 @@ def test_log_prob_of_a_mixture_is_the_sum_over_pixels(name):
         for i in range(x.shape[2])
         for j in range(x.shape[3])
     )
-    assert max_difference(model.log_prob(x), expected) <= 1e-10 * expected.abs().max()
+    assert max_difference(-model.log_prob(x), expected) <= 1e-10 * expected.abs().max()
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -93,14 +93,16 @@ def test_pixel_cnn_pp(channels):
         plain = copy.deepcopy(model)
         plain.load_state_dict(port.state_dict())
         assert torch.equal(plain(x), result)
-        logits = 0.3 * result / result.abs().max()  # so that no value is so unlikely that either formula loses it to rounding
+        logits = (
+            0.3 * result / result.abs().max()
+        )  # so that no value is so unlikely that either formula loses it to rounding
         nats = [
-            -sum(pp.loss_of_a_pixel(logits[n, :, i, j], x[n, :, i, j].tolist()) for i in range(8) for j in range(12))
+            sum(pp.loss_of_a_pixel(logits[n, :, i, j], x[n, :, i, j].tolist()) for i in range(8) for j in range(12))
             for n in range(2)
         ]
         ours = logistic_mixture(logits, x, levels=256)
         assert max_difference(ours, torch.tensor(nats, dtype=torch.float64)) <= 1e-9 * ours.abs().max()
-        assert torch.equal(model.log_prob(x), logistic_mixture(result, x, levels=256))
+        assert torch.equal(model.log_prob(x), -logistic_mixture(result, x, levels=256))
 
 
 def test_what_a_port_does_not_have_is_named():
