@@ -48,6 +48,52 @@ VLB_COLUMNS: tuple[str, ...] = (
     "log_variance_range",  # what v = 1 adds to the log variance: log beta_t less the log variance of the posterior
 )
 
+# The program of a cached sampler, one int64 tensor: PROGRAM_HEADER, then a row of BUFFER_COLUMNS for each buffer, then a record for each
+# instruction: RECORD_HEADER and what `fastgen/autoregressive/program.py` says of its kind. An offset into the weights or the
+# parameters is in elements, -1 is none. `moment` and `kind` are indices into the tuples below.
+PROGRAM_HEADER: tuple[str, ...] = (
+    "height",
+    "width",
+    "colors",
+    "buffers",
+    "instructions",
+    "state",  # numbers that the buffers of one image take
+    "output",  # the buffer of the logits, the first of their channels, and how many there are
+    "output_start",
+    "output_channels",
+    "per_color",  # 1 where the network reads the colors of a pixel that are drawn before the color at hand
+)
+BUFFER_COLUMNS: tuple[str, ...] = (
+    "constant",  # which of the constants it is, -1 where the sampler writes it
+    "channels",
+    "height",
+    "width",
+    "rows",  # that are kept, a power of two: the row y lies in place y % rows
+    "left",  # columns of zeros on either side
+    "right",
+    "offset",  # in the state of one image, times the number of images
+    "step",  # one row and column of it for so many of the image
+)
+RECORD_HEADER: tuple[str, ...] = ("length", "kind", "moment", "stage", "output")
+INSTRUCTIONS: tuple[str, ...] = ("combine", "product", "concat", "layer_norm", "attention", "embedding")
+# Once a row before it is drawn, for all columns; before a pixel is drawn; after it, and where the colors of a pixel have turns before each
+# turn too; with the instructions of a row, for the row above it, which is whole by then.
+MOMENTS: tuple[str, ...] = ("row", "pixel", "after", "behind")
+NODE_ACTIVATIONS: tuple[str, ...] = (
+    "none", "relu", "elu", "leaky_relu", "tanh", "sigmoid", "silu", "gelu", "gelu_tanh", "softplus", "exp",
+)  # fmt: skip
+# How a pixel is drawn of its logits, `kind` of DRAW_COLUMNS.
+DRAWS: tuple[str, ...] = ("categorical", "bernoulli", "logistic_mixture")
+DRAW_COLUMNS: tuple[str, ...] = (
+    "kind",
+    "count",  # levels of a categorical distribution, or mixtures
+    "level_stride",  # logit of level k and color c: channel k * level_stride + c * color_stride
+    "color_stride",
+    "top_k",  # 0: all levels
+    "levels",  # to which a mixture's draw is rounded; 0: to none
+    "step",  # of the stream of uniforms
+)
+
 # Family -> op -> schema. A family's name is the name of its file in every room.
 # fmt: off
 SCHEMAS: dict[str, dict[str, str]] = {
@@ -154,6 +200,13 @@ SCHEMAS: dict[str, dict[str, str]] = {
         "upsample_conv2d_pack": "(Tensor weight, int outputs) -> Tensor",
         # upsample_conv2d_fwd by weights so packed
         "upsample_conv2d_packed": "(Tensor input, Tensor packed, int out_channels, Tensor? bias, Tensor? input_scale, Tensor? input_shift, int activation, Tensor? embedding, Tensor? residual, float output_scale) -> Tensor",
+    },
+    "incremental": {
+        # images [N, C, H, W] drawn pixel by pixel by a program; pixels that are `known` are as given; `levels` are the values of a categorical
+        # distribution's levels; returns (images, log-probabilities [N, H, W], logits [N, O, H, W], the last empty where not wanted)
+        "incremental_sample": "(Tensor image, Tensor? known, Tensor program, Tensor weights, Tensor parameters, Tensor[] constants, Tensor levels, Tensor seeds, int[] draw, float temperature, float top_p, int channels, bool return_logits) -> (Tensor, Tensor, Tensor)",
+        # the logits [N, O] of one color of one pixel, once all before it, in raster order, have been asked for; the state begins as zeros
+        "incremental_step": "(Tensor(a!) state, Tensor image, Tensor program, Tensor weights, Tensor parameters, Tensor[] constants, int row, int column, int color, int channels) -> Tensor",
     },
     "generator_normal": {
         # the normals that torch.randn draws from a CPU generator with this state [5056], or a sample from each of [N, 5056], and the

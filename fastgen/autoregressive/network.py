@@ -4,7 +4,7 @@
 what it means for a whole image, and :meth:`Network.evaluate` says so in plain torch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,8 @@ ACTIVATIONS: dict[str, Any] = {
     "exp": torch.exp,
 }
 
+Values = Sequence[Tensor] | Mapping[int, Tensor]  # of nodes, by their number
+
 
 @dataclass(frozen=True)
 class Operand:
@@ -37,18 +39,21 @@ class Operand:
     dy: int = 0
     dx: int = 0
 
-    def of(self, values: Sequence[Tensor]) -> Tensor:
+    def of(self, values: Values, height: int, width: int) -> Tensor:
+        """What a node of ``height`` x ``width`` reads."""
         source = values[self.node][:, self.start : self.start + self.channels]
-        return source if self.dy == 0 == self.dx else shifted(source, self.dy, self.dx, source.shape[2], source.shape[3])
+        same = (self.dy, self.dx, height, width) == (0, 0, source.shape[2], source.shape[3])
+        return source if same else shifted(source, self.dy, self.dx, height, width)
 
 
 @dataclass(frozen=True)
 class Node:
-    """A value [N, channels, height, width]."""
+    """A value [N, channels, height, width], computed by the module of the name ``layer``."""
 
     channels: int
     height: int
     width: int
+    layer: str = field(default="", compare=False, kw_only=True)
 
     @property
     def operands(self) -> tuple[Operand, ...]:
@@ -129,7 +134,7 @@ class Product(Node):
 
 @dataclass(frozen=True)
 class Concat(Node):
-    """Operands one after the other along the channels, each ``scale``d and then through ``activation``: elu of (x, -x) is concat_elu."""
+    """Operands one after the other along the channels, scaled, then through ``activation``: elu of (x, -x) is concat_elu."""
 
     parts: tuple[Operand, ...] = ()
     scales: tuple[float, ...] = ()
@@ -194,13 +199,13 @@ class Network:
 
     def evaluate(self, image: Tensor) -> Tensor:
         """The logits [N, channels, H, W] of an image [N, C, H, W], in its dtype."""
-        return self.output.of(self.values(image))
+        return self.output.of(self.values(image), image.shape[2], image.shape[3])
 
     def values(self, image: Tensor) -> list[Tensor]:
         """The value of every node."""
         values: list[Tensor] = []
         for node in self.nodes:
-            value = _value(node, image, values)
+            value = value_of(node, image, values)
             values.append(value.expand(len(image), node.channels, node.height, node.width))
         return values
 
@@ -213,32 +218,42 @@ def shifted(source: Tensor, dy: int, dx: int, height: int, width: int, stride: i
     return padded[:, :, ::stride, ::stride][:, :, :height, :width]
 
 
-def _value(node: Node, image: Tensor, values: list[Tensor]) -> Tensor:
+def value_of(node: Node, image: Tensor, values: Values) -> Tensor:
+    """A node's value given those it reads."""
+
     def cast(parameter: Tensor | None) -> Any:
         return None if parameter is None else parameter.to(image)
+
+    def read(operand: Operand) -> Tensor:
+        return operand.of(values, node.height, node.width)
 
     if isinstance(node, Input):
         return image
     if isinstance(node, Constant):
         return cast(node.value)
     if isinstance(node, Convolution):
-        return _convolution(node, node.operand.of(values), cast(node.weight), cast(node.bias))
+        return _convolution(node, _source(node.operand, values), cast(node.weight), cast(node.bias))
     if isinstance(node, Sum):
-        total = sum((scale * term.of(values) for term, scale in zip(node.terms, node.scales, strict=True)), node.offset)
+        total = sum((scale * read(term) for term, scale in zip(node.terms, node.scales, strict=True)), node.offset)
         return ACTIVATIONS[node.activation](total)
     if isinstance(node, Product):
-        return ACTIVATIONS[node.activation](node.a.of(values)) * ACTIVATIONS[node.gate](node.b.of(values))
+        return ACTIVATIONS[node.activation](read(node.a)) * ACTIVATIONS[node.gate](read(node.b))
     if isinstance(node, Concat):
-        parts = [scale * part.of(values) for part, scale in zip(node.parts, node.scales, strict=True)]
+        parts = [scale * read(part) for part, scale in zip(node.parts, node.scales, strict=True)]
         return ACTIVATIONS[node.activation](torch.cat(parts, 1))
     if isinstance(node, LayerNorm):
-        last = node.operand.of(values).movedim(1, -1)
+        last = read(node.operand).movedim(1, -1)
         return F.layer_norm(last, last.shape[-1:], cast(node.weight), cast(node.bias), node.eps).movedim(-1, 1)
     if isinstance(node, Attention):
-        return _attention(node, *(operand.of(values) for operand in node.operands))
+        return _attention(node, *(read(operand) for operand in node.operands))
     assert isinstance(node, Embedding), type(node)
-    levels = node.operand.of(values).round().long().clamp(0, len(node.table) - 1)
+    levels = read(node.operand).round().long().clamp(0, len(node.table) - 1)
     return cast(node.table)[levels].movedim(-1, 2).flatten(1, 2)
+
+
+def _source(operand: Operand, values: Values) -> Tensor:
+    """All of what a convolution reads from, as large as its source."""
+    return operand.of(values, *values[operand.node].shape[2:])
 
 
 def _convolution(node: Convolution, source: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -253,7 +268,8 @@ def _convolution(node: Convolution, source: Tensor, weight: Tensor, bias: Tensor
 
 
 def _attention(node: Attention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    q, k, v = (t.unflatten(1, (node.heads, -1)).flatten(3).transpose(2, 3) for t in (query, key, value))  # [N, heads, L, E]
+    split = (t.unflatten(1, (node.heads, -1)).flatten(3) for t in (query, key, value))
+    q, k, v = (t.transpose(2, 3) for t in split)  # [N, heads, L, E]
     length = q.shape[2]
     allowed = torch.ones(length, length, dtype=torch.bool, device=q.device).tril(-1 if node.strict else 0)
     weights = (node.scale * q @ k.transpose(2, 3)).masked_fill(~allowed, -torch.inf).softmax(-1).nan_to_num(0.0)

@@ -1,0 +1,127 @@
+"""`capture`: an image-autoregressive module, anybody's, as a :class:`Network`.
+
+The module runs once on an example image, and every ATen operation is seen as it is called. What does not depend on the image is
+computed as ever, in place too; of what does, :mod:`._lowering` makes nodes.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ._builder import Builder
+from ._recorder import Recorder, Refusal
+from ._values import NotPlannable, Value, axis
+from .network import Network
+from .simplify import simplify
+
+__all__ = ["Captured", "NotPlannable", "capture"]
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A network, and what its output's channels are.
+
+    ``levels`` numbers for each of ``color_channels``, of level k and color c in channel k color_channels + c where ``levels_first``
+    and in c levels + k otherwise: a module that returns [N, K, C, H, W] has levels first, and so, where it returns
+    [N, K C, H, W], it is taken to be. ``rank`` of its images is 4, or 3 of [N, C, T].
+    """
+
+    network: Network
+    levels: int
+    color_channels: int
+    levels_first: bool
+    rank: int = 4
+
+
+def capture(model: nn.Module, shape: Sequence[int], *, condition: Any = None) -> Captured:
+    """What ``model(image)``, or ``model(image, condition)``, computes of an image of ``shape`` [N, C, H, W] or [N, C, T].
+
+    Raises :class:`NotPlannable`, naming the layer, where that cannot be told position by position.
+    """
+    if len(shape) not in (3, 4):
+        raise ValueError(f"capture: shape must be (N, C, H, W) or (N, C, T), got {tuple(shape)}")
+    model = getattr(model, "_orig_mod", model)  # of torch.compile
+    n, colors, *size = shape
+    height, width = (1, *size)[-2:]
+    builder = Builder(colors, height, width)
+    example = torch.zeros(tuple(shape), **_dtype_and_device(model))
+    axes = (axis("N", n), axis("C", colors), *(axis(k, s) for k, s in zip("HW"[-len(size) :], size, strict=True)))
+    recorder = Recorder(builder)
+    recorder.enter(example, builder.value(0, axes))
+    with _quiet(model), _names(model, builder), torch.no_grad(), recorder:
+        output = model(example) if condition is None else model(example, condition)
+    if not isinstance(output, Tensor):
+        raise NotPlannable(f"the model returns a {type(output).__name__}, expected a tensor of logits")
+    result = recorder.stands_for(output)
+    if isinstance(result, Refusal):
+        raise NotPlannable(result.reason)
+    return _captured(builder, result, output, shape)
+
+
+def _captured(builder: Builder, result: Any, output: Tensor, shape: Sequence[int]) -> Captured:
+    _, colors, *size = shape
+    kinds = [[kind for kind, _ in axis] for axis in result.axes] if isinstance(result, Value) else []
+    spatial = [list("HW"[-len(size) :][i]) if s > 1 else [] for i, s in enumerate(size)]
+    rank, plain = len(shape), kinds[len(kinds) - len(size) :] == spatial and kinds[:1] in ([[]], [["N"]])
+    if not plain or len(kinds) not in (rank, rank + 1) or tuple(output.shape[-len(size) :]) != tuple(size):
+        expected = "[N, K, H, W] or [N, K, C, H, W]" if rank == 4 else "[N, K, T] or [N, K, C, T]"
+        raise NotPlannable(f"the model returns {list(output.shape)} of an image {list(shape)}, expected {expected}")
+    operand = builder.operand(result)
+    levels_first = len(kinds) == rank or result.shape[2] == colors
+    if len(kinds) > rank and colors not in result.shape[1:3]:
+        raise NotPlannable(
+            f"the model returns {list(output.shape)}, of which no dimension is the image's {colors} channels"
+        )
+    network = simplify(Network(tuple(builder.nodes), operand))
+    return Captured(network, operand.channels // colors, colors, levels_first, rank)
+
+
+def _dtype_and_device(model: nn.Module) -> dict[str, Any]:
+    """Of the image that the model takes: those of its first parameter or buffer that has a fraction."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point():
+            return {"dtype": tensor.dtype, "device": tensor.device}
+    return {}
+
+
+@contextmanager
+def _quiet(model: nn.Module) -> Iterator[None]:
+    """In eval mode, every module back in its own afterwards; attention by operations that are known."""
+    training = [(module, module.training) for module in model.modules()]
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    model.eval()
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        for module, was in training:
+            module.training = was
+
+
+@contextmanager
+def _names(model: nn.Module, builder: Builder) -> Iterator[None]:
+    """Tells the builder which module is running."""
+    running: list[str] = []
+    hooks = []
+    for name, module in model.named_modules():
+
+        def enter(*_: Any, name: str = name) -> None:
+            running.append(name)
+            builder.layer = name
+
+        def leave(*_: Any) -> None:
+            running.pop()
+            builder.layer = running[-1] if running else ""
+
+        hooks.append(module.register_forward_pre_hook(enter))
+        hooks.append(module.register_forward_hook(leave, always_call=True))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
