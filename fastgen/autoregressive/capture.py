@@ -48,11 +48,11 @@ def capture(model: nn.Module, shape: Sequence[int], *, condition: Any = None) ->
     n, colors, *size = shape
     height, width = (1, *size)[-2:]
     builder = Builder(colors, height, width)
-    example = torch.zeros(tuple(shape), **_dtype_and_device(model))
+    example = torch.zeros(tuple(shape), **dtype_and_device(model))
     axes = (axis("N", n), axis("C", colors), *(axis(k, s) for k, s in zip("HW"[-len(size) :], size, strict=True)))
     recorder = Recorder(builder)
     recorder.enter(example, builder.value(0, axes))
-    with _quiet(model), _names(model, builder), torch.no_grad(), recorder:
+    with evaluating(model), _names(model, builder), torch.no_grad(), recorder:
         output = model(example) if condition is None else model(example, condition)
     if not isinstance(output, Tensor):
         raise NotPlannable(f"the model returns a {type(output).__name__}, expected a tensor of logits")
@@ -80,7 +80,7 @@ def _captured(builder: Builder, result: Any, output: Tensor, shape: Sequence[int
     return Captured(network, operand.channels // colors, colors, levels_first, rank)
 
 
-def _dtype_and_device(model: nn.Module) -> dict[str, Any]:
+def dtype_and_device(model: nn.Module) -> dict[str, Any]:
     """Of the image that the model takes: those of its first parameter or buffer that has a fraction."""
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.is_floating_point():
@@ -89,7 +89,7 @@ def _dtype_and_device(model: nn.Module) -> dict[str, Any]:
 
 
 @contextmanager
-def _quiet(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """In eval mode, every module back in its own afterwards; attention by operations that are known."""
     training = [(module, module.training) for module in model.modules()]
     fast_path = torch.backends.mha.get_fastpath_enabled()
