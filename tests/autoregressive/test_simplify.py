@@ -29,6 +29,7 @@ from fastgen.autoregressive.network import (
 from . import models
 
 SIZE = (4, 5)
+KINDS = ("sum", "sum", "copy", "scaled", "active", "product", "concat", "conv", "conv", "constant", "norm", "attention")
 ALL = {**{one.__name__: one for one in passes.PASSES}, "cropped": cropped, "simplify": passes.simplify}
 
 
@@ -56,7 +57,7 @@ class Maker:
 
     def add(self):
         r, size = self.random, self.size()
-        kind = r.choice("sum sum copy scaled active product concat conv conv constant norm attention".split())
+        kind = r.choice(KINDS)
         name = r.choice(list(ACTIVATIONS)[:6])
         if kind == "constant":
             shape = (1, 2, *r.choice([(1, 1), size, (1, size[1])]))
