@@ -23,7 +23,7 @@ __all__ = ["Captured", "NotPlannable", "capture"]
 
 @dataclass(frozen=True)
 class Captured:
-    """A network, and what its output's channels are.
+    """A network, and what its output's channels are. The output is read unshifted, of a node of the image's size.
 
     ``levels`` numbers for each of ``color_channels``, of level k and color c in channel k color_channels + c where ``levels_first``
     and in c levels + k otherwise: a module that returns [N, K, C, H, W] has levels first, and so, where it returns
@@ -71,6 +71,9 @@ def _captured(builder: Builder, result: Any, output: Tensor, shape: Sequence[int
         expected = "[N, K, H, W] or [N, K, C, H, W]" if rank == 4 else "[N, K, T] or [N, K, C, T]"
         raise NotPlannable(f"the model returns {list(output.shape)} of an image {list(shape)}, expected {expected}")
     operand = builder.operand(result)
+    last = builder.nodes[operand.node]
+    if (operand.dy, operand.dx, last.height, last.width) != (0, 0, result.height, result.width):
+        operand = builder.operand(builder.sum(result, [(result, 1.0)]))
     levels_first = len(kinds) == rank or result.shape[2] == colors
     if len(kinds) > rank and colors not in result.shape[1:3]:
         raise NotPlannable(
@@ -91,16 +94,17 @@ def dtype_and_device(model: nn.Module) -> dict[str, Any]:
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """In eval mode, every module back in its own afterwards; attention by operations that are known."""
-    training = [(module, module.training) for module in model.modules()]
+    training = [module for module in model.modules() if module.training]
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
-    model.eval()
+    if training:
+        model.eval()
     try:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
-        for module, was in training:
-            module.training = was
+        for module in training:
+            module.training = True
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ._values import NotPlannable
 from .capture import Captured, dtype_and_device, evaluating
-from .network import Attention, Convolution, Embedding, Input, Network, Node, Operand, Sum
+from .network import Attention, Convolution, Embedding, Input, Network, Node
 
 
 class Availability(IntEnum):
@@ -148,11 +148,6 @@ def color_order(captured: Captured) -> tuple[int, ...] | None:
     """
     network, colors = captured.network, captured.color_channels
     kinds = availability(network)
-    last = network.output
-    if (last.dy, last.dx) != (0, 0):  # a node that does what the output does
-        whole = Sum(last.channels, *_size(network)[1:], terms=(last,), scales=(1.0,))
-        network = Network((*network.nodes, whole), Operand(len(kinds), last.channels))
-        kinds = availability(network)
     kind = kinds[network.output.node]
     if kind == Availability.COMPLETE:
         raise NotPlannable(_culprit(network, kinds))

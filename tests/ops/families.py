@@ -18,7 +18,6 @@ What a case file may hold, besides the arguments of its own CPU tests:
     REFUSED             further refusals: a raw op, the arguments to change, and what the message says
     MAPPED              :class:`OfTensors` for `vmap`, each of which may be mapped; the main one comes first
     EXPORTED            name -> :class:`OfTensors`, those for a batch of k, which is the first dimension of each
-    NO_GRADIENT         True where the op refuses to be differentiated
     TWICE               True where the op can be differentiated twice
     counted(step)       the op as a loop calls it that counts its steps up
     gates(arch)         large :class:`Call` that are compiled for sm_``arch`` and not run. A name that ends in fp64 may use
