@@ -19,7 +19,7 @@ LEVELS = (
     ("cli",),
     ("integrations",),
     ("training",),
-    ("models", "samplers", "data"),
+    ("autoregressive", "models", "samplers", "data"),
     ("nn",),
     ("ops",),
     ("kernels",),

@@ -24,7 +24,7 @@ class Buffer:
     right: int = 0
 
     def read(self, dy: int, first: int, last: int, behind: bool) -> None:
-        """Columns ``first`` to ``last`` are read, and the row ``dy`` from the newest, or from the one above that by who is ``behind``."""
+        """Columns ``first`` to ``last`` are read, and the row ``dy`` from the newest, or who is ``behind`` from the one above."""
         self.rows = max(self.rows, 1 - dy + behind)
         self.left, self.right = max(self.left, -first), max(self.right, last - self.width + 1)
 

@@ -27,7 +27,8 @@ class Captured:
 
     ``levels`` numbers for each of ``color_channels``, of level k and color c in channel k color_channels + c where ``levels_first``
     and in c levels + k otherwise: a module that returns [N, K, C, H, W] has levels first, and so, where it returns
-    [N, K C, H, W], it is taken to be. ``rank`` of its images is 4, or 3 of [N, C, T].
+    [N, K C, H, W], it is taken to be. ``rank`` of its images is 4, or 3 of [N, C, T];
+    ``named`` where the module itself tells levels and colors apart.
     """
 
     network: Network
@@ -35,6 +36,7 @@ class Captured:
     color_channels: int
     levels_first: bool
     rank: int = 4
+    named: bool = False
 
 
 def capture(model: nn.Module, shape: Sequence[int], *, condition: Any = None) -> Captured:
@@ -80,7 +82,7 @@ def _captured(builder: Builder, result: Any, output: Tensor, shape: Sequence[int
             f"the model returns {list(output.shape)}, of which no dimension is the image's {colors} channels"
         )
     network = simplify(Network(tuple(builder.nodes), operand))
-    return Captured(network, operand.channels // colors, colors, levels_first, rank)
+    return Captured(network, operand.channels // colors, colors, levels_first, rank, len(kinds) > rank)
 
 
 def dtype_and_device(model: nn.Module) -> dict[str, Any]:

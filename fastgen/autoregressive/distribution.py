@@ -1,7 +1,7 @@
 """How a pixel is drawn of its logits: what a model's outputs are, and one draw for every way of sampling.
 
-The engine, the steps and the loops over the full network take the same uniforms, those of (seed, place of the pixel, color), so that
-they draw the same pixels where they have the same logits.
+The engine, the steps and the loops over the full network take the same uniforms, those of (seed, place of the pixel, color), so
+that they draw the same pixels where they have the same logits.
 """
 
 from collections.abc import Sequence

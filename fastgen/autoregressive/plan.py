@@ -45,6 +45,12 @@ class Plan:
     condition: Any = field(repr=False, default=None)
     seen: tuple[Seen, ...] = field(repr=False, default=())
 
+    @property
+    def layout(self) -> tuple[int, bool, bool]:
+        """(Logits of a pixel, whether levels come before colors, whether the module tells them apart)."""
+        c = self.captured
+        return self.program.output_channels, c.levels_first, c.named
+
     def logits(self, image: Tensor) -> Tensor:
         """[N, O, H, W] of images that are known: every pixel's from what lies before it."""
         p = self.program
@@ -70,8 +76,8 @@ class Plan:
 class Steps:
     """Logits of one pixel after another, for whoever draws them by other means: ``steps(image, row, column)`` is [N, O].
 
-    Pixels are asked for in raster order, each once, or once a color where they have turns; the image [N, C, H, W] then holds what was
-    drawn before.
+    Pixels are asked for in raster order, each once, or once a color where they have turns; the image [N, C, H, W] then holds what
+    was drawn before.
     """
 
     def __init__(self, program: Program, images: int) -> None:
@@ -96,7 +102,7 @@ def plan(
     Args:
         model: takes images [N, C, H, W], and ``condition`` where one is given; masked convolutions, 1x1 convolutions, attention,
             activations and sums in any arrangement that computes a pixel's logits from the pixels before it in raster order.
-        shape: (N, C, H, W) of the images; N counts only beside a condition.
+        shape: (N, C, H, W) of the images, or (N, C, T); N counts only beside a condition.
         condition: what the module takes as its second argument.
         weights_dtype: in which weights are kept, the module's dtype or for float32 ``torch.bfloat16``: half the memory to read at
             each pixel, at the price of rounding the weights.
@@ -104,9 +110,9 @@ def plan(
     Raises:
         NotPlannable: the module computes something that cannot be told pixel by pixel; the message names the layer and says why.
     """
-    if len(shape) != 4:
-        raise ValueError(f"plan: shape must be (N, C, H, W), got {tuple(shape)}")
-    size = (int(shape[1]), int(shape[2]), int(shape[3]))
+    if len(shape) not in (3, 4):
+        raise ValueError(f"plan: shape must be (N, C, H, W) or (N, C, T), got {tuple(shape)}")
+    size = tuple(int(length) for length in shape[1:])
     kept = _PLANS.setdefault(model, [])
     for index, (key, found) in enumerate(kept):
         if key == (size, weights_dtype) and found.fits(model, condition):
@@ -122,10 +128,10 @@ _PLANS: "weakref.WeakKeyDictionary[nn.Module, list[tuple[Any, Plan]]]" = weakref
 
 
 def _make(
-    model: nn.Module, size: tuple[int, int, int], condition: Any, weights_dtype: torch.dtype | None, images: int
+    model: nn.Module, size: tuple[int, ...], condition: Any, weights_dtype: torch.dtype | None, images: int
 ) -> Plan:
     captured = capture(model, (1 if condition is None else images, *size), condition=condition)
-    order = color_order(captured)
+    order, shape = color_order(captured), (size[0], *((1, *size[1:]) if len(size) == 2 else size[1:]))
     if order not in (None, tuple(range(size[0]))):
         raise NotPlannable(
             f"the colors of a pixel hang on one another in the order {order}; they are drawn from the first to the last"
@@ -138,7 +144,7 @@ def _make(
         device
     )
     seen = tuple(Seen(tensor) for tensor in _tensors(model))
-    made = Plan(captured, program, size, own, device, _work(captured), _copy(condition), seen)
+    made = Plan(captured, program, shape, own, device, _work(captured), _copy(condition), seen)
     _check(made, model, condition, images, TOLERANCES[dtype] if own == dtype and stored in (None, dtype) else COARSE)
     return made
 
@@ -149,11 +155,12 @@ def _check(plan: Plan, model: nn.Module, condition: Any, images: int, tolerance:
     shape = (1 if condition is None else images, *plan.shape)
     image = torch.randint(0, 2, shape, generator=generator).to(plan.device, plan.dtype)  # what every model takes
     with evaluating(model), torch.no_grad():
-        wanted = model(image) if condition is None else model(image, condition)
+        own = image if plan.captured.rank == 4 else image[:, :, 0]
+        wanted = model(own) if condition is None else model(own, condition)
     found, wanted = plan.logits(image), wanted.reshape(len(image), -1, *plan.shape[1:]).double()
     off = float((found.double() - wanted).abs().max() / wanted.abs().max().clamp_min(1e-30))
     if not off <= tolerance:
-        message = f"the logits that it plans are {off:.1e} from the module's, relative to the largest, where {tolerance:.0e} is allowed"
+        message = f"planned logits are {off:.1e} from the module's, relative to the largest, of {tolerance:.0e} allowed"
         raise NotPlannable(f"{message}: does it look ahead, or draw something at random?")
 
 

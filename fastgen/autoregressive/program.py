@@ -15,6 +15,7 @@ The records, after RECORD_HEADER of fastgen/_schema.py, where an operand is (buf
 """
 
 from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -42,7 +43,7 @@ __all__ = ["Program", "compile_network"]
 
 
 def _postponed(network: Network) -> list[Availability]:
-    """When each node is computed: as soon as it can be where a pixel of its own row reads it, else with its row once that is whole."""
+    """When each node is computed: as soon as it can be, or, where no pixel of its own row reads it, once that row is whole."""
     kinds, pixels = list(availability(network)), resolutions(network)
     needed = {network.output.node}
     for i in reversed(range(1, len(kinds))):

@@ -1,21 +1,20 @@
 """`sample`: images of an autoregressive model, by the cached engine where it can be planned, else exactly all the same."""
 
-from collections.abc import Sequence
-from itertools import product
-from typing import Any, Literal, overload
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from .. import _dispatch
 from ..ops._check import check_seeds
-from ..ops import incremental, incremental_step
-from .capture import NotPlannable
+from .capture import NotPlannable, dtype_and_device, evaluating
 from .distribution import Distribution, distribution_of
 from .jacobi import jacobi
 from .naive import naive
 from .plan import Plan, plan
-from .progress import rows_bar
 
 METHODS = ("auto", "cached", "jacobi", "naive")
 LONG = 3 * 10**10  # multiply-adds: some two seconds of two cores, from which on the rows are counted on a bar
@@ -48,7 +47,7 @@ def sample(
 
     Args:
         model: ``model(x)`` or ``model(x, condition)`` returns logits of each pixel that depend on the pixels before it alone; of
-            :mod:`fastgen.models`, of a project that PEERS know, or a user's own. In which mode it is does not matter: it samples in
+            :mod:`fastgen.models`, of a port of them, or a user's own. In which mode it is does not matter: it samples in
             evaluation mode.
         shape: (N, C, H, W) of the images, or (N, C, T) of sequences.
         condition: what the model takes beside the images.
@@ -72,36 +71,197 @@ def sample(
         NotPlannable: ``method="cached"``, and the model cannot be planned; the message names the layer.
         ValueError: an argument does not fit, or the logits are not finite.
 
-    Sources: van den Oord et al., "Pixel recurrent neural networks", ICML 2016; Ramachandran et al., "Fast generation for convolutional
-    autoregressive models", 2017; Song et al., "Accelerating feedforward computation via parallel nonlinear equation solving", ICML 2021.
+    Sources: van den Oord et al., "Pixel recurrent neural networks", ICML 2016; Ramachandran et al., "Fast generation for
+    convolutional autoregressive models", 2017; Song et al., "Accelerating feedforward computation via parallel nonlinear equation
+    solving", ICML 2021.
     """
-    full = _shape(shape)
-    if method not in METHODS:
-        raise ValueError(f"sample: method must be one of {METHODS}, got {method!r}")
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"sample: model must be a torch.nn.Module, got {type(model).__name__}")
+    full = _checked(model, shape, method)
     made = None
     if method in ("auto", "cached"):
         try:
-            made = plan(model, full, condition=condition, weights_dtype=weights_dtype)
+            made = plan(model, shape, condition=condition, weights_dtype=weights_dtype)
         except NotPlannable as error:
             if method == "cached":
                 raise
             _dispatch.warn_once(f"sample: {error}; Jacobi decoding takes the place of the cached engine")
-    network = FullNetwork(model, full, condition)
-    found = distribution_of(model, network, made, kind=distribution, values=values, levels=levels)
-    given, mask = _given(full, network, prefix, image, known)
-    draws = Draws(found, _seeds(seeds, full[0], network.device), temperature, top_k, top_p)
+    network = FullNetwork(model, full, condition, len(shape))
+    outputs = made.layout if made is not None else network.layout()
+    found = distribution_of(model, *outputs, full[1], kind=distribution, values=values, levels=levels).to(
+        network.device
+    )
+    given, mask = _given(full, prefix, image, known)
+    given, mask = given.to(network.device, network.dtype), mask.to(network.device)
+    chosen = _seeds(seeds, full[0], network.device)
+    cut = {"temperature": float(temperature), "top_k": top_k, "top_p": top_p}
+    log_prob = None
     if made is not None:
-        images = _cached(made, draws, given, mask, progress)
-    elif method == "naive":
-        images = naive(network, draws, given, mask, progress)
+        drawn, log_prob = _cached(made, found, chosen, given, mask, cut, progress)
     else:
-        images = jacobi(network, draws, given, mask, progress)
-    images = images.to(network.dtype)
-    result = images if len(shape) == 4 else images[:, :, 0]
-    if not return_log_prob:
-        return result
-    logits = network(images) if made is None else made.logits(images)
-    log_prob = found.log_prob(logits, images.to(logits.dtype))
-    return result, log_prob if len(shape) == 4 else log_prob[:, 0]
+        draw = partial(found.draw, **cut)
+        turns = None if full[1] == 1 or found.kind == "logistic_mixture" else range(full[1])
+        with evaluating(model), torch.no_grad(), _bar(full, progress) as done:
+            if method == "naive":
+                drawn = naive(network, draw, chosen, given, mask, colors=turns, progress=done)
+            else:
+                drawn, _ = jacobi(network, draw, chosen, given, mask, in_turn=turns is not None, progress=done)
+            if return_log_prob:
+                logits = network(drawn, torch.arange(len(drawn), device=drawn.device))
+                log_prob = found.log_prob(logits, drawn)
+    images = drawn.to(network.dtype)
+    if len(shape) == 3:
+        images, log_prob = images[:, :, 0], None if log_prob is None else log_prob[:, 0]
+    return (images, log_prob) if return_log_prob else images
+
+
+class FullNetwork:
+    """The logits [N, O, H, W] that a module gives to whole images, as :func:`naive` and :func:`jacobi` ask for them."""
+
+    def __init__(self, model: nn.Module, shape: Sequence[int], condition: Any, rank: int) -> None:
+        self.model, self.shape, self.condition, self.rank = model, tuple(shape), condition, rank
+        options = dtype_and_device(model)
+        self.dtype: torch.dtype = options.get("dtype", torch.get_default_dtype())
+        self.device: torch.device = options.get("device", torch.device("cpu"))
+
+    def __call__(self, image: Tensor, samples: Tensor) -> Tensor:
+        return self._output(image, samples).reshape(len(image), -1, *self.shape[2:])
+
+    def layout(self) -> tuple[int, bool, bool]:
+        """(Logits of a pixel, whether levels come before colors, whether the module tells them apart)."""
+        n, colors, height, width = self.shape
+        count = n if self.condition is not None else 1
+        image = torch.zeros(count, colors, height, width, dtype=self.dtype, device=self.device)
+        with evaluating(self.model), torch.no_grad():
+            output = self._output(image, torch.arange(count, device=self.device))
+        named = output.dim() > self.rank
+        return output[0].numel() // (height * width), not named or output.shape[2] == colors, named
+
+    def _output(self, image: Tensor, samples: Tensor) -> Tensor:
+        image = image if self.rank == 4 else image[:, :, 0]
+        return (
+            self.model(image)
+            if self.condition is None
+            else self.model(image, _of_samples(self.condition, samples, self.shape[0]))
+        )
+
+
+def _of_samples(condition: Any, samples: Tensor, count: int) -> Any:
+    """The condition of some samples of a batch."""
+    if isinstance(condition, Tensor):
+        return condition[samples] if condition.dim() and len(condition) == count else condition
+    if isinstance(condition, (list, tuple)):
+        return type(condition)(_of_samples(part, samples, count) for part in condition)
+    return condition
+
+
+def _cached(
+    made: Plan,
+    found: Distribution,
+    seeds: Tensor,
+    image: Tensor,
+    known: Tensor,
+    cut: dict[str, Any],
+    progress: bool,
+) -> tuple[Tensor, Tensor]:
+    """(Images, log-probabilities) by the engine: in one call, or pixel by pixel where that takes long enough to be watched."""
+    p, dtype = made.program, made.program.parameters.dtype
+    image, known = image.to(dtype).contiguous(), known.expand_as(image).contiguous()
+    if not (progress and made.work * len(image) > LONG):
+        draw, values = found.row(p.output_channels, cut["top_k"]), found.values.to(dtype)
+        top_p = 1.0 if cut["top_p"] is None else cut["top_p"]
+        call = torch.ops.fastgen.incremental_sample.default
+        try:
+            drawn, log_prob, _ = call(
+                image, known, *p.tensors(), values, seeds, draw, cut["temperature"], top_p, p.output_channels, False
+            )
+        except RuntimeError as error:
+            if "not finite" in str(error):
+                raise ValueError(str(error).replace("incremental_sample", "sample")) from None
+            raise
+        return drawn, log_prob
+    image, log_prob = image.clone(), image.new_zeros(len(image), *image.shape[2:])
+    turns = [(c, c + 1) for c in range(image.shape[1])] if p.per_color else [(0, image.shape[1])]
+    steps, width = made.steps(len(image)), image.shape[3]
+    with _bar((*made.shape,), progress) as done:
+        for place in range(image.shape[2] * width):
+            y, x = divmod(place, width)
+            here = (slice(None), slice(None), slice(y, y + 1), slice(x, x + 1))
+            for first, last in turns:
+                logits = steps(image, y, x, first)[:, :, None, None]
+                drawn = found.draw(logits, seeds, place, colors=(first, last), **cut).to(dtype)
+                turn = (here[0], slice(first, last), *here[2:])
+                image[turn] = torch.where(known[turn], image[turn], drawn)
+            log_prob[:, y, x] = found.log_prob(logits, image[here])[:, 0, 0]
+            done(place + 1)
+    return image, log_prob
+
+
+class _bar:
+    """Told how many pixels are done; shows it where that is wanted, takes some time, and somebody can see it."""
+
+    def __init__(self, shape: Sequence[int], shown: bool) -> None:
+        total = int(shape[-1]) * int(shape[-2])
+        self.bar = tqdm(total=total, disable=None if shown else True, unit="pixel", leave=False, delay=2)
+
+    def __enter__(self) -> Callable[[int], None]:
+        return lambda done: self.bar.update(done - self.bar.n) and None
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+
+def _checked(model: Any, shape: Sequence[int], method: str) -> tuple[int, int, int, int]:
+    """``shape`` as (N, C, H, W)."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"sample: model must be a torch.nn.Module, got {type(model).__name__}")
+    if method not in METHODS:
+        raise ValueError(f"sample: method must be one of {METHODS}, got {method!r}")
+    if len(shape) not in (3, 4) or int(shape[0]) < 0 or any(int(size) < 1 for size in shape[1:]):
+        raise ValueError(f"sample: shape must be (N, C, H, W) or (N, C, T), the sizes positive, got {tuple(shape)}")
+    count, colors, *size = map(int, shape)
+    return count, colors, *([1, *size] if len(size) == 1 else size)  # type: ignore[return-value]
+
+
+def _given(
+    shape: tuple[int, int, int, int], prefix: Tensor | None, image: Tensor | None, known: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """An image [N, C, H, W], and of what it is given."""
+    count, colors, height, width = shape
+    filled, mask = torch.zeros(shape), torch.zeros(shape, dtype=torch.bool)
+    if (image is None) != (known is None):
+        raise ValueError("sample: image and known must be given together")
+    if prefix is not None and image is not None:
+        raise ValueError("sample: give prefix, or image and known, not both")
+    if prefix is not None:
+        prefix = prefix[:, :, None] if prefix.dim() == 3 and height == 1 else prefix
+        rows = prefix.shape[2] if prefix.dim() == 4 else -1
+        if (
+            prefix.dim() != 4
+            or prefix.shape[0] not in (1, count)
+            or prefix.shape[1] != colors
+            or prefix.shape[3] != width
+        ):
+            raise ValueError(
+                f"sample: prefix must be [{count} or 1, {colors}, h, {width}], got shape {tuple(prefix.shape)}"
+            )
+        if rows > height:
+            raise ValueError(f"sample: prefix has {rows} rows, the image {height}")
+        filled, mask = filled.to(prefix), mask.to(prefix.device)
+        filled[:, :, :rows], mask[:, :, :rows] = prefix, True
+    if image is not None and known is not None:
+        try:
+            filled, mask = image.expand(shape).clone(), known.expand(shape)
+        except RuntimeError:
+            message = f"image {tuple(image.shape)} and known {tuple(known.shape)} must broadcast to {shape}"
+            raise ValueError(f"sample: {message}") from None
+        if known.dtype != torch.bool:
+            raise TypeError(f"sample: known must be a bool tensor, got {known.dtype}")
+    return filled, mask
+
+
+def _seeds(seeds: Tensor | Sequence[int] | None, count: int, device: torch.device) -> Tensor:
+    if seeds is None:
+        return torch.randint(-(2**63), 2**63 - 1, (count,), device="cpu").to(device)
+    found = check_seeds("sample", seeds, device).to(device)
+    if len(found) != count:
+        raise ValueError(f"sample: seeds must be one an image ({count}), got {len(found)}")
+    return found

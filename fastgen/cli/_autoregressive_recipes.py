@@ -1,4 +1,4 @@
-"""The recipes of autoregressive models: each a data set, a model and the options that suit both, for `fastgen train` to begin with."""
+"""The recipes of autoregressive models: each a data set, a model and the options that suit both."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""`logistic_mixture`: the likelihood of images under mixtures of discretised logistics, and `logistic_mixture_sample`, draws of them."""
+"""`logistic_mixture`: the likelihood of images under mixtures of discretised logistics, and `logistic_mixture_sample`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -76,8 +76,8 @@ def logistic_mixture_sample(
     levels: int | None = None,
     temperature: float = 1.0,
 ) -> Tensor:
-    r"""Images from mixtures of logistics: at each pixel a mixture, then each color :math:`\mu + s\,(\log u - \log(1 - u))`, cut off at
-    -1 and 1, its mean moved by the colors drawn before it.
+    r"""Images from mixtures of logistics: at each pixel a mixture, then each color :math:`\mu + s\,(\log u - \log(1 - u))`, cut
+    off at -1 and 1, its mean moved by the colors drawn before it.
 
     Position p = y W + x takes uniforms ``element`` + (C + 1) p and on of the stream (``seeds[n]``, ``step``), the first for the
     mixture: see :func:`categorical_sample`, also for what a draw depends on.
