@@ -13,6 +13,21 @@ ACTIVATIONS: tuple[str | None, ...] = (None, "silu")
 # How GELU is computed, `approximate` of torch's gelu, is an index into this tuple.
 GELU_APPROXIMATIONS: tuple[str, ...] = ("none", "tanh")
 
+# What `gated_activation` applies to the half that is gated, its `activation`, is an index into this tuple.
+GATED_ACTIVATIONS: tuple[str, ...] = ("tanh", "identity")
+
+# What an output of a masked convolution sees of the image around it, in raster order: `mask_type` is an index into this tuple.
+MASK_TYPES: tuple[str, ...] = (
+    "A",  # the rows above and what stands left of the centre
+    "B",  # the same and the centre
+    "vertical_A",  # the rows above
+    "vertical_B",  # the same and the row of the centre, whole
+    "horizontal_A",  # what stands left of the centre in its row
+    "horizontal_B",  # the same and the centre
+    "down",  # a kernel whose lowest row is that of the output, its columns around it: no tap is masked
+    "down_right",  # a kernel whose last tap is the output: no tap is masked
+)
+
 # What a diffusion model is trained to predict of x_t = alpha x0 + sigma epsilon: epsilon, x0, alpha epsilon - sigma x0, or
 # epsilon - x0. `target` and `prediction` are indices into this tuple; -1 is none.
 PREDICTION_TYPES: tuple[str, ...] = ("epsilon", "sample", "v_prediction", "flow_prediction")
@@ -46,6 +61,52 @@ VLB_COLUMNS: tuple[str, ...] = (
     "mean",  # the coefficient of x0 in the mean of the posterior q(x_{t-1} | x_t, x0)
     "inverse_deviation",  # one over the standard deviation of that posterior, which is the model's where v = -1
     "log_variance_range",  # what v = 1 adds to the log variance: log beta_t less the log variance of the posterior
+)
+
+# The program of a cached sampler, one int64 tensor: PROGRAM_HEADER, then a row of BUFFER_COLUMNS for each buffer, then a record for each
+# instruction: RECORD_HEADER and what `fastgen/autoregressive/program.py` says of its kind. An offset into the weights or the
+# parameters is in elements, -1 is none. `moment` and `kind` are indices into the tuples below.
+PROGRAM_HEADER: tuple[str, ...] = (
+    "height",
+    "width",
+    "colors",
+    "buffers",
+    "instructions",
+    "state",  # numbers that the buffers of one image take
+    "output",  # the buffer of the logits, the first of their channels, and how many there are
+    "output_start",
+    "output_channels",
+    "per_color",  # 1 where the network reads the colors of a pixel that are drawn before the color at hand
+)
+BUFFER_COLUMNS: tuple[str, ...] = (
+    "constant",  # which of the constants it is, -1 where the sampler writes it
+    "channels",
+    "height",
+    "width",
+    "rows",  # that are kept, a power of two: the row y lies in place y % rows
+    "left",  # columns of zeros on either side
+    "right",
+    "offset",  # in the state of one image, times the number of images
+    "step",  # one row and column of it for so many of the image
+)
+RECORD_HEADER: tuple[str, ...] = ("length", "kind", "moment", "stage", "output")
+INSTRUCTIONS: tuple[str, ...] = ("combine", "product", "concat", "layer_norm", "attention", "embedding")
+# Once a row before it is drawn, for all columns; before a pixel is drawn; after it, and where the colors of a pixel have turns before each
+# turn too; with the instructions of a row, for the row above it, which is whole by then.
+MOMENTS: tuple[str, ...] = ("row", "pixel", "after", "behind")
+NODE_ACTIVATIONS: tuple[str, ...] = (
+    "none", "relu", "elu", "leaky_relu", "tanh", "sigmoid", "silu", "gelu", "gelu_tanh", "softplus", "exp",
+)  # fmt: skip
+# How a pixel is drawn of its logits, `kind` of DRAW_COLUMNS.
+DRAWS: tuple[str, ...] = ("categorical", "bernoulli", "logistic_mixture")
+DRAW_COLUMNS: tuple[str, ...] = (
+    "kind",
+    "count",  # levels of a categorical distribution, or mixtures
+    "level_stride",  # logit of level k and color c: channel k * level_stride + c * color_stride
+    "color_stride",
+    "top_k",  # 0: all levels
+    "levels",  # to which a mixture's draw is rounded; 0: to none
+    "step",  # of the stream of uniforms
 )
 
 # Family -> op -> schema. A family's name is the name of its file in every room.
@@ -87,6 +148,19 @@ SCHEMAS: dict[str, dict[str, str]] = {
         "geglu_gate": "(Tensor projected, int approximate) -> Tensor",
         # returns its gradient of projected
         "geglu_gate_bwd": "(Tensor grad_output, Tensor projected, int approximate) -> Tensor",
+    },
+    "gated_activation": {
+        # act(a + c_a) sigmoid(b + c_b) of input [N, 2 C, *] = (a, b), the condition (c_a, c_b) [N, 2 C] or of the shape of the input
+        "gated_activation_fwd": "(Tensor input, Tensor? condition, int activation) -> Tensor",
+        # returns the gradients of (input, condition), the latter in fp32 (fp64 for fp64), empty but for a condition [N, 2 C]: that of one
+        # of the shape of the input is the input's
+        "gated_activation_bwd": "(Tensor grad_output, Tensor input, Tensor? condition, int activation) -> (Tensor, Tensor)",
+    },
+    "concat_elu": {
+        # elu(x) and elu(-x) of [N, C, *] side by side, [N, 2 C, *]
+        "concat_elu_fwd": "(Tensor input) -> Tensor",
+        # returns its gradient of input
+        "concat_elu_bwd": "(Tensor grad_output, Tensor input) -> Tensor",
     },
     "linear_attention": {
         # scale context^T softmax(query) with context = softmax(key) value^T, the softmax of queries over features [D], that of keys over
@@ -139,6 +213,20 @@ SCHEMAS: dict[str, dict[str, str]] = {
         # standard normals of Philox4x32-10, key = seeds[n], counter = (element, step); returns [N, *] in float32
         "philox_normal": "(Tensor seeds, SymInt[] shape, SymInt step) -> Tensor",
     },
+    "categorical_sample": {
+        # a level of logits [N, K, *] at each position, by uniform element + position of Philox, key = seeds[n], counter = (element, step, 1);
+        # top_k 0 and top_p 1 cut nothing; returns (levels [N, *] in int64, their log-probabilities, empty where not asked for)
+        "categorical_sample": "(Tensor logits, Tensor seeds, SymInt element, SymInt step, float temperature, int top_k, float top_p, bool return_log_prob) -> (Tensor, Tensor)",
+    },
+    "logistic_mixture": {
+        # the negative log-likelihood [N] in fp32 (fp64 for fp64), in nats, of images [N, 3 or 1, H, W] under mixtures of discretised
+        # logistics [N, 10 M or 3 M, H, W]
+        "logistic_mixture_fwd": "(Tensor logits, Tensor target, int levels) -> Tensor",
+        # returns the gradient of logits
+        "logistic_mixture_bwd": "(Tensor grad, Tensor logits, Tensor target, int levels) -> Tensor",
+        # images [N, channels, H, W] in fp32 (fp64 for fp64) by uniforms element + (channels + 1) position and on; levels 0 rounds nothing
+        "logistic_mixture_sample": "(Tensor logits, Tensor seeds, int channels, SymInt element, SymInt step, int levels, float temperature) -> Tensor",
+    },
     "conv2d": {
         # (conv(act(input * input_scale + input_shift)) + bias + embedding + residual) * output_scale, whichever way is fastest
         "conv2d_fwd": "(Tensor input, Tensor weight, int[2] stride, int[2] padding, int[2] dilation, int groups, Tensor? bias, Tensor? input_scale, Tensor? input_shift, int activation, Tensor? embedding, Tensor? residual, float output_scale) -> Tensor",
@@ -147,6 +235,18 @@ SCHEMAS: dict[str, dict[str, str]] = {
         # conv2d_fwd of stride 1, the size kept, by weights so packed
         "conv2d_packed": "(Tensor input, Tensor packed, int out_channels, Tensor? bias, Tensor? input_scale, Tensor? input_shift, int activation, Tensor? embedding, Tensor? residual, float output_scale) -> Tensor",
     },
+    "masked_conv2d": {
+        # conv(input, weight) + bias of stride 1, the size kept, by the taps of the mask alone, whichever way is fastest
+        "masked_conv2d_fwd": "(Tensor input, Tensor weight, Tensor? bias, int mask_type, int[2] dilation, int groups, int color_channels) -> Tensor",
+        # returns the gradients of (input, weight), empty where not wanted; that of weight is zero at masked taps
+        "masked_conv2d_bwd": "(Tensor grad_output, Tensor input, Tensor weight, int mask_type, int[2] dilation, int groups, int color_channels, bool wants_input, bool wants_weight) -> (Tensor, Tensor)",
+        # the weights of the taps [panels, taps, C / groups, 16] in fp32; transposed for the gradient of the input, from the last tap to the first
+        "masked_conv2d_pack": "(Tensor weight, int mask_type, int groups, int color_channels, bool transposed) -> Tensor",
+        # masked_conv2d_fwd by weights so packed, or, transposed, the gradient of the input from that of the output
+        "masked_conv2d_packed": "(Tensor input, Tensor packed, int out_channels, Tensor? bias, int[2] kernel, int mask_type, int[2] dilation, int groups, int color_channels, bool transposed) -> Tensor",
+        # the gradient of the weight [K, C / groups, kh, kw] in fp32, by our products
+        "masked_conv2d_weight_bwd": "(Tensor grad_output, Tensor input, int[2] kernel, int mask_type, int[2] dilation, int groups, int color_channels) -> Tensor",
+    },
     "upsample_conv2d": {
         # conv2d_fwd of the image upsampled by two to the nearest, a 3x3 kernel, padding 1, whichever way is fastest
         "upsample_conv2d_fwd": "(Tensor input, Tensor weight, Tensor? bias, Tensor? input_scale, Tensor? input_shift, int activation, Tensor? embedding, Tensor? residual, float output_scale) -> Tensor",
@@ -154,6 +254,13 @@ SCHEMAS: dict[str, dict[str, str]] = {
         "upsample_conv2d_pack": "(Tensor weight, int outputs) -> Tensor",
         # upsample_conv2d_fwd by weights so packed
         "upsample_conv2d_packed": "(Tensor input, Tensor packed, int out_channels, Tensor? bias, Tensor? input_scale, Tensor? input_shift, int activation, Tensor? embedding, Tensor? residual, float output_scale) -> Tensor",
+    },
+    "incremental": {
+        # images [N, C, H, W] drawn pixel by pixel by a program; pixels that are `known` are as given; `levels` are the values of a categorical
+        # distribution's levels; returns (images, log-probabilities [N, H, W], logits [N, O, H, W], the last empty where not wanted)
+        "incremental_sample": "(Tensor image, Tensor? known, Tensor program, Tensor weights, Tensor parameters, Tensor[] constants, Tensor levels, Tensor seeds, int[] draw, float temperature, float top_p, int channels, bool return_logits) -> (Tensor, Tensor, Tensor)",
+        # the logits [N, O] of one color of one pixel, once all before it, in raster order, have been asked for; the state begins as zeros
+        "incremental_step": "(Tensor(a!) state, Tensor image, Tensor program, Tensor weights, Tensor parameters, Tensor[] constants, int row, int column, int color, int channels) -> Tensor",
     },
     "generator_normal": {
         # the normals that torch.randn draws from a CPU generator with this state [5056], or a sample from each of [N, 5056], and the

@@ -1,6 +1,7 @@
 // SIMD for every kernel, by what it is for. These headers alone hold intrinsics, for what std::experimental::simd cannot say.
 #pragma once
 
+#include "common/simd/activations.h"     // tanh, sigmoid and ELU of any x
 #include "common/simd/arithmetic.h"      // fused multiply-add, sums, rounding, reciprocal, clamp
 #include "common/simd/integer.h"         // words of 32 bits, for Philox
 #include "common/simd/load_store.h"      // any dtype to a vector and back; loops over a row

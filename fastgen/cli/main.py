@@ -22,7 +22,7 @@ COMMANDS: dict[str, str] = {
     "doctor": "versions, CPU and GPU backends, what failed to load and why",
     "demo": "draw real digits with and without fastgen, compare and time both",
     "sample": "draw images from a checkpoint",
-    "train": "train a small diffusion model on real data",
+    "train": "train a small diffusion or autoregressive model on real data",
     "bench": "time the ops and models side by side with their peers",
 }
 

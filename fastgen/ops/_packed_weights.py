@@ -19,16 +19,20 @@ _SAMPLES = 256
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-@dataclass
-class _Entry:
-    """What was made of a weight, and what says whether it is still that weight."""
+class Seen:
+    """A tensor as it was when something was made of it, and whether another is that one, unchanged.
 
-    weight: "weakref.ref[Tensor]"
-    memory: Tensor  # shares the weight's, and keeps it from being given to another
-    version: int
-    sample: Tensor  # a view of some of its elements, as integers
-    seen: Tensor  # what they were
-    packed: dict[Hashable, Tensor]  # what it is packed for -> packed weights
+    Args:
+        weight: the tensor.
+        died: called with the weak reference once it is gone.
+    """
+
+    def __init__(self, weight: Tensor, died: "Callable[[weakref.ref[Tensor]], None] | None" = None) -> None:
+        self.weight = weakref.ref(weight, died)
+        self.memory = weight.detach()  # shares the weight's, and keeps it from being given to another
+        self.version = weight._version
+        self.sample = _sample(self.memory)  # a view of some of its elements, as integers
+        self.seen = self.sample.clone()  # what they were
 
     def fits(self, weight: Tensor) -> bool:
         return (
@@ -40,6 +44,14 @@ class _Entry:
             and self.memory.stride() == weight.stride()
             and torch.equal(self.sample, self.seen)
         )
+
+
+@dataclass
+class _Entry:
+    """What was made of a weight."""
+
+    of: Seen
+    packed: dict[Hashable, Tensor]  # what it is packed for -> packed weights
 
 
 class PackedWeights:
@@ -57,7 +69,7 @@ class PackedWeights:
             entry = self._entries.get(id(weight))
             if entry is None:
                 return {}
-            if not entry.fits(weight):
+            if not entry.of.fits(weight):
                 self._forget(id(weight))
                 return {}
             return entry.packed
@@ -65,7 +77,7 @@ class PackedWeights:
     def make(self, weight: Tensor, purpose: Hashable, pack: Callable[[Tensor], Tensor]) -> Tensor:
         """``pack(weight)``, which is kept under the name of its ``purpose``."""
         entry = self._entry(weight)  # as the weight is before it is read
-        packed = pack(entry.memory)
+        packed = pack(entry.of.memory)
         with self._lock:
             self.find(weight)
             kept = self._entries.setdefault(id(weight), entry).packed
@@ -88,12 +100,12 @@ class PackedWeights:
         def died(reference: "weakref.ref[Tensor]") -> None:
             with self._lock:
                 entry = self._entries.get(key)
-                if entry is not None and entry.weight is reference:  # and not that of a new weight at the same address
+                if (
+                    entry is not None and entry.of.weight is reference
+                ):  # and not that of a new weight at the same address
                     self._forget(key)
 
-        memory = weight.detach()
-        sample = _sample(memory)
-        return _Entry(weakref.ref(weight, died), memory, weight._version, sample, sample.clone(), {})
+        return _Entry(Seen(weight, died), {})
 
 
 def _sample(weight: Tensor) -> Tensor:

@@ -1,8 +1,10 @@
-"""Training of diffusion models: `Trainer` with its options, callbacks, moving average and exact checkpoints."""
+"""Training of diffusion and autoregressive models: trainers with options, callbacks, moving average and exact checkpoints."""
 
+from .autoregressive import AutoregressiveTrainer, begin_with_frequencies, mean_bits_per_dim
 from .callbacks import Callback, CheckpointEvery, ProgressBar
 from .ema import EMA
-from .options import PREDICTION_TYPES, SCHEDULES, TrainingOptions
+from .loop import TrainingLoop
+from .options import PREDICTION_TYPES, SCHEDULES, AutoregressiveOptions, OptimizerOptions, TrainingOptions
 from .record import TrainingRecord
 from .trainer import Trainer
 
@@ -10,10 +12,16 @@ __all__ = [
     "EMA",
     "PREDICTION_TYPES",
     "SCHEDULES",
+    "AutoregressiveOptions",
+    "AutoregressiveTrainer",
     "Callback",
     "CheckpointEvery",
+    "OptimizerOptions",
     "ProgressBar",
     "Trainer",
+    "TrainingLoop",
     "TrainingOptions",
     "TrainingRecord",
+    "begin_with_frequencies",
+    "mean_bits_per_dim",
 ]

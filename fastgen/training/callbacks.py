@@ -1,25 +1,25 @@
-"""What happens around the steps of `Trainer.fit`: a progress bar, checkpoints, and whatever a user adds."""
+"""What happens around the steps of `TrainingLoop.fit`: a progress bar, checkpoints, and whatever a user adds."""
 
 import math
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 if TYPE_CHECKING:
-    from .trainer import Trainer
+    from .loop import TrainingLoop
 
 
 class Callback:
     """Base of the callbacks; each method may be left as it is."""
 
-    def on_start(self, trainer: "Trainer", last_step: int) -> None:
+    def on_start(self, trainer: "TrainingLoop[Any, Any]", last_step: int) -> None:
         """Before the first step of a run up to ``last_step``."""
 
-    def on_step(self, trainer: "Trainer", loss: float) -> None:
+    def on_step(self, trainer: "TrainingLoop[Any, Any]", loss: float) -> None:
         """After a step, the number ``trainer.step``."""
 
-    def on_end(self, trainer: "Trainer", failed: bool) -> None:
+    def on_end(self, trainer: "TrainingLoop[Any, Any]", failed: bool) -> None:
         """After the last step, also of a run that was stopped. ``failed``: an exception ended it, maybe in the middle of a step."""
 
 
@@ -38,16 +38,16 @@ class ProgressBar(Callback):
         self.loss = math.nan
         self._bar: tqdm | None = None
 
-    def on_start(self, trainer: "Trainer", last_step: int) -> None:
+    def on_start(self, trainer: "TrainingLoop[Any, Any]", last_step: int) -> None:
         self._bar = tqdm(initial=trainer.step, total=last_step, disable=self.quiet or None, unit="step")
 
-    def on_step(self, trainer: "Trainer", loss: float) -> None:
+    def on_step(self, trainer: "TrainingLoop[Any, Any]", loss: float) -> None:
         self.loss = loss if math.isnan(self.loss) else 0.98 * self.loss + 0.02 * loss
         if self._bar is not None:
             self._bar.update()
             self._bar.set_postfix(loss=f"{self.loss:.4f}", refresh=False)
 
-    def on_end(self, trainer: "Trainer", failed: bool) -> None:
+    def on_end(self, trainer: "TrainingLoop[Any, Any]", failed: bool) -> None:
         if self._bar is not None:
             self._bar.close()
 
@@ -62,14 +62,14 @@ class CheckpointEvery(Callback):
         self.steps = steps
         self._saved: int | None = None
 
-    def on_step(self, trainer: "Trainer", loss: float) -> None:
+    def on_step(self, trainer: "TrainingLoop[Any, Any]", loss: float) -> None:
         if trainer.step % self.steps == 0:
             self._save(trainer)
 
-    def on_end(self, trainer: "Trainer", failed: bool) -> None:
+    def on_end(self, trainer: "TrainingLoop[Any, Any]", failed: bool) -> None:
         if not failed and self._saved != trainer.step:
             self._save(trainer)
 
-    def _save(self, trainer: "Trainer") -> None:
+    def _save(self, trainer: "TrainingLoop[Any, Any]") -> None:
         trainer.save(self.path)
         self._saved = trainer.step

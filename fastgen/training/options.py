@@ -1,10 +1,10 @@
-"""`TrainingOptions`: what decides the course of a training run, checked when it is made."""
+"""What decides the course of a training run, checked when it is made: `TrainingOptions` of diffusion, `AutoregressiveOptions`."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -22,21 +22,17 @@ PREDICTION_TYPES = tuple(name for name in _schema.PREDICTION_TYPES if name != "f
 
 
 @dataclass(frozen=True)
-class TrainingOptions:
-    """A checkpoint is resumed only under equal options.
+class OptimizerOptions:
+    """What is there whatever is learned. A checkpoint is resumed only under equal options.
 
     Args:
         batch_size: images a step.
         lr: learning rate of Adam after the warm-up.
         warmup: steps in which it rises to ``lr``, linearly.
         lr_decay_steps: the step at which it has come down to 0, along half a cosine from the end of the warm-up; 0: it stays.
-        seed: of batches, timesteps, noise and dropped labels.
-        schedule: of the noise, a name in :data:`SCHEDULES`.
-        timesteps: T, the length of the schedule.
+        seed: of batches and of all that is drawn with them.
         ema_decay: of the moving average of the weights.
-        label_dropout: share of the labels replaced by the null class, for classifier-free guidance (Ho and Salimans 2022).
-        prediction_type: what the model learns to predict, a name in :data:`PREDICTION_TYPES`.
-        autocast: the model computes in bfloat16 wherever `torch.autocast` does; weights, noise and loss stay as they are.
+        autocast: the model computes in bfloat16 wherever `torch.autocast` does; weights and loss stay as they are.
 
     Raises:
         TypeError: a number is none.
@@ -48,16 +44,14 @@ class TrainingOptions:
     warmup: int = 200
     lr_decay_steps: int = 0
     seed: int = 0
-    schedule: str = "squared_cosine"
-    timesteps: int = 1000
     ema_decay: float = 0.999
-    label_dropout: float = 0.1
-    prediction_type: str = "epsilon"
     autocast: bool = False
 
+    _integers: ClassVar[dict[str, int]] = {"batch_size": 1, "warmup": 0, "lr_decay_steps": 0, "seed": -(2**63)}
+    _shares: ClassVar[tuple[str, ...]] = ("ema_decay",)
+
     def __post_init__(self) -> None:
-        integers = {"batch_size": 1, "warmup": 0, "lr_decay_steps": 0, "timesteps": 1, "seed": -(2**63)}
-        for name, smallest in integers.items():
+        for name, smallest in self._integers.items():
             value = self._number(name, Integral)
             if not smallest <= value < 2**63:
                 raise ValueError(f"{name} must be an integer of at least {smallest} and below 2^63, got {value}")
@@ -67,13 +61,9 @@ class TrainingOptions:
             )
         if not (math.isfinite(self._number("lr", Real)) and self.lr > 0):
             raise ValueError(f"lr must be positive and finite, got {self.lr}")
-        for name in ("ema_decay", "label_dropout"):
+        for name in self._shares:
             if not 0 <= self._number(name, Real) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
-        for name, known in (("schedule", tuple(SCHEDULES)), ("prediction_type", PREDICTION_TYPES)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
-
         if not isinstance(self.autocast, bool):
             raise TypeError(f"autocast must be True or False, got {self.autocast!r}")
 
@@ -91,3 +81,45 @@ class TrainingOptions:
             wanted = "an integer" if kind is Integral else "a number"
             raise TypeError(f"{name} must be {wanted}, got {value!r}")
         return value
+
+
+@dataclass(frozen=True)
+class TrainingOptions(OptimizerOptions):
+    """Of diffusion: the noise, and what is learned of it; timesteps, noise and dropped labels are drawn from ``seed`` too.
+
+    Args:
+        schedule: of the noise, a name in :data:`SCHEDULES`.
+        timesteps: T, the length of the schedule.
+        label_dropout: share of the labels replaced by the null class, for classifier-free guidance (Ho and Salimans 2022).
+        prediction_type: what the model learns to predict, a name in :data:`PREDICTION_TYPES`.
+    """
+
+    schedule: str = "squared_cosine"
+    timesteps: int = 1000
+    label_dropout: float = 0.1
+    prediction_type: str = "epsilon"
+
+    _integers: ClassVar[dict[str, int]] = {**OptimizerOptions._integers, "timesteps": 1}
+    _shares: ClassVar[tuple[str, ...]] = (*OptimizerOptions._shares, "label_dropout")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, known in (("schedule", tuple(SCHEDULES)), ("prediction_type", PREDICTION_TYPES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
+
+
+@dataclass(frozen=True)
+class AutoregressiveOptions(OptimizerOptions):
+    """Of autoregressive models.
+
+    Args:
+        clip_norm: the gradient of all weights together is no longer than that; 0: as long as it is.
+    """
+
+    clip_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (math.isfinite(self._number("clip_norm", Real)) and self.clip_norm >= 0):
+            raise ValueError(f"clip_norm must be finite and not negative, got {self.clip_norm}")
