@@ -37,7 +37,7 @@ def scalar(x: Any) -> float | None:
 
 
 @rule("aten.add")
-def _add(b: Builder, x: Any, y: Any, *, alpha: float = 1) -> Value:
+def add(b: Builder, x: Any, y: Any, *, alpha: float = 1) -> Value:
     for value, other, factor, scale in ((x, y, 1.0, alpha), (y, x, alpha, 1.0)):
         number = scalar(other)
         if number is not None:
@@ -48,16 +48,16 @@ def _add(b: Builder, x: Any, y: Any, *, alpha: float = 1) -> Value:
 
 @rule("aten.sub")
 def _sub(b: Builder, x: Any, y: Any, *, alpha: float = 1) -> Value:
-    return _add(b, x, y, alpha=-alpha)
+    return add(b, x, y, alpha=-alpha)
 
 
 @rule("aten.rsub")
 def _rsub(b: Builder, x: Any, y: Any, alpha: float = 1) -> Value:
-    return _add(b, y, x, alpha=-alpha)
+    return add(b, y, x, alpha=-alpha)
 
 
 @rule("aten.neg")
-def _neg(b: Builder, x: Value) -> Value:
+def negative(b: Builder, x: Value) -> Value:
     return b.sum(x, [(x, -1.0)])
 
 
@@ -100,7 +100,7 @@ def _where(b: Builder, chosen: Any, x: Any, y: Any) -> Value:
         raise NotPlannable("a choice that depends on the image")
     mask = chosen.to(torch.get_default_dtype())
     parts = [(x, mask), (y, 1 - mask)]
-    return _add(
+    return add(
         b, *(_mul(b, p, m) if isinstance(p, Value) else torch.where(m != 0, p, torch.zeros(())) for p, m in parts)
     )
 
@@ -140,7 +140,7 @@ def _abs(b: Builder, x: Value) -> Value:
 
 @rule("aten._prelu_kernel", "aten.prelu")
 def _prelu(b: Builder, x: Value, slope: Tensor) -> Value:
-    return _add(b, _mul(b, x, slope), _mul(b, b.sum(x, [(x, 1.0)], activation="relu"), 1 - slope))
+    return add(b, _mul(b, x, slope), _mul(b, b.sum(x, [(x, 1.0)], activation="relu"), 1 - slope))
 
 
 @rule("aten.leaky_relu")
@@ -216,7 +216,7 @@ def _batch_norm(
     scale = (variance.double() + eps).rsqrt() * (1 if weight is None else weight)
     shift = (0 if bias is None else bias) - mean * scale
     shape = (-1,) + (1,) * (len(x.axes) - 2)
-    return _add(b, _mul(b, x, scale.reshape(shape)), shift.reshape(shape)), None, None
+    return add(b, _mul(b, x, scale.reshape(shape)), shift.reshape(shape)), None, None
 
 
 @rule("aten.native_layer_norm")
@@ -288,7 +288,7 @@ def _mm(b: Builder, x: Any, y: Any) -> Value:
 def _addmm(b: Builder, bias: Any, x: Any, y: Any, *, beta: float = 1, alpha: float = 1) -> Value:
     if isinstance(bias, Tensor) and bias.dim() == 1 and isinstance(x, Value) and isinstance(y, Tensor):
         return contract(b, x, 1, alpha * y, beta * bias)
-    return _add(b, _mul(b, _mm(b, x, y), alpha), bias, alpha=beta)
+    return add(b, _mul(b, _mm(b, x, y), alpha), bias, alpha=beta)
 
 
 @rule("aten.sum")

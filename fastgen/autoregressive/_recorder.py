@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from . import _arithmetic, _attention, _convolution, _layout  # noqa: F401  (their rules are entered)
+from . import _arithmetic, _attention, _convolution, _layout, _own_ops  # noqa: F401  (their rules are entered)
 from ._attention import TAKES_SCORES, Scores
 from ._builder import Builder
 from ._rules import RULES
