@@ -290,11 +290,11 @@ class Chain(nn.Module):
                 h = F.pad(h, (a, b, b, a))
             elif kind == "crop" and min(h.shape[2:]) > a + b + 1:
                 h = h[:, :, a : h.shape[2] - b, b:]
-            elif kind == "conv" and min(h.shape[2:]) > 2 * a:
+            elif kind == "conv" and min(h.shape[2:]) > a + 1:
                 h = F.elu(F.conv2d(h, random(3, 3, 1 + a, 2), random(3), padding=b, dilation=(1, 1 + a)))
             elif kind == "stride" and min(h.shape[2:]) > 2:
                 h = F.conv2d(h, random(3, 3, 2, 2), random(3), stride=2, padding=(a, b))
-            elif kind == "up":
+            elif kind == "up" and min(h.shape[2:]) > 1:
                 h = F.conv_transpose2d(
                     h, random(3, 3, 2, 3), random(3), stride=2, padding=min(a, 1), output_padding=b % 2
                 )
