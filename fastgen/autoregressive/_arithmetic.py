@@ -37,7 +37,7 @@ def scalar(x: Any) -> float | None:
 
 
 @rule("aten.add")
-def _add(b: Builder, x: Any, y: Any, *, alpha: float = 1) -> Value:
+def add(b: Builder, x: Any, y: Any, *, alpha: float = 1) -> Value:
     for value, other, factor, scale in ((x, y, 1.0, alpha), (y, x, alpha, 1.0)):
         number = scalar(other)
         if number is not None:
@@ -48,16 +48,16 @@ def _add(b: Builder, x: Any, y: Any, *, alpha: float = 1) -> Value:
 
 @rule("aten.sub")
 def _sub(b: Builder, x: Any, y: Any, *, alpha: float = 1) -> Value:
-    return _add(b, x, y, alpha=-alpha)
+    return add(b, x, y, alpha=-alpha)
 
 
 @rule("aten.rsub")
 def _rsub(b: Builder, x: Any, y: Any, alpha: float = 1) -> Value:
-    return _add(b, y, x, alpha=-alpha)
+    return add(b, y, x, alpha=-alpha)
 
 
 @rule("aten.neg")
-def _neg(b: Builder, x: Value) -> Value:
+def negative(b: Builder, x: Value) -> Value:
     return b.sum(x, [(x, -1.0)])
 
 
@@ -100,7 +100,7 @@ def _where(b: Builder, chosen: Any, x: Any, y: Any) -> Value:
         raise NotPlannable("a choice that depends on the image")
     mask = chosen.to(torch.get_default_dtype())
     parts = [(x, mask), (y, 1 - mask)]
-    return _add(
+    return add(
         b, *(_mul(b, p, m) if isinstance(p, Value) else torch.where(m != 0, p, torch.zeros(())) for p, m in parts)
     )
 
@@ -120,9 +120,27 @@ for _name in ("relu", "tanh", "sigmoid", "silu", "exp"):
 
 @rule("aten.elu")
 def _elu(b: Builder, x: Value, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Value:
-    if (alpha, scale, input_scale) != (1, 1, 1):
-        raise NotPlannable(f"an ELU of alpha {alpha} and scale {scale}; only 1 and 1 are known")
-    return b.sum(x, [(x, 1.0)], activation="elu")
+    """scale (relu(x) + alpha elu(input_scale min(x, 0)))."""
+    if (alpha, scale, input_scale) == (1, 1, 1):
+        return b.sum(x, [(x, 1.0)], activation="elu")
+    positive, negative = b.sum(x, [(x, 1.0)], activation="relu"), b.sum(x, [(x, -1.0)], activation="relu")
+    tail = b.sum(x, [(negative, -input_scale)], activation="elu")
+    return b.sum(x, [(positive, scale), (tail, scale * alpha)])
+
+
+@rule("aten.celu")
+def _celu(b: Builder, x: Value, alpha: float = 1) -> Value:
+    return _elu(b, x, alpha, 1, 1 / alpha)
+
+
+@rule("aten.abs")
+def _abs(b: Builder, x: Value) -> Value:
+    return b.sum(x, [(b.sum(x, [(x, sign)], activation="relu"), 1.0) for sign in (1.0, -1.0)])
+
+
+@rule("aten._prelu_kernel", "aten.prelu")
+def _prelu(b: Builder, x: Value, slope: Tensor) -> Value:
+    return add(b, _mul(b, x, slope), _mul(b, b.sum(x, [(x, 1.0)], activation="relu"), 1 - slope))
 
 
 @rule("aten.leaky_relu")
@@ -133,21 +151,31 @@ def _leaky_relu(b: Builder, x: Value, slope: float = 0.01) -> Value:
     return b.sum(x, [(x, slope), (positive, 1 - slope)])
 
 
-@rule("aten.hardtanh", "aten.clamp")
-def _clamp(b: Builder, x: Value, low: float | None = -1.0, high: float | None = 1.0) -> Value:
-    """low + relu(x - low), and high - relu(high - x) of that."""
-    if isinstance(low, Tensor) or isinstance(high, Tensor):
+@rule("aten.clamp")
+def _clamp(b: Builder, x: Value, min: float | None = None, max: float | None = None) -> Value:
+    """min + relu(x - min), and max - relu(max - x) of that."""
+    if isinstance(min, Tensor) or isinstance(max, Tensor):
         raise NotPlannable("a clamp between tensors")
-    if low is not None:
-        x = b.sum(x, [(b.sum(x, [(x, 1.0)], -low, "relu"), 1.0)], low)
-    if high is not None:
-        x = b.sum(x, [(b.sum(x, [(x, -1.0)], high, "relu"), -1.0)], high)
+    if min is not None:
+        x = b.sum(x, [(b.sum(x, [(x, 1.0)], -min, "relu"), 1.0)], min)
+    if max is not None:
+        x = b.sum(x, [(b.sum(x, [(x, -1.0)], max, "relu"), -1.0)], max)
     return x
 
 
+@rule("aten.hardtanh")
+def _hardtanh(b: Builder, x: Value, min_val: float = -1, max_val: float = 1) -> Value:
+    return _clamp(b, x, min_val, max_val)
+
+
 @rule("aten.clamp_min")
-def _clamp_min(b: Builder, x: Value, low: float) -> Value:
-    return _clamp(b, x, low, None)
+def _clamp_min(b: Builder, x: Value, min: float) -> Value:
+    return _clamp(b, x, min)
+
+
+@rule("aten.clamp_max")
+def _clamp_max(b: Builder, x: Value, max: float) -> Value:
+    return _clamp(b, x, None, max)
 
 
 @rule("aten.softplus")
@@ -188,7 +216,7 @@ def _batch_norm(
     scale = (variance.double() + eps).rsqrt() * (1 if weight is None else weight)
     shift = (0 if bias is None else bias) - mean * scale
     shape = (-1,) + (1,) * (len(x.axes) - 2)
-    return _add(b, _mul(b, x, scale.reshape(shape)), shift.reshape(shape)), None, None
+    return add(b, _mul(b, x, scale.reshape(shape)), shift.reshape(shape)), None, None
 
 
 @rule("aten.native_layer_norm")
@@ -260,7 +288,7 @@ def _mm(b: Builder, x: Any, y: Any) -> Value:
 def _addmm(b: Builder, bias: Any, x: Any, y: Any, *, beta: float = 1, alpha: float = 1) -> Value:
     if isinstance(bias, Tensor) and bias.dim() == 1 and isinstance(x, Value) and isinstance(y, Tensor):
         return contract(b, x, 1, alpha * y, beta * bias)
-    return _add(b, _mul(b, _mm(b, x, y), alpha), bias, alpha=beta)
+    return add(b, _mul(b, _mm(b, x, y), alpha), bias, alpha=beta)
 
 
 @rule("aten.sum")

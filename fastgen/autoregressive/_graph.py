@@ -114,8 +114,6 @@ def ordered(nodes: Sequence[Node], output: Operand) -> Network:
 
 def same(a: object, b: object) -> bool:
     """Equal fields, tensors by their numbers."""
-    if isinstance(a, Tensor) or isinstance(b, Tensor):
-        return (
-            isinstance(a, Tensor) and isinstance(b, Tensor) and a.dtype == b.dtype and a.shape == b.shape and a.equal(b)
-        )
-    return a == b
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return (a.dtype, a.device, a.shape) == (b.dtype, b.device, b.shape) and a.equal(b)
+    return not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b

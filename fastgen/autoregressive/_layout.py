@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ._builder import Builder, kinds_of
 from ._rules import rule
-from ._values import NotPlannable, Value, axis, joined, merged
+from ._values import NotPlannable, Value, axis, is_channels, joined, merged
 from .network import Tap
 
 
@@ -106,6 +106,24 @@ def _slice(
     size = (count, cut.width) if kinds == ["H"] else (cut.height, count)
     made = b.convolution(cut, {Tap(0, 0): torch.eye(len(cut.channels))}, None, size, step, 1)
     return b.value(made, tuple(axes))
+
+
+@rule("aten.index_select")
+def _index_select(b: Builder, x: Value, dim: int, index: Any) -> Value:
+    dim %= len(x.axes)
+    if isinstance(index, Value) or not is_channels(x.axes[dim]):
+        raise NotPlannable("positions are put into another order")
+    axes = list(x.axes)
+    axes[dim] = axis("C", len(index))
+    return x.gather(x.index().index_select(dim, index.cpu()), tuple(axes))
+
+
+@rule("aten.index")
+def _index(b: Builder, x: Value, indices: Sequence[Any]) -> Value:
+    given = [(dim, index) for dim, index in enumerate(indices) if index is not None]
+    if len(given) != 1 or isinstance(given[0][1], Value) or given[0][1].dim() != 1 or given[0][1].dtype == torch.bool:
+        raise NotPlannable("an index that is not one list of numbers")
+    return _index_select(b, x, *given[0])
 
 
 @rule("aten.select")

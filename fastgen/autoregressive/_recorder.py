@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from . import _arithmetic, _attention, _convolution, _layout  # noqa: F401  (their rules are entered)
+from . import _arithmetic, _attention, _convolution, _layout, _own_ops  # noqa: F401  (their rules are entered)
 from ._attention import TAKES_SCORES, Scores
 from ._builder import Builder
 from ._rules import RULES
@@ -139,6 +139,8 @@ class Recorder(TorchDispatchMode):
     def lower(self, name: str, args: Sequence[Any], kwargs: dict[str, Any], outputs: Sequence[Any] | None) -> list[Any]:
         """What stands for the results of an operation, the one of an operation that was not computed."""
         outputs = [None] if outputs is None else outputs
+        if all(isinstance(output, Tensor) and output.numel() == 0 for output in outputs):
+            return [None] * len(outputs)  # of the image's numbers there are none in it
         for argument in flat((*args, *kwargs.values())):
             if isinstance(argument, Refusal):
                 return [argument] * len(outputs)

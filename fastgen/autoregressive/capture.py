@@ -27,8 +27,8 @@ class Captured:
 
     ``levels`` numbers for each of ``color_channels``, of level k and color c in channel k color_channels + c where ``levels_first``
     and in c levels + k otherwise: a module that returns [N, K, C, H, W] has levels first, and so, where it returns
-    [N, K C, H, W], it is taken to be. ``rank`` of its images is 4, or 3 of [N, C, T];
-    ``named`` where the module itself tells levels and colors apart.
+    [N, K C, H, W], it is taken to be; of a mixture's parameters ``levels`` says nothing. ``rank`` of its images is 4, or 3 of
+    [N, C, T]; ``named`` where the module itself tells levels and colors apart.
     """
 
     network: Network

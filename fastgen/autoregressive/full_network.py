@@ -26,13 +26,21 @@ class FullNetwork:
         self.device: torch.device = options.get("device", torch.device("cpu"))
 
     def __call__(self, image: Tensor, samples: Tensor | None = None) -> Tensor:
+        return self._output(image, samples).reshape(len(image), -1, *image.shape[2:])
+
+    def layout(self, shape: Sequence[int]) -> tuple[int, bool, bool]:
+        """Of images [N, C, H, W]: (logits of a pixel, whether levels come before colors, whether the module tells them apart)."""
+        output = self._output(torch.zeros(tuple(shape)), None)
+        named = output.dim() > (3 if self.sequence else 4)
+        return output[0].numel() // (shape[2] * shape[3]), not named or output.shape[2] == shape[1], named
+
+    def _output(self, image: Tensor, samples: Tensor | None) -> Tensor:
         x = image.to(self.device, self.dtype)
         inputs = [x[:, :, 0] if self.sequence else x]
         if self.condition is not None:
             inputs.append(self._of(self.condition, samples))
         with evaluating(self.model), torch.no_grad():
-            output = self.model(*inputs)
-        return output.reshape(len(x), -1, *x.shape[2:])
+            return self.model(*inputs)
 
     def _of(self, condition: Any, samples: Tensor | None) -> Any:
         if samples is None or len(samples) == self.samples:

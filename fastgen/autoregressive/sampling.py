@@ -10,8 +10,9 @@ from tqdm import tqdm
 
 from .. import _dispatch
 from ..ops._check import check_seeds
-from .capture import NotPlannable, dtype_and_device, evaluating
+from .capture import NotPlannable
 from .distribution import Distribution, distribution_of
+from .full_network import FullNetwork
 from .jacobi import jacobi
 from .naive import naive
 from .plan import Plan, plan
@@ -84,8 +85,8 @@ def sample(
             if method == "cached":
                 raise
             _dispatch.warn_once(f"sample: {error}; Jacobi decoding takes the place of the cached engine")
-    network = FullNetwork(model, full, condition, len(shape))
-    outputs = made.layout if made is not None else network.layout()
+    network = FullNetwork(model, shape, condition)
+    outputs = made.layout if made is not None else network.layout(full)
     found = distribution_of(model, *outputs, full[1], kind=distribution, values=values, levels=levels).to(
         network.device
     )
@@ -99,58 +100,17 @@ def sample(
     else:
         draw = partial(found.draw, **cut)
         turns = None if full[1] == 1 or found.kind == "logistic_mixture" else range(full[1])
-        with evaluating(model), torch.no_grad(), _bar(full, progress) as done:
+        with _bar(full, progress) as done:
             if method == "naive":
                 drawn = naive(network, draw, chosen, given, mask, colors=turns, progress=done)
             else:
                 drawn, _ = jacobi(network, draw, chosen, given, mask, in_turn=turns is not None, progress=done)
             if return_log_prob:
-                logits = network(drawn, torch.arange(len(drawn), device=drawn.device))
-                log_prob = found.log_prob(logits, drawn)
+                log_prob = found.log_prob(network(drawn), drawn)
     images = drawn.to(network.dtype)
     if len(shape) == 3:
         images, log_prob = images[:, :, 0], None if log_prob is None else log_prob[:, 0]
     return (images, log_prob) if return_log_prob else images
-
-
-class FullNetwork:
-    """The logits [N, O, H, W] that a module gives to whole images, as :func:`naive` and :func:`jacobi` ask for them."""
-
-    def __init__(self, model: nn.Module, shape: Sequence[int], condition: Any, rank: int) -> None:
-        self.model, self.shape, self.condition, self.rank = model, tuple(shape), condition, rank
-        options = dtype_and_device(model)
-        self.dtype: torch.dtype = options.get("dtype", torch.get_default_dtype())
-        self.device: torch.device = options.get("device", torch.device("cpu"))
-
-    def __call__(self, image: Tensor, samples: Tensor) -> Tensor:
-        return self._output(image, samples).reshape(len(image), -1, *self.shape[2:])
-
-    def layout(self) -> tuple[int, bool, bool]:
-        """(Logits of a pixel, whether levels come before colors, whether the module tells them apart)."""
-        n, colors, height, width = self.shape
-        count = n if self.condition is not None else 1
-        image = torch.zeros(count, colors, height, width, dtype=self.dtype, device=self.device)
-        with evaluating(self.model), torch.no_grad():
-            output = self._output(image, torch.arange(count, device=self.device))
-        named = output.dim() > self.rank
-        return output[0].numel() // (height * width), not named or output.shape[2] == colors, named
-
-    def _output(self, image: Tensor, samples: Tensor) -> Tensor:
-        image = image if self.rank == 4 else image[:, :, 0]
-        return (
-            self.model(image)
-            if self.condition is None
-            else self.model(image, _of_samples(self.condition, samples, self.shape[0]))
-        )
-
-
-def _of_samples(condition: Any, samples: Tensor, count: int) -> Any:
-    """The condition of some samples of a batch."""
-    if isinstance(condition, Tensor):
-        return condition[samples] if condition.dim() and len(condition) == count else condition
-    if isinstance(condition, (list, tuple)):
-        return type(condition)(_of_samples(part, samples, count) for part in condition)
-    return condition
 
 
 def _cached(

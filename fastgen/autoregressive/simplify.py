@@ -24,7 +24,7 @@ def simplify(network: Network) -> Network:
         for one in PASSES:
             network = one(network)
         if network == before:
-            return cropped(network)
+            return network
 
 
 def _each(change: Change) -> Callable[[Network], Network]:
@@ -214,7 +214,7 @@ def _computed(node: Node, nodes: list[Node]) -> Constant:
     image = torch.zeros(rows, 1, 1, 1, dtype=torch.float64, device=source.value.device)
     for operand in node.operands:
         source = nodes[operand.node]
-        values[operand.node] = source.value.double().expand(rows, source.channels, source.height, source.width)
+        values[operand.node] = source.value.to(image).expand(rows, source.channels, source.height, source.width)
     value = value_of(node, image, values).expand(rows, node.channels, node.height, node.width)  # type: ignore[arg-type]
     for dim in (0, 2, 3):
         first = value.narrow(dim, 0, 1)
@@ -252,6 +252,7 @@ def affine(node: Node, nodes: list[Node], counts: list[int]) -> Node:
         for mine, other in ((node.a, node.b), (node.b, node.a)):
             made, factor = nodes[mine.node], _per_channel(other, nodes, node)
             if factor is not None and isinstance(made, Convolution) and _owned(mine, made, node, counts):
+                factor = factor.to(made.weight.device)
                 bias = None if made.bias is None else made.bias.double() * factor
                 return replace(made, weight=made.weight.double() * factor[:, None, None], bias=bias, layer=node.layer)
     if isinstance(node, Sum):
@@ -266,7 +267,7 @@ def affine(node: Node, nodes: list[Node], counts: list[int]) -> Node:
             zero = torch.zeros(made.channels, dtype=torch.float64, device=made.weight.device)
             bias = (zero if made.bias is None else made.bias.double()) * scale + node.offset
             for j, shift in shifts.items():
-                bias = bias + node.scales[j] * shift
+                bias = bias + node.scales[j] * shift.to(bias)
             nodes.append(replace(made, weight=made.weight.double() * scale, bias=bias))
             kept = [
                 (t, s)
@@ -317,4 +318,6 @@ def shared(network: Network) -> Network:
     return ordered(nodes, replace(network.output, node=place[network.output.node]))
 
 
-PASSES: tuple[Callable[[Network], Network], ...] = (copies, constants, sums, gates, concatenations, affine, shared)
+PASSES: tuple[Callable[[Network], Network], ...] = (
+    copies, constants, sums, gates, concatenations, affine, shared, cropped,
+)  # fmt: skip

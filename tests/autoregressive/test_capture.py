@@ -186,6 +186,38 @@ class Function(nn.Module):
         return self.function(x)
 
 
+def half_and_back(x):
+    coarse = F.conv2d(F.pad(x, (1, 0, 1, 0)), torch.ones(2, 4, 2, 2).to(x), stride=2)
+    return F.interpolate(coarse, scale_factor=2)[:, :, :5, :5]
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x.clamp(-0.2, 0.3) + x.clamp(min=0.1) - x.clamp(max=0.1) + F.relu6(x) + x.abs(),
+        lambda x: F.elu(x, 0.5) + F.selu(x) * F.celu(x, 2.0),
+        lambda x: F.prelu(x, torch.linspace(-1, 1, 4).to(x)),
+        lambda x: F.gelu(x, approximate="tanh") - F.gelu(x) + x.exp(),
+        lambda x: F.glu(x, 1) * (1.5 - x[:, [2, 0]]) / 3,
+        lambda x: F.pad(x, (1, 0, 1, 0), value=-1.0)[:, :, :-1, :-1],
+        lambda x: F.pad(x, (0, 0, 0, 0, 1, 2)),
+        lambda x: torch.where(torch.arange(5) > 2, x, x * 2) * (torch.arange(5)[:, None] > 1).to(x),
+        lambda x: torch.einsum("nchw,oc->nohw", x, torch.arange(12.0).view(3, 4).to(x)),
+        lambda x: F.linear(x.movedim(1, -1), torch.arange(12.0).view(3, 4).to(x)).movedim(-1, 1),
+        lambda x: torch.matmul(torch.arange(12.0).view(3, 4).to(x), x.flatten(2)).unflatten(2, x.shape[2:]),
+        lambda x: x.view(len(x), 2, 2, *x.shape[2:]).transpose(1, 2).flatten(1, 2),
+        lambda x: torch.cat([t[:, None] for t in x.unbind(1)] + [torch.stack([x, 2 * x], 0).sum(0)], 1),
+        lambda x: x - x.mean(1, keepdim=True),
+        lambda x: F.conv2d(x, torch.arange(16.0).view(4, 1, 2, 2).to(x), padding=1, groups=4)[:, :, :-1, :-1],
+        lambda x: F.conv_transpose2d(x, torch.arange(32.0).view(4, 2, 2, 2).to(x), groups=2)[:, :, :5, :5],
+        half_and_back,
+    ],
+)
+def test_operations(function):
+    model = prepared(Layer(function))
+    close(capture(model, (2, 1, 5, 5)), model, torch.rand(2, 1, 5, 5).double())
+
+
 def attended(x):
     t = x.flatten(2).mT
     return (torch.softmax(t @ t.mT, -1) @ t).mT.view_as(x)
@@ -258,11 +290,11 @@ class Chain(nn.Module):
                 h = F.pad(h, (a, b, b, a))
             elif kind == "crop" and min(h.shape[2:]) > a + b + 1:
                 h = h[:, :, a : h.shape[2] - b, b:]
-            elif kind == "conv" and min(h.shape[2:]) > 2 * a:
+            elif kind == "conv" and min(h.shape[2:]) > a + 1:
                 h = F.elu(F.conv2d(h, random(3, 3, 1 + a, 2), random(3), padding=b, dilation=(1, 1 + a)))
             elif kind == "stride" and min(h.shape[2:]) > 2:
                 h = F.conv2d(h, random(3, 3, 2, 2), random(3), stride=2, padding=(a, b))
-            elif kind == "up":
+            elif kind == "up" and min(h.shape[2:]) > 1:
                 h = F.conv_transpose2d(
                     h, random(3, 3, 2, 3), random(3), stride=2, padding=min(a, 1), output_padding=b % 2
                 )

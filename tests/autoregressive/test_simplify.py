@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastgen.autoregressive import simplify as passes
-from fastgen.autoregressive._cropping import cropped
 from fastgen.autoregressive.capture import capture
 from fastgen.autoregressive.network import (
     ACTIVATIONS,
@@ -30,7 +29,7 @@ from . import models
 
 SIZE = (4, 5)
 KINDS = ("sum", "sum", "copy", "scaled", "active", "product", "concat", "conv", "conv", "constant", "norm", "attention")
-ALL = {**{one.__name__: one for one in passes.PASSES}, "cropped": cropped, "simplify": passes.simplify}
+ALL = {**{one.__name__: one for one in passes.PASSES}, "simplify": passes.simplify}
 
 
 class Maker:
