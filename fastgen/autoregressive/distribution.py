@@ -5,7 +5,7 @@ that they draw the same pixels where they have the same logits.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -39,11 +39,9 @@ class Distribution:
         """Levels of a categorical distribution."""
         return len(self.values) if self.kind == "categorical" else 1
 
-    def channels(self, mixtures: int = 1) -> int:
-        """Logits of a pixel."""
-        return (
-            self.colors * self.count if self.kind != "logistic_mixture" else mixtures * (3 if self.colors == 1 else 10)
-        )
+    def to(self, device: torch.device) -> "Distribution":
+        """The same, to draw there."""
+        return replace(self, values=self.values.to(device))
 
     def row(self, channels: int, top_k: int | None) -> list[int]:
         """DRAW_COLUMNS of a network with so many logits."""
