@@ -13,6 +13,21 @@ ACTIVATIONS: tuple[str | None, ...] = (None, "silu")
 # How GELU is computed, `approximate` of torch's gelu, is an index into this tuple.
 GELU_APPROXIMATIONS: tuple[str, ...] = ("none", "tanh")
 
+# What `gated_activation` applies to the half that is gated, its `activation`, is an index into this tuple.
+GATED_ACTIVATIONS: tuple[str, ...] = ("tanh", "identity")
+
+# What an output of a masked convolution sees of the image around it, in raster order: `mask_type` is an index into this tuple.
+MASK_TYPES: tuple[str, ...] = (
+    "A",  # the rows above and what stands left of the centre
+    "B",  # the same and the centre
+    "vertical_A",  # the rows above
+    "vertical_B",  # the same and the row of the centre, whole
+    "horizontal_A",  # what stands left of the centre in its row
+    "horizontal_B",  # the same and the centre
+    "down",  # a kernel whose lowest row is that of the output, its columns around it: no tap is masked
+    "down_right",  # a kernel whose last tap is the output: no tap is masked
+)
+
 # What a diffusion model is trained to predict of x_t = alpha x0 + sigma epsilon: epsilon, x0, alpha epsilon - sigma x0, or
 # epsilon - x0. `target` and `prediction` are indices into this tuple; -1 is none.
 PREDICTION_TYPES: tuple[str, ...] = ("epsilon", "sample", "v_prediction", "flow_prediction")
@@ -134,6 +149,19 @@ SCHEMAS: dict[str, dict[str, str]] = {
         # returns its gradient of projected
         "geglu_gate_bwd": "(Tensor grad_output, Tensor projected, int approximate) -> Tensor",
     },
+    "gated_activation": {
+        # act(a + c_a) sigmoid(b + c_b) of input [N, 2 C, *] = (a, b), the condition (c_a, c_b) [N, 2 C] or of the shape of the input
+        "gated_activation_fwd": "(Tensor input, Tensor? condition, int activation) -> Tensor",
+        # returns the gradients of (input, condition), the latter in fp32 (fp64 for fp64), empty but for a condition [N, 2 C]: that of one
+        # of the shape of the input is the input's
+        "gated_activation_bwd": "(Tensor grad_output, Tensor input, Tensor? condition, int activation) -> (Tensor, Tensor)",
+    },
+    "concat_elu": {
+        # elu(x) and elu(-x) of [N, C, *] side by side, [N, 2 C, *]
+        "concat_elu_fwd": "(Tensor input) -> Tensor",
+        # returns its gradient of input
+        "concat_elu_bwd": "(Tensor grad_output, Tensor input) -> Tensor",
+    },
     "linear_attention": {
         # scale context^T softmax(query) with context = softmax(key) value^T, the softmax of queries over features [D], that of keys over
         # positions [M memories, then L]; [N, H, D, L] each and memories [H, D, M]; for calls without gradients
@@ -185,6 +213,20 @@ SCHEMAS: dict[str, dict[str, str]] = {
         # standard normals of Philox4x32-10, key = seeds[n], counter = (element, step); returns [N, *] in float32
         "philox_normal": "(Tensor seeds, SymInt[] shape, SymInt step) -> Tensor",
     },
+    "categorical_sample": {
+        # a level of logits [N, K, *] at each position, by uniform element + position of Philox, key = seeds[n], counter = (element, step, 1);
+        # top_k 0 and top_p 1 cut nothing; returns (levels [N, *] in int64, their log-probabilities, empty where not asked for)
+        "categorical_sample": "(Tensor logits, Tensor seeds, SymInt element, SymInt step, float temperature, int top_k, float top_p, bool return_log_prob) -> (Tensor, Tensor)",
+    },
+    "logistic_mixture": {
+        # the negative log-likelihood [N] in fp32 (fp64 for fp64), in nats, of images [N, 3 or 1, H, W] under mixtures of discretised
+        # logistics [N, 10 M or 3 M, H, W]
+        "logistic_mixture_fwd": "(Tensor logits, Tensor target, int levels) -> Tensor",
+        # returns the gradient of logits
+        "logistic_mixture_bwd": "(Tensor grad, Tensor logits, Tensor target, int levels) -> Tensor",
+        # images [N, channels, H, W] in fp32 (fp64 for fp64) by uniforms element + (channels + 1) position and on; levels 0 rounds nothing
+        "logistic_mixture_sample": "(Tensor logits, Tensor seeds, int channels, SymInt element, SymInt step, int levels, float temperature) -> Tensor",
+    },
     "conv2d": {
         # (conv(act(input * input_scale + input_shift)) + bias + embedding + residual) * output_scale, whichever way is fastest
         "conv2d_fwd": "(Tensor input, Tensor weight, int[2] stride, int[2] padding, int[2] dilation, int groups, Tensor? bias, Tensor? input_scale, Tensor? input_shift, int activation, Tensor? embedding, Tensor? residual, float output_scale) -> Tensor",
@@ -192,6 +234,18 @@ SCHEMAS: dict[str, dict[str, str]] = {
         "conv2d_pack": "(Tensor weight, int outputs) -> Tensor",
         # conv2d_fwd of stride 1, the size kept, by weights so packed
         "conv2d_packed": "(Tensor input, Tensor packed, int out_channels, Tensor? bias, Tensor? input_scale, Tensor? input_shift, int activation, Tensor? embedding, Tensor? residual, float output_scale) -> Tensor",
+    },
+    "masked_conv2d": {
+        # conv(input, weight) + bias of stride 1, the size kept, by the taps of the mask alone, whichever way is fastest
+        "masked_conv2d_fwd": "(Tensor input, Tensor weight, Tensor? bias, int mask_type, int[2] dilation, int groups, int color_channels) -> Tensor",
+        # returns the gradients of (input, weight), empty where not wanted; that of weight is zero at masked taps
+        "masked_conv2d_bwd": "(Tensor grad_output, Tensor input, Tensor weight, int mask_type, int[2] dilation, int groups, int color_channels, bool wants_input, bool wants_weight) -> (Tensor, Tensor)",
+        # the weights of the taps [panels, taps, C / groups, 16] in fp32; transposed for the gradient of the input, from the last tap to the first
+        "masked_conv2d_pack": "(Tensor weight, int mask_type, int groups, int color_channels, bool transposed) -> Tensor",
+        # masked_conv2d_fwd by weights so packed, or, transposed, the gradient of the input from that of the output
+        "masked_conv2d_packed": "(Tensor input, Tensor packed, int out_channels, Tensor? bias, int[2] kernel, int mask_type, int[2] dilation, int groups, int color_channels, bool transposed) -> Tensor",
+        # the gradient of the weight [K, C / groups, kh, kw] in fp32, by our products
+        "masked_conv2d_weight_bwd": "(Tensor grad_output, Tensor input, int[2] kernel, int mask_type, int[2] dilation, int groups, int color_channels) -> Tensor",
     },
     "upsample_conv2d": {
         # conv2d_fwd of the image upsampled by two to the nearest, a 3x3 kernel, padding 1, whichever way is fastest

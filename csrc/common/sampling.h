@@ -1,8 +1,8 @@
 // What draws pixels: uniforms of one seed a sample, categorical levels and mixtures of discretised logistics at one position.
 //
-// The same stands in fastgen/reference/_sampling.py (what it means) and kernels/_sampling.py (Triton). A level is drawn by the inverse
-// of its cumulative distribution, summed in fp64 in the order of the levels, so that kernels differ only where a uniform falls within
-// rounding of a step.
+// The same stands in fastgen/reference/_sampling.py (what it means) and kernels/_sampling.py (Triton). A level is drawn by the
+// inverse of its cumulative distribution, summed in fp64 in the order of the levels, so that kernels differ only where a uniform
+// falls within rounding of a step.
 #pragma once
 
 #include <algorithm>
@@ -15,8 +15,8 @@
 
 namespace fastgen {
 
-// Uniform `element` of the stream (seed, step): word e % 4 of the Philox block e / 4, whose fourth counter word is 1 where that of the
-// normals is 0; u = (r / 2^9 + 1/2) / 2^23, 24 bits that a float holds exactly, never 0 or 1.
+// Uniform `element` of the stream (seed, step): word e % 4 of the Philox block e / 4, whose fourth counter word is 1 where that
+// of the normals is 0; u = (r / 2^9 + 1/2) / 2^23, which a float holds exactly and which is never 0 or 1.
 inline float uniform(std::uint64_t seed, std::uint32_t step, std::uint64_t element) {
   const std::uint64_t block = element / 4;
   const auto words = scalar::philox_4x32({{static_cast<std::uint32_t>(block), static_cast<std::uint32_t>(block >> 32), step, 1u}},
@@ -51,22 +51,23 @@ inline const A* levels_in_order(const A* logits, std::int64_t stride, std::int64
   return buffer;
 }
 
-// The largest of the levels; NaN where one is NaN.
+// The largest of the levels; NaN where one is NaN (of a NaN stdx::max is not to be asked).
 template <class A>
 inline A largest_level(const A* levels, std::int64_t count) {
   constexpr A lowest = -std::numeric_limits<A>::infinity();
   Vec<A> largest(lowest);
   typename Vec<A>::mask_type spoiled(false);
-  for_vectors<A>(count, [&](std::int64_t i, auto at) {
-    Vec<A> v = at.load(levels + i);
+  std::int64_t k = 0;
+  for (; k + kWidth<A> <= count; k += kWidth<A>) {
+    const Vec<A> v = load(levels + k);
     spoiled = spoiled || v != v;
-    if constexpr (std::is_same_v<decltype(at), Part>) {
-      const Vec<A> lane([](auto j) { return static_cast<A>(static_cast<int>(j)); });
-      stdx::where(lane >= static_cast<A>(at.count), v) = lowest;
-    }
-    largest = stdx::max(largest, v);
-  });
-  return stdx::any_of(spoiled) ? std::numeric_limits<A>::quiet_NaN() : stdx::hmax(largest);
+    stdx::where(v > largest, largest) = v;
+  }
+  bool nan = stdx::any_of(spoiled);
+  A found = lowest;
+  for (int i = 0; i < kWidth<A>; ++i) found = largest[i] > found ? largest[i] : found;
+  for (; k < count; ++k) nan |= levels[k] != levels[k], found = levels[k] > found ? levels[k] : found;
+  return nan ? std::numeric_limits<A>::quiet_NaN() : found;
 }
 
 // exp((l - largest) / temperature) of every level: plainly 0 below exp(-87), so that a level of -inf is never drawn.
@@ -146,9 +147,9 @@ inline A log_prob_categorical(const A* logits, std::int64_t stride, std::int64_t
 
 // A level of `count` >= 1 by the uniform u, or -1 where the largest is not finite: a NaN, an infinity, or nothing to draw.
 //
-// The probabilities are softmax(logits / temperature) over the `top_k` largest levels (0: all), of which those most probable are kept
-// that hold `top_p` of the sum (1: all). Of equal levels the first counts as the larger; at temperature 0 the largest is drawn.
-// `log_prob`, where not null, gets the logarithm of its probability under the logits as they are.
+// The probabilities are softmax(logits / temperature) over the `top_k` largest levels (0: all), of which those most probable are
+// kept that hold `top_p` of the sum (1: all). Of equal levels the first counts as the larger; at temperature 0 the largest is
+// drawn. `log_prob`, where not null, gets the logarithm of its probability under the logits as they are.
 template <class A>
 inline std::int64_t draw_categorical(const A* logits, std::int64_t stride, std::int64_t count, A temperature, std::int64_t top_k,
                                      A top_p, float u, A* log_prob) {
@@ -215,9 +216,9 @@ inline A nearest_level(A x, std::int64_t levels) {
   return (A(2) * k - steps) / steps;
 }
 
-// One pixel of `channels` (1 or 3) colors in [-1, 1] from a mixture of logistics: the mixture by u[0], each color by the next uniform,
-// its mean moved by the colors already drawn, rounded to one of `levels` values (0: not rounded). The temperature divides the logits of
-// the mixtures and multiplies the scales. False, and nothing drawn, where a parameter is not finite.
+// One pixel of `channels` (1 or 3) colors in [-1, 1] from a mixture of logistics: the mixture by u[0], each color by the next
+// uniform, its mean moved by the colors already drawn, rounded to one of `levels` values (0: not rounded). The temperature
+// divides the logits of the mixtures and multiplies the scales. False, and nothing drawn, where a parameter is not finite.
 template <class A>
 inline bool draw_logistic_mixture(const A* parameters, std::int64_t stride, std::int64_t mixtures, std::int64_t channels,
                                   std::int64_t levels, A temperature, const float* u, A* values) {
@@ -238,9 +239,9 @@ inline bool draw_logistic_mixture(const A* parameters, std::int64_t stride, std:
   return true;
 }
 
-// The logarithm of the probability that a logistic distribution gives the bin of `value`, half a step to either side and open at the
-// ends: with its edges at a and b scales from the mean, sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - exp(b - a)), whose
-// logarithms are all negative, so nothing cancels.
+// The logarithm of the probability that a logistic distribution gives the bin of `value`, half a step to either side and open at
+// the ends: with its edges at a and b scales from the mean, sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - exp(b - a)),
+// whose logarithms are all negative, so nothing cancels.
 template <class A>
 inline A log_bin(A value, A mean, A log_scale, std::int64_t levels) {
   const A half = A(1) / static_cast<A>(levels - 1), edge = A(1) - std::min(half, A(1e-3));
@@ -255,7 +256,8 @@ inline A log_bin(A value, A mean, A log_scale, std::int64_t levels) {
   return log_sigmoid(a) + log_sigmoid(-b) + inside;
 }
 
-// The logarithm of the probability of the `channels` values of one pixel, each one of `levels` >= 2; NaN where a parameter is not finite.
+// The logarithm of the probability of the `channels` values of one pixel, each one of `levels` >= 2; NaN where a parameter is not
+// finite.
 template <class A>
 inline A log_prob_logistic_mixture(const A* parameters, std::int64_t stride, std::int64_t mixtures, std::int64_t channels,
                                    std::int64_t levels, const A* values) {

@@ -4,9 +4,10 @@
 // value of each row, and does rows x vectors multiply-adds. Panels of weights pass through the first-level cache once a block of
 // channels, while the values of all rows stay in the second; the rows are shared out evenly over blocks of at most kRows, so that
 // none is computed in vain. Sums run over the channels of a block from zero, which keeps their errors small, and block after block in
-// order: the same bits whoever computes them.
+// order: the same bits whoever computes them. Short lines are taken several to a block.
 #include "_product.h"
 
+#include <algorithm>
 #include <array>
 
 namespace fastgen {
@@ -23,28 +24,30 @@ constexpr int kRows = 2, kPanels = 1;
 constexpr int kVectors = static_cast<int>(kPanel) / kWidth<float>;  // of a panel
 constexpr std::int64_t kChannels = 256;  // of a block: 16 KB of weights beside the values of 6 rows, 6 KB
 
-// `rows` rows times `panels` panels over `channels`; panels lie panel_stride apart. Adds to what is there unless `fresh`.
+// `rows` rows times `panels` panels over `channels` of `lines` of p. Adds to what is there unless `fresh`.
 template <int rows, int panels>
-void block(const float* values, std::int64_t value_stride, const float* weights, std::int64_t panel_stride, float* products,
-           std::int64_t product_stride, std::int64_t channels, bool fresh) {
+void block(const Product& p, const float* values, const float* weights, float* products, std::int64_t lines, std::int64_t channels,
+           bool fresh) {
+  const std::int64_t value_stride = p.value_stride, panel_stride = p.panel_stride, product_stride = p.product_stride;
   constexpr int vectors = panels * kVectors;
   VecF sum[rows][vectors];
 #pragma GCC unroll 16
   for (int r = 0; r < rows; ++r)
 #pragma GCC unroll 16
     for (int v = 0; v < vectors; ++v) sum[r][v] = VecF(0.0f);
-  for (std::int64_t c = 0; c < channels; ++c) {
-    VecF w[vectors];
+  for (std::int64_t l = 0; l < lines; ++l, values += p.value_line, weights += p.weight_line)
+    for (std::int64_t c = 0; c < channels; ++c) {
+      VecF w[vectors];
 #pragma GCC unroll 16
-    for (int v = 0; v < vectors; ++v)
-      w[v] = load(weights + v / kVectors * panel_stride + c * kPanel + v % kVectors * kWidth<float>);
+      for (int v = 0; v < vectors; ++v)
+        w[v] = load(weights + v / kVectors * panel_stride + c * kPanel + v % kVectors * kWidth<float>);
 #pragma GCC unroll 16
-    for (int r = 0; r < rows; ++r) {
-      const VecF x(values[r * value_stride + c]);
+      for (int r = 0; r < rows; ++r) {
+        const VecF x(values[r * value_stride + c]);
 #pragma GCC unroll 16
-      for (int v = 0; v < vectors; ++v) sum[r][v] = madd<float>(x, w[v], sum[r][v]);
+        for (int v = 0; v < vectors; ++v) sum[r][v] = madd<float>(x, w[v], sum[r][v]);
+      }
     }
-  }
 #pragma GCC unroll 16
   for (int r = 0; r < rows; ++r)
 #pragma GCC unroll 16
@@ -54,7 +57,7 @@ void block(const float* values, std::int64_t value_stride, const float* weights,
     }
 }
 
-using Block = void (*)(const float*, std::int64_t, const float*, std::int64_t, float*, std::int64_t, std::int64_t, bool);
+using Block = void (*)(const Product&, const float*, const float*, float*, std::int64_t, std::int64_t, bool);
 
 template <int panels, int... rows>
 constexpr auto blocks_of(std::integer_sequence<int, rows...>) {
@@ -67,17 +70,19 @@ constexpr auto kBlocks = blocks_of<panels>(std::make_integer_sequence<int, kRows
 }  // namespace
 
 void multiply(const Product& p, std::int64_t first, std::int64_t last) {
-  const std::int64_t parts = ceil_div(p.channels, kChannels), groups = ceil_div(p.rows, kRows), panel_stride = p.channels * kPanel;
-  for (std::int64_t part = 0; part < parts; ++part) {
+  const std::int64_t parts = ceil_div(p.channels, kChannels), groups = ceil_div(p.rows, kRows);
+  const std::int64_t most = std::max<std::int64_t>(kChannels / std::max<std::int64_t>(p.channels, 1), 1), sets = ceil_div(p.lines, most);
+  for (std::int64_t i = 0; i < sets * parts; ++i) {
+    const std::int64_t set = i / parts, part = i % parts, line = set * p.lines / sets, lines = (set + 1) * p.lines / sets - line;
     const std::int64_t begin = part * p.channels / parts, end = (part + 1) * p.channels / parts;
     for (std::int64_t panel = first; panel < last; panel += kPanels) {
       const bool whole = panel + kPanels <= last;
-      const float* weights = p.weights + panel * panel_stride + begin * kPanel;
+      const float* const weights = p.weights + panel * p.panel_stride + line * p.weight_line + begin * kPanel;
       for (std::int64_t g = 0; g < groups; ++g) {
         const std::int64_t row = g * p.rows / groups, rows = (g + 1) * p.rows / groups - row;
         const Block run = whole ? kBlocks<kPanels>[rows - 1] : kBlocks<1>[rows - 1];
-        run(p.values + row * p.value_stride + begin, p.value_stride, weights, panel_stride,
-            p.products + row * p.product_stride + panel * kPanel, p.product_stride, end - begin, begin == 0);
+        run(p, p.values + row * p.value_stride + line * p.value_line + begin, weights, p.products + row * p.product_stride + panel * kPanel,
+            lines, end - begin, i == 0 && !p.add);
       }
     }
   }

@@ -12,12 +12,14 @@ inline constexpr std::int64_t kPanel = 16;
 
 constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
-// products[r][k] = sum over c < channels of values[r][c] weights[c][k].
+// products[r][k] = sum over l < lines and c < channels of values[l][r][c] weights[l][c][k], and what was there where `add`.
 struct Product {
-  const float* values;   // [rows][value_stride]
-  const float* weights;  // [panels][channels][kPanel]
+  const float* values;   // [lines, value_line apart][rows][value_stride]
+  const float* weights;  // [panels, panel_stride apart][lines, weight_line apart][channels][kPanel]
   float* products;       // [rows][product_stride]
   std::int64_t rows, channels, value_stride, product_stride;
+  std::int64_t panel_stride = channels * kPanel, lines = 1, value_line = 0, weight_line = 0;
+  bool add = false;
 };
 
 // The panels [first, last) of all rows.

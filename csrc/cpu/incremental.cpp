@@ -13,7 +13,7 @@
 namespace fastgen::incremental {
 namespace {
 
-constexpr std::int64_t kThreadWork = 16384;  // multiply-adds of a pixel worth a second thread where it waits after every stage: 1 us
+constexpr double kThreadWork = 16384;  // multiply-adds of a pixel worth a second thread where it waits after every stage: 1 us
 
 enum class DrawKind { kCategorical, kBernoulli, kLogisticMixture };  // DRAWS
 
@@ -80,7 +80,7 @@ class Sampler {
 
   // Everything, as one of `parts` threads.
   void sample(const Images<T>& io, const Draw& draw, Share share, Team& team) {
-    for (std::int64_t y = 0; y < program_.height && bad_.load(std::memory_order_relaxed) < 0; ++y) {
+    for (std::int64_t y = 0; y < program_.height; ++y) {
       begin_row(y, share, team);
       for (std::int64_t x = 0; x < program_.width; ++x) {
         const std::int64_t turns = program_.per_color ? program_.colors : 1;
@@ -90,14 +90,12 @@ class Sampler {
           const std::int64_t first = program_.per_color ? turn : 0, last = program_.per_color ? turn + 1 : program_.colors;
           for (std::int64_t n = share.first; n < share.last; ++n)
             if (share.parts == 1 || n % share.parts == share.part) draw_pixel(io, draw, n, y, x, first, last);
-          if (share.parts > 1) team.wait(share.part == 0);
-          if (share.parts > 1 && team.dissolved()) {
-            if (share.part > 0) return;
-            share = {0, images_, 0, 1};
-          }
+          Verdict verdict = bad_.load(std::memory_order_relaxed) >= 0 ? Verdict::kStop : team.late() ? Verdict::kDissolve : Verdict::kGoOn;
+          if (share.parts > 1) verdict = team.wait(share.part == 0, verdict);
+          if (verdict == Verdict::kStop || (verdict == Verdict::kDissolve && share.part > 0)) return;
+          if (verdict == Verdict::kDissolve && share.parts > 1) share = {0, images_, 0, 1};
         }
         after(y, x, share, team);
-        if (bad_.load(std::memory_order_relaxed) >= 0 && share.parts == 1) return;
       }
     }
   }
@@ -149,10 +147,10 @@ class Sampler {
       for (std::int64_t c = 0; c < colors; ++c) all = all && io.known[pixel(c)];
       for (std::int64_t k = 0; k <= colors; ++k)
         u[k] = uniform(static_cast<std::uint64_t>(io.seeds[n]), d.step, static_cast<std::uint64_t>(place * (colors + 1) + k));
-      if (!all) drawn = draw_logistic_mixture<T>(logits, d.level_stride, d.count, colors, d.levels, static_cast<T>(d.temperature), u, values);
+      if (!all) drawn = draw_logistic_mixture<T>(logits, 1, d.count, colors, d.levels, static_cast<T>(d.temperature), u, values);
       for (std::int64_t c = 0; all && c < colors; ++c) values[c] = io.given[pixel(c)];
       if (!drawn) spoil(n * size + place);
-      const T found = log_prob_logistic_mixture<T>(logits, d.level_stride, d.count, colors, d.levels == 0 ? 256 : d.levels, values);
+      const T found = log_prob_logistic_mixture<T>(logits, 1, d.count, colors, d.levels == 0 ? 256 : d.levels, values);
       if (found != found) spoil(n * size + place);
       log_prob += found;
       for (std::int64_t c = 0; c < colors; ++c) to[c] = io.out[pixel(c)] = values[c];
@@ -181,11 +179,12 @@ class Sampler {
     io.log_prob[n * size + place] = log_prob;
   }
 
-  // Whether logit `o` is written in the turn of colors [first, last): of one color each where the colors have turns.
+  // Whether logit `o` is written in the turn of colors [first, last): of one color each where the colors have turns, the last's too what
+  // is no color's.
   bool owner(const Draw& d, std::int64_t o, std::int64_t first, std::int64_t last) const {
     if (!program_.per_color) return true;
-    const std::int64_t c = d.color_stride <= d.level_stride ? o % d.level_stride / std::max<std::int64_t>(d.color_stride, 1)
-                                                            : o / d.color_stride;
+    const std::int64_t levels = std::max<std::int64_t>(d.level_stride, 1), colors = std::max<std::int64_t>(d.color_stride, 1);
+    const std::int64_t c = std::min(d.color_stride <= d.level_stride ? o % levels / colors : o / colors, program_.colors - 1);
     return c >= first && c < last;
   }
 
@@ -212,14 +211,19 @@ class Sampler {
 template <class F>
 void in_step(const Program& program, std::int64_t images, const F& f) {
   const auto most = static_cast<std::int64_t>(torch::stable::get_num_threads());
-  const std::int64_t threads = program.work * images < kThreadWork ? 1 : std::clamp<std::int64_t>(most, 1, images > 1 ? most : 8);
+  const std::int64_t threads = program.work * static_cast<double>(images) < kThreadWork ? 1 : std::clamp<std::int64_t>(most, 1, images > 1 ? most : 8);
   Team team(static_cast<int>(threads));
   const auto part = [&](std::int64_t begin, std::int64_t end) {
     const std::int64_t place = team.join(static_cast<int>(end - begin));
     if (place < 0) return;
     const std::int64_t members = team.members();
     const bool by_image = images % members == 0 || images >= 4 * members;
-    f(by_image ? Share{place * images / members, (place + 1) * images / members, 0, 1} : Share{0, images, place, members}, team);
+    try {
+      f(by_image ? Share{place * images / members, (place + 1) * images / members, 0, 1} : Share{0, images, place, members}, team);
+    } catch (...) {
+      team.fail();
+      throw;
+    }
   };
   if (threads == 1) part(0, 1);
   else torch::stable::parallel_for(0, threads, 1, part);

@@ -29,7 +29,8 @@ class Program::Reader {
 
 namespace {
 
-constexpr std::int64_t kMost = std::int64_t{1} << 31;  // of any size in a program: products of two stay far from overflow
+constexpr std::int64_t kMost = std::int64_t{1} << 31;       // of any size in a program: products of two do not overflow
+constexpr std::int64_t kMostState = std::int64_t{1} << 40;  // numbers of state of all images
 
 }  // namespace
 
@@ -39,8 +40,9 @@ Program::Program(const char* op, const Tensor& program, std::int64_t weights, st
                 ": program must be a contiguous int64 vector");
   Reader in(op, program);
   height = in("height", 1, kMost), width = in("width", 1, kMost), colors = in("colors", 1, kMost);
-  const std::int64_t buffer_count = in("buffers", 1, kMost), count = in("instructions", 0, kMost);
-  state = in("state", 0, std::int64_t{1} << 40);
+  // A buffer or a record takes some numbers, so there are not more of them than numbers left.
+  const std::int64_t buffer_count = in("buffers", 1, kMost), count = in("instructions", 0, in.left());
+  state = in("state", 0, kMostState / std::max<std::int64_t>(images, 1));
   output = {in("output", 0, buffer_count - 1), in("output_start", 0, kMost), 0, 0};
   output_channels = in("output_channels", 1, kMost);
   per_color = in("per_color", 0, 1) == 1;
@@ -77,7 +79,7 @@ Program::Program(const char* op, const Tensor& program, std::int64_t weights, st
     check(op, instructions.back(), weights, parameters);
     if (run_at(instructions.back()) != Moment::kRow)
       for (const Phase& phase : instructions.back().phases)
-        work += phase.total * buffers[static_cast<std::size_t>(instructions.back().output)].channels;
+        work += static_cast<double>(phase.total) * static_cast<double>(buffers[static_cast<std::size_t>(instructions.back().output)].channels);
   }
   FASTGEN_CHECK(in.left() == 0, op, ": program goes on after its last record");
   const Buffer& logits = buffers[static_cast<std::size_t>(output.buffer)];
@@ -179,7 +181,7 @@ void Program::check(const char* op, const Instruction& i, std::int64_t weights, 
           const std::int64_t last = s.stride * ((to.width - 1) / i.upscale) + s.source.dx;  // the last column that is read from
           total += s.length;
           FASTGEN_CHECK(from.constant < 0 && from.step * s.stride == to.step * i.upscale, op, ": program has a product of another resolution");
-          FASTGEN_CHECK(s.source.dx + from.left >= 0 && (last + from.left) * from.channels + s.source.start + s.length <= from.columns() * from.channels,
+          FASTGEN_CHECK(s.source.dx + from.left >= 0 && last + from.left < from.columns() && (last + from.left) * from.channels + s.source.start + s.length <= from.columns() * from.channels,
                         op, ": program has a product that reads past a row");
         }
         FASTGEN_CHECK(total == phase.total && phase.weights + panels * total * kPanelOutputs <= weights, op,
@@ -210,9 +212,10 @@ void Program::check(const char* op, const Instruction& i, std::int64_t weights, 
       }
       FASTGEN_CHECK(i.parts[0].channels == i.parts[1].channels && i.parts[2].channels == to.channels, op,
                     ": program has an attention of channels that do not fit");
-      for (int k = 1; k < 3; ++k) {
+      for (std::size_t k = 0; k < 3; ++k) {  // the query's own row is the newest
         const Buffer& from = buffers[static_cast<std::size_t>(i.parts[k].source.buffer)];
-        FASTGEN_CHECK(from.constant >= 0 || from.rows >= to.height, op, ": program has an attention over rows that are not kept");
+        if (from.constant >= 0) continue;
+        FASTGEN_CHECK(k == 0 || from.rows >= to.height, op, ": program has an attention over rows that are not kept");
         FASTGEN_CHECK(from.height >= to.height && from.width >= to.width, op, ": program has an attention over a smaller image");
       }
       break;

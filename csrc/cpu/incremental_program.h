@@ -71,7 +71,7 @@ struct Program {
   bool per_color;
   std::vector<Buffer> buffers;
   std::vector<Instruction> instructions;  // by moment and stage, as they are run
-  std::int64_t work = 0;                  // multiply-adds of a pixel
+  double work = 0;                        // multiply-adds of a pixel
 
   Program(const char* op, const Tensor& program, std::int64_t weights, std::int64_t parameters, const std::vector<Tensor>& constants,
           std::int64_t images);

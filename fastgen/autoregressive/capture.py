@@ -23,7 +23,7 @@ __all__ = ["Captured", "NotPlannable", "capture"]
 
 @dataclass(frozen=True)
 class Captured:
-    """A network, and what its output's channels are.
+    """A network, and what its output's channels are. The output is read unshifted, of a node of the image's size.
 
     ``levels`` numbers for each of ``color_channels``, of level k and color c in channel k color_channels + c where ``levels_first``
     and in c levels + k otherwise: a module that returns [N, K, C, H, W] has levels first, and so, where it returns
@@ -48,11 +48,11 @@ def capture(model: nn.Module, shape: Sequence[int], *, condition: Any = None) ->
     n, colors, *size = shape
     height, width = (1, *size)[-2:]
     builder = Builder(colors, height, width)
-    example = torch.zeros(tuple(shape), **_dtype_and_device(model))
+    example = torch.zeros(tuple(shape), **dtype_and_device(model))
     axes = (axis("N", n), axis("C", colors), *(axis(k, s) for k, s in zip("HW"[-len(size) :], size, strict=True)))
     recorder = Recorder(builder)
     recorder.enter(example, builder.value(0, axes))
-    with _quiet(model), _names(model, builder), torch.no_grad(), recorder:
+    with evaluating(model), _names(model, builder), torch.no_grad(), recorder:
         output = model(example) if condition is None else model(example, condition)
     if not isinstance(output, Tensor):
         raise NotPlannable(f"the model returns a {type(output).__name__}, expected a tensor of logits")
@@ -71,6 +71,9 @@ def _captured(builder: Builder, result: Any, output: Tensor, shape: Sequence[int
         expected = "[N, K, H, W] or [N, K, C, H, W]" if rank == 4 else "[N, K, T] or [N, K, C, T]"
         raise NotPlannable(f"the model returns {list(output.shape)} of an image {list(shape)}, expected {expected}")
     operand = builder.operand(result)
+    last = builder.nodes[operand.node]
+    if (operand.dy, operand.dx, last.height, last.width) != (0, 0, result.height, result.width):
+        operand = builder.operand(builder.sum(result, [(result, 1.0)]))
     levels_first = len(kinds) == rank or result.shape[2] == colors
     if len(kinds) > rank and colors not in result.shape[1:3]:
         raise NotPlannable(
@@ -80,7 +83,7 @@ def _captured(builder: Builder, result: Any, output: Tensor, shape: Sequence[int
     return Captured(network, operand.channels // colors, colors, levels_first, rank)
 
 
-def _dtype_and_device(model: nn.Module) -> dict[str, Any]:
+def dtype_and_device(model: nn.Module) -> dict[str, Any]:
     """Of the image that the model takes: those of its first parameter or buffer that has a fraction."""
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.is_floating_point():
@@ -89,18 +92,19 @@ def _dtype_and_device(model: nn.Module) -> dict[str, Any]:
 
 
 @contextmanager
-def _quiet(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """In eval mode, every module back in its own afterwards; attention by operations that are known."""
-    training = [(module, module.training) for module in model.modules()]
+    training = [module for module in model.modules() if module.training]
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
-    model.eval()
+    if training:
+        model.eval()
     try:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
-        for module, was in training:
-            module.training = was
+        for module in training:
+            module.training = True
 
 
 @contextmanager

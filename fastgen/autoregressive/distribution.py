@@ -41,7 +41,9 @@ class Distribution:
 
     def channels(self, mixtures: int = 1) -> int:
         """Logits of a pixel."""
-        return self.colors * self.count if self.kind != "logistic_mixture" else mixtures * (3 if self.colors == 1 else 10)
+        return (
+            self.colors * self.count if self.kind != "logistic_mixture" else mixtures * (3 if self.colors == 1 else 10)
+        )
 
     def row(self, channels: int, top_k: int | None) -> list[int]:
         """DRAW_COLUMNS of a network with so many logits."""
@@ -79,7 +81,9 @@ class Distribution:
         if self.kind == "logistic_mixture":
             element = place * (self.colors + 1)
             rounded = self.rounded or None
-            return logistic_mixture_sample(logits, seeds=seeds, element=element, levels=rounded, temperature=temperature)
+            return logistic_mixture_sample(
+                logits, seeds=seeds, element=element, levels=rounded, temperature=temperature
+            )
         first, last = colors or (0, self.colors)
         drawn: Any = categorical_sample(
             self.options(logits)[..., first:last], seeds=seeds, element=place * self.colors + first,

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ..ops._packed_weights import Seen
-from .capture import Captured, NotPlannable, capture
-from .causality import order_of_colors
+from .capture import Captured, NotPlannable, capture, dtype_and_device, evaluating
+from .causality import color_order
 from .network import Convolution
 from .program import Program, compile_network
 
@@ -55,12 +55,33 @@ class Plan:
         call = torch.ops.fastgen.incremental_sample.default
         return call(image, known, *p.tensors(), levels, seeds, draw, 1.0, 1.0, p.output_channels, True)[2]
 
+    def steps(self, images: int) -> "Steps":
+        """The logits of so many images, pixel by pixel."""
+        return Steps(self.program, images)
+
     def fits(self, model: nn.Module, condition: Any) -> bool:
         """Whether it is still the module's, for this condition."""
         tensors = _tensors(model)
         if len(tensors) != len(self.seen) or not _equal(condition, self.condition):
             return False
         return all(seen.fits(tensor) for seen, tensor in zip(self.seen, tensors, strict=True))
+
+
+class Steps:
+    """Logits of one pixel after another, for whoever draws them by other means: ``steps(image, row, column)`` is [N, O].
+
+    Pixels are asked for in raster order, each once, or once a color where they have turns; the image [N, C, H, W] then holds what was
+    drawn before.
+    """
+
+    def __init__(self, program: Program, images: int) -> None:
+        self.program, self.state = program, program.new_state(images)
+
+    def __call__(self, image: Tensor, row: int, column: int, color: int = 0) -> Tensor:
+        p = self.program
+        image = image.to(p.parameters.dtype).contiguous()
+        call = torch.ops.fastgen.incremental_step.default
+        return call(self.state, image, *p.tensors(), row, column, color, p.output_channels)
 
 
 def plan(
@@ -104,16 +125,21 @@ def _make(
     model: nn.Module, size: tuple[int, int, int], condition: Any, weights_dtype: torch.dtype | None, images: int
 ) -> Plan:
     captured = capture(model, (1 if condition is None else images, *size), condition=condition)
-    first = next((t for t in _tensors(model) if t.is_floating_point()), torch.empty(0))
-    half = first.dtype in (torch.float16, torch.bfloat16)
-    dtype = torch.float32 if half else first.dtype
-    if first.dtype == torch.bfloat16 and weights_dtype is None:
-        weights_dtype = torch.bfloat16
-    per_color = order_of_colors(captured.network)
-    program = compile_network(captured.network, dtype=dtype, weights_dtype=weights_dtype, per_color=per_color)
+    order = color_order(captured)
+    if order not in (None, tuple(range(size[0]))):
+        raise NotPlannable(
+            f"the colors of a pixel hang on one another in the order {order}; they are drawn from the first to the last"
+        )
+    options = dtype_and_device(model)
+    own, device = options.get("dtype", torch.get_default_dtype()), options.get("device", torch.device("cpu"))
+    dtype = torch.float64 if own == torch.float64 else torch.float32
+    stored = weights_dtype or (torch.bfloat16 if own == torch.bfloat16 else None)
+    program = compile_network(captured.network, dtype=dtype, weights_dtype=stored, per_color=order is not None).to(
+        device
+    )
     seen = tuple(Seen(tensor) for tensor in _tensors(model))
-    made = Plan(captured, program.to(first.device), size, first.dtype, first.device, _work(captured), _copy(condition), seen)
-    _check(made, model, condition, images, COARSE if half or weights_dtype == torch.bfloat16 else TOLERANCES[dtype])
+    made = Plan(captured, program, size, own, device, _work(captured), _copy(condition), seen)
+    _check(made, model, condition, images, TOLERANCES[dtype] if own == dtype and stored in (None, dtype) else COARSE)
     return made
 
 
@@ -121,7 +147,7 @@ def _check(plan: Plan, model: nn.Module, condition: Any, images: int, tolerance:
     """Raise NotPlannable where the logits of random images are not the module's."""
     generator = torch.Generator().manual_seed(0)
     shape = (1 if condition is None else images, *plan.shape)
-    image = torch.randint(0, 2, shape, generator=generator).to(plan.device, plan.dtype)
+    image = torch.randint(0, 2, shape, generator=generator).to(plan.device, plan.dtype)  # what every model takes
     with evaluating(model), torch.no_grad():
         wanted = model(image) if condition is None else model(image, condition)
     found, wanted = plan.logits(image), wanted.reshape(len(image), -1, *plan.shape[1:]).double()

@@ -75,13 +75,11 @@ def sample(
     Sources: van den Oord et al., "Pixel recurrent neural networks", ICML 2016; Ramachandran et al., "Fast generation for convolutional
     autoregressive models", 2017; Song et al., "Accelerating feedforward computation via parallel nonlinear equation solving", ICML 2021.
     """
+    full = _shape(shape)
     if method not in METHODS:
         raise ValueError(f"sample: method must be one of {METHODS}, got {method!r}")
-    if len(shape) not in (3, 4) or any(int(s) < 1 for s in shape[1:]) or int(shape[0]) < 0:
-        raise ValueError(f"sample: shape must be (N, C, H, W) or (N, C, T) of positive sizes, got {tuple(shape)}")
     if not isinstance(model, nn.Module):
         raise TypeError(f"sample: model must be a torch.nn.Module, got {type(model).__name__}")
-    full = tuple(map(int, shape))
     made = None
     if method in ("auto", "cached"):
         try:
@@ -90,5 +88,20 @@ def sample(
             if method == "cached":
                 raise
             _dispatch.warn_once(f"sample: {error}; Jacobi decoding takes the place of the cached engine")
-            method = "jacobi"
-    network = made.model_like() if made is not None else Outside.of(model, full, condition)
+    network = FullNetwork(model, full, condition)
+    found = distribution_of(model, network, made, kind=distribution, values=values, levels=levels)
+    given, mask = _given(full, network, prefix, image, known)
+    draws = Draws(found, _seeds(seeds, full[0], network.device), temperature, top_k, top_p)
+    if made is not None:
+        images = _cached(made, draws, given, mask, progress)
+    elif method == "naive":
+        images = naive(network, draws, given, mask, progress)
+    else:
+        images = jacobi(network, draws, given, mask, progress)
+    images = images.to(network.dtype)
+    result = images if len(shape) == 4 else images[:, :, 0]
+    if not return_log_prob:
+        return result
+    logits = network(images) if made is None else made.logits(images)
+    log_prob = found.log_prob(logits, images.to(logits.dtype))
+    return result, log_prob if len(shape) == 4 else log_prob[:, 0]

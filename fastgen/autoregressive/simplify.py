@@ -68,7 +68,9 @@ def copies(network: Network) -> Network:
             nodes[i] = replace(node, operand=replace(new, dy=0, dx=0), taps=taps)
         else:
             nodes[i] = rewired(node, found.__getitem__)
-    return ordered(nodes, source(output_read(network)))
+    output = source(output_read(network))
+    plain = (output.dy, output.dx) == (0, 0) and _alike(nodes[output.node], nodes[0])
+    return ordered(nodes, output if plain else network.output)
 
 
 def _shift(span: range, by: int) -> range:

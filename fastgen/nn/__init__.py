@@ -1,12 +1,15 @@
 """Drop-in `torch.nn` modules over the ops, and the pieces of the models that are built from them."""
 
 from .attention import SpatialAttention
+from .concat_elu import ConcatELU
 from .conv2d import Conv2d, UpsampleConv2d
 from .embedding import TimestepEmbedding, timestep_embedding
+from .gated_activation import GatedActivation
 from .geglu import GEGLU
 from .group_norm import GroupNorm, PlainGroupNorm
 from .layer_norm import LayerNorm
 from .linear_attention import LinearAttention
+from .masked_conv2d import MaskedConv2d
 from .pseudo3d import FrameAttention, PseudoConv3d, SpatioTemporalAttention, TemporalAttention
 from .resample import Downsample, Upsample
 from .resblock import ResBlock
@@ -15,12 +18,15 @@ from .rms_norm import ChannelRMSNorm, RMSNorm
 __all__ = [
     "GEGLU",
     "ChannelRMSNorm",
+    "ConcatELU",
     "Conv2d",
     "Downsample",
     "FrameAttention",
+    "GatedActivation",
     "GroupNorm",
     "LayerNorm",
     "LinearAttention",
+    "MaskedConv2d",
     "PlainGroupNorm",
     "PseudoConv3d",
     "RMSNorm",

@@ -73,6 +73,20 @@ def check_seeds(op: str, seeds: Tensor | Sequence[int], device: torch.device | s
     return seeds.contiguous()
 
 
+def check_draw(op: str, seeds: Tensor, like: Tensor, element: int, step: int, temperature: float) -> None:
+    """``seeds`` [N] beside ``like`` [N, *], the place of a draw in their streams, and its temperature."""
+    if seeds.shape != like.shape[:1]:
+        fail(op, f"seeds must be one per sample ({like.shape[0]}), got {shape_of(seeds)}")
+    if seeds.device != like.device:
+        fail(op, f"seeds must be on the device of logits ({like.device}), got {seeds.device}")
+    if not 0 <= element < 2**62:
+        fail(op, f"element must be in [0, 2^62), got {element}")
+    if not -(2**31) <= step < 2**32:
+        fail(op, f"step must be in [-2^31, 2^32), got {step}")
+    if not 0 <= temperature < float("inf"):
+        fail(op, f"temperature must be finite and not negative, got {temperature}")
+
+
 def check_table(op: str, name: str, table: Tensor, like: Tensor, like_name: str, steps: int | None = None) -> None:
     """``table`` is [T], T >= 1 and equal to ``steps`` where that is given."""
     if not isinstance(table, Tensor) or table.dtype not in TABLE_DTYPES:

@@ -100,7 +100,9 @@ class PackedWeights:
         def died(reference: "weakref.ref[Tensor]") -> None:
             with self._lock:
                 entry = self._entries.get(key)
-                if entry is not None and entry.of.weight is reference:  # and not that of a new weight at the same address
+                if (
+                    entry is not None and entry.of.weight is reference
+                ):  # and not that of a new weight at the same address
                     self._forget(key)
 
         return _Entry(Seen(weight, died), {})

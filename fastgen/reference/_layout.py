@@ -30,6 +30,12 @@ def dense_strides(shape: Sequence[int], channels_last: bool) -> list[int]:
     return strides
 
 
+def empty_with_channels(x: Tensor, channels: int) -> Tensor:
+    """An uninitialised tensor [N, channels, *spatial] in the layout and the dtype of ``x`` [N, C, *spatial]."""
+    shape = (x.shape[0], channels, *x.shape[2:])
+    return torch.empty_strided(shape, dense_strides(shape, is_channels_last(x)), dtype=x.dtype, device=x.device)
+
+
 def empty_like_layout(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """An uninitialised tensor of the shape of ``x`` in the layout of :func:`output_strides`."""
     return torch.empty_strided(x.shape, output_strides(x), dtype=dtype or x.dtype, device=x.device)

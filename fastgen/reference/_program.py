@@ -1,4 +1,4 @@
-"""Programs of the cached sampler, read and checked as the kernels read and check them: `csrc/cpu/incremental_program.cpp` in Python.
+"""Programs of the cached sampler, read and checked as the kernels do: `csrc/cpu/incremental_program.cpp` in Python.
 
 What the records hold is said in `fastgen/autoregressive/program.py`, what the numbers mean in `fastgen/_schema.py`.
 """
@@ -113,12 +113,10 @@ def read_program(
     op: str, program: Tensor, weights: int, parameters: int, constants: Sequence[Tensor], images: int
 ) -> Program:
     """A program, nothing of which reads or writes outside of its buffers, ``weights`` and ``parameters`` numbers."""
-    fits = program.dtype == torch.int64 and program.dim() == 1 and program.is_contiguous()
-    require(op, fits, f"program must be a contiguous int64 vector, got {program.dtype}, {tuple(program.shape)}")
     take = _Reader(op, program)
     height, width, colors = (take(name, 1, MOST) for name in PROGRAM_HEADER[:3])
-    count, records = take("buffers", 1, MOST), take("instructions", 0, MOST)
-    state = take("state", 0, 2**40)
+    count, records = take("buffers", 1, MOST), take("instructions", 0, len(program))
+    state = take("state", 0, 2**40 // max(images, 1))
     output, start = take("output", 0, count - 1), take("output_start", 0, MOST)
     channels, per_color = take("output_channels", 1, MOST), take("per_color", 0, 1) == 1
     lows, highs = (-1, 1, 1, 1, 1, 0, 0, 0, 1), (len(constants) - 1, *[MOST] * 6, state, MOST)
@@ -230,10 +228,8 @@ def _check_instruction(op: str, i: Instruction, buffers: list[Buffer], weights: 
         for phase in i.phases:
             for s in phase.segments:
                 source = buffers[s.source.buffer]
-                first, last = (
-                    source.left + s.source.dx,
-                    source.left + s.source.dx + s.stride * ((out.width - 1) // i.upscale),
-                )
+                first = source.left + s.source.dx
+                last = first + s.stride * ((out.width - 1) // i.upscale)
                 inside = (
                     first >= 0
                     and last * source.channels + s.source.start + s.length <= source.columns * source.channels
@@ -250,16 +246,16 @@ def _check_instruction(op: str, i: Instruction, buffers: list[Buffer], weights: 
             op, total == out.channels, f"program has a concatenation of {total} channels in a buffer of {out.channels}"
         )
     elif i.kind == "layer_norm":
-        small(i.weight, out.channels), small(i.bias, out.channels), small(i.eps, 1)
+        for first, count in ((i.weight, out.channels), (i.bias, out.channels), (i.eps, 1)):
+            small(first, count)
     elif i.kind == "attention":
         small(i.scale, 1)
         query, key, value = i.operands
         even = all(o.channels % i.heads == 0 and o.dy == o.dx == 0 for o in i.operands)
         fits = query.channels == key.channels and value.channels == out.channels
-        kept = all(buffers[o.buffer].constant >= 0 or buffers[o.buffer].rows >= out.height for o in (key, value))
-        whole = all(
-            buffers[o.buffer].height >= out.height and buffers[o.buffer].width >= out.width for o in (key, value)
-        )
+        read = [buffers[o.buffer] for o in (key, value, query)]
+        kept = all(b.constant >= 0 or b.rows >= out.height for b in read[:2])
+        whole = all(b.constant >= 0 or (b.height >= out.height and b.width >= out.width) for b in read)
         require(op, even and fits and kept and whole, "program has an attention of channels or rows that do not fit")
     elif i.kind == "embedding":
         small(i.table, i.levels * i.weight)
@@ -270,9 +266,7 @@ def _check_instruction(op: str, i: Instruction, buffers: list[Buffer], weights: 
 def _check_operand(op: str, o: Operand, source: Buffer, out: Buffer) -> None:
     require(op, o.start + o.channels <= source.channels, "program reads channels past a buffer's")
     if source.constant >= 0:
-        wide = source.height in (1, *range(out.height, source.height + 1)) and (
-            source.width == 1 or source.width >= out.width
-        )
+        wide = (source.height == 1 or source.height >= out.height) and (source.width == 1 or source.width >= out.width)
         require(op, o.dy == o.dx == 0 and wide, "program reads past a constant")
     else:
         inside = o.dx + source.left >= 0 and out.width + o.dx <= source.width + source.right

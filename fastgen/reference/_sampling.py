@@ -154,9 +154,40 @@ def log_bins(values: Tensor, means: Tensor, log_scales: Tensor, levels: int) -> 
     return torch.where(values < -edge, below, torch.where(values > edge, above, below + above + inside))
 
 
+def log_bins_bwd(values: Tensor, means: Tensor, log_scales: Tensor, levels: int) -> tuple[Tensor, Tensor]:
+    """The derivatives of :func:`log_bins` by ``means`` and ``log_scales``."""
+    half = 1 / (levels - 1)
+    inverse, edge = torch.exp(-log_scales), 1 - min(half, EDGE)
+    a, b, width = (values - means + half) * inverse, (values - means - half) * inverse, 2 * half * inverse
+    lowest, highest = values < -edge, values > edge
+    from_a = torch.where(highest, 0.0, torch.sigmoid(-a))
+    from_b = torch.where(lowest, 0.0, torch.sigmoid(b))
+    series = 1 - width / 2 + width * width / 12
+    from_width = torch.where(width < SERIES, series, width / torch.expm1(torch.where(width < SERIES, 1.0, width)))
+    from_width = torch.where(lowest | highest, 0.0, from_width)
+    return -inverse * (from_a - from_b), -(a * from_a - b * from_b + from_width)
+
+
 def log_prob_logistic_mixture(parameters: Tensor, values: Tensor, levels: int) -> Tensor:
     """The logarithm of the probability [*] of pixels ``values`` [*, C] under ``parameters`` [*, 10 M or 3 M]."""
     logits, means, log_scales, coefficients = split_mixture(parameters, values.shape[-1])
     means = coupled_means(means, coefficients, values)
     bins = log_bins(values[..., None], means, log_scales.clamp_min(LEAST_LOG_SCALE), levels)  # [*, C, M]
     return torch.logsumexp(logits + bins.sum(-2), -1) - torch.logsumexp(logits, -1)
+
+
+def log_prob_logistic_mixture_bwd(parameters: Tensor, values: Tensor, levels: int) -> Tensor:
+    """The derivatives of :func:`log_prob_logistic_mixture` by ``parameters``, in their shape."""
+    logits, means, raw_scales, coefficients = split_mixture(parameters, values.shape[-1])
+    means = coupled_means(means, coefficients, values)
+    log_scales = raw_scales.clamp_min(LEAST_LOG_SCALE)
+    bins = log_bins(values[..., None], means, log_scales, levels)
+    weights = torch.softmax(logits + bins.sum(-2), -1)
+    by_mean, by_scale = log_bins_bwd(values[..., None], means, log_scales, levels)
+    parts = [by_mean, torch.where(raw_scales < LEAST_LOG_SCALE, 0.0, by_scale)]
+    if coefficients is not None:
+        red, green = values[..., 0, None], values[..., 1, None]
+        moved = (by_mean[..., 1, :] * red, by_mean[..., 2, :] * red, by_mean[..., 2, :] * green)
+        parts.append(torch.stack(moved, dim=-2) * (1 - coefficients * coefficients))
+    inner = torch.stack(parts, dim=-2) * weights[..., None, None, :]  # [*, C, kinds, M]
+    return torch.cat([weights - torch.softmax(logits, -1), inner.flatten(-3)], dim=-1)

@@ -225,6 +225,14 @@ def test_what_is_refused_and_not_used_does_not_matter():
     assert capture(model, (2, 1, 5, 5)).network.output.channels == 4
 
 
+def test_an_output_that_is_shifted_is_a_node_of_its_own():
+    model = prepared(Layer(lambda x: F.pad(x, (1, 0, 2, 0))[:, :, :-2, :-1]))
+    captured = capture(model, (2, 1, 5, 5))
+    output = captured.network.output
+    assert (output.dy, output.dx) == (0, 0) and captured.network.nodes[output.node].height == 5
+    close(captured, model, torch.rand(2, 1, 5, 5).double())
+
+
 def test_a_shape_that_is_none():
     with pytest.raises(ValueError, match=r"capture: shape must be \(N, C, H, W\) or \(N, C, T\), got \(1, 2\)"):
         capture(nn.Identity(), (1, 2))

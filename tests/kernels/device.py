@@ -59,6 +59,11 @@ def guard(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     return tree_map_only(Tensor, inside, arguments)
 
 
+def poison(dtype: torch.dtype) -> float | int:
+    """What memory that nobody has written holds: NaN, or the least of integers."""
+    return float("nan") if dtype.is_floating_point else torch.iinfo(dtype).min
+
+
 @contextlib.contextmanager
 def guarded_outputs() -> Iterator[None]:
     """Memory allocated inside lies between NaNs, is full of them, and the NaNs around it must survive."""
@@ -66,7 +71,8 @@ def guarded_outputs() -> Iterator[None]:
 
     def empty_strided(size, stride, *, dtype=None, device=None):
         extent = sum((n - 1) * s for n, s in zip(size, stride, strict=True)) + 1 if math.prod(size) else 0
-        buffer = torch.full((extent + 256,), float("nan"), dtype=dtype or torch.get_default_dtype(), device=device)
+        dtype = dtype or torch.get_default_dtype()
+        buffer = torch.full((extent + 256,), poison(dtype), dtype=dtype, device=device)
         allocated.append((buffer, extent))
         return torch.as_strided(buffer, size, stride, 128)
 
@@ -84,14 +90,19 @@ def guarded_outputs() -> Iterator[None]:
         yield
     assert allocated
     for buffer, extent in allocated:
-        assert buffer[:128].isnan().all() and buffer[128 + extent :].isnan().all(), "a store went past the ends"
+        around = torch.cat([buffer[:128], buffer[128 + extent :]])
+        untouched = around.isnan() if around.is_floating_point() else around == poison(around.dtype)
+        assert untouched.all(), "a store went past the ends"
 
 
 def close(
     actual: Tensor, expected: Tensor, dtype: torch.dtype | None = None, least: float = 1e-2, cut: int | None = None
 ) -> None:
-    """Within the tolerance of ``dtype``, or of its own; the rest as in :class:`tests.ops.families.Call`."""
+    """Within the tolerance of ``dtype``, or of its own; integers are equal. The rest as in :class:`tests.ops.families.Call`."""
     assert actual.shape == expected.shape
+    if not actual.is_floating_point():
+        assert torch.equal(actual, expected)
+        return
     info = torch.finfo(actual.dtype)
     underflow = info.smallest_normal * info.eps / 2  # half of the least number
     for part in (slice(None),) if cut is None else (slice(None, cut), slice(cut, None)):

@@ -157,6 +157,7 @@ def examples() -> list[dict[str, Any]]:
     return [{**example(torch.float32), **hybrid}]
 
 
+OWN_DTYPE = (0,)
 REFUSED = [
     ("diffusion_loss_fwd", {"prediction": 4}, "prediction"),
     ("diffusion_loss_bwd", {"prediction": -1}, "prediction"),

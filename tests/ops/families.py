@@ -11,6 +11,10 @@ What a case file may hold, besides the arguments of its own CPU tests:
     UNSEEN              raw op that is not called under a mode of the dispatcher -> a function that makes arguments of it
     harmless(op, name, how, arguments)
                         whether the raw op may take that argument spoiled so
+    unknown_to_fakes(op, name, how)
+                        whether only the values of another argument say that it may not, which a fake cannot read
+    NO_GRADIENT        True where the op refuses tensors that require them
+    OWN_DTYPE           positions of the outputs that do not follow the dtype of the main argument
     REFUSED             further refusals: a raw op, the arguments to change, and what the message says
     MAPPED              :class:`OfTensors` for `vmap`, each of which may be mapped; the main one comes first
     EXPORTED            name -> :class:`OfTensors`, those for a batch of k, which is the first dimension of each

@@ -27,6 +27,7 @@ def example(dtype: torch.dtype) -> dict[str, Any]:
     return {"input": randn(*shape, dtype=dtype), "num_groups": 3, **parameters(shape, dtype)}
 
 
+OWN_DTYPE = (0, 1)
 REFUSED = [
     ("group_norm_affine", {"num_groups": 0}, "num_groups"),
     ("group_norm_affine", {"num_groups": 4}, "num_groups must divide channels"),

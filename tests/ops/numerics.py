@@ -119,5 +119,17 @@ def assert_fake(op: torch._ops.OpOverload, arguments: Sequence[Any]) -> None:
         assert (r.shape, r.stride(), r.dtype) == (f.shape, f.stride(), f.dtype)
 
 
+def chi_square(counts: Tensor, probabilities: Tensor) -> float:
+    """The probability of counts no likelier than these, of cells that are expected at least five times."""
+    expected = counts.sum() * probabilities
+    assert (counts[probabilities == 0] == 0).all()
+    small = expected < 5
+    counts = torch.cat([counts[~small], counts[small].sum()[None]]).double()
+    expected = torch.cat([expected[~small], expected[small].sum()[None]])
+    counts, expected = counts[expected > 0], expected[expected > 0]
+    statistic = ((counts - expected).square() / expected).sum()
+    return torch.special.gammaincc(torch.tensor((len(counts) - 1) / 2).double(), statistic / 2).item()
+
+
 def _several(results: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
     return [results] if isinstance(results, Tensor) else results

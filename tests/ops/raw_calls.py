@@ -39,7 +39,8 @@ def recorded_calls() -> dict[str, list[tuple]]:
     for family, module in FAMILIES.items():
         for named in [module.example(torch.float32), *getattr(module, "examples", list)()]:
             main = next((name for name, value in named.items() if is_floating(value)), None)
-            for gradients in (False, True) if main is not None and "out" not in named else (False,):
+            differentiable = main is not None and "out" not in named and not hasattr(module, "NO_GRADIENT")
+            for gradients in (False, True) if differentiable else (False,):
                 given = {**named, main: named[main].clone().requires_grad_()} if gradients else named
                 with Recorder() as recorder:
                     results = tree_flatten(getattr(fastgen.ops, family)(**given))[0]

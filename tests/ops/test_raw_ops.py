@@ -12,7 +12,7 @@ import fastgen
 from fastgen import _schema
 
 from .families import case_files
-from .raw_calls import CALLS, arguments, changed, spoiled
+from .raw_calls import CALLS, FAMILIES, arguments, changed, spoiled
 
 REFUSED = [refusal for module in case_files().values() for refusal in module.REFUSED]
 
@@ -36,13 +36,14 @@ def test_a_spoiled_argument_is_refused(op):
             call(op, args)
             pytest.fail(f"{op} took {name} with {how}")
         count += 1
-    assert count >= 8
+    assert count >= (8 if len(arguments(op, "Tensor")) > 1 else 3)  # of a tensor alone the sizes may be free
 
 
 @pytest.mark.parametrize("op", CALLS)
 def test_the_fake_refuses_it_too(op):
+    unknown = getattr(FAMILIES[_schema.FAMILY_OF[op]], "unknown_to_fakes", lambda *_: False)
     for name, how, args in spoiled(op):
-        if how == "the meta device":
+        if how == "the meta device" or unknown(op, name, how):
             continue
         faked = tree_map_only(Tensor, lambda t: t.to("meta"), args)
         with pytest.raises(RuntimeError, match=_schema.FAMILY_OF[op]):

@@ -31,6 +31,34 @@ def test_prediction_types_of_the_cpu_kernels():
     assert enumerators("common/timesteps.h", "Prediction") == expected
 
 
+def test_activations_of_the_cpu_kernels():
+    assert tuple(enumerators("cpu/gated_activation.cpp", "Activation")) == _schema.GATED_ACTIVATIONS
+
+
+def fields(file: str, name: str) -> list[str]:
+    """The integers of a C++ struct, in order."""
+    body = re.search(rf"struct {name} \{{[^\n]*\n\s*std::int64_t ([^;]*);", (CSRC / file).read_text())
+    assert body, f"{file} has no struct {name} that begins with integers"
+    return body.group(1).split(", ")
+
+
+def test_programs_of_the_cpu_kernels():
+    header = "cpu/incremental_program.h"
+    assert tuple(enumerators(header, "Kind")) == _schema.INSTRUCTIONS
+    assert tuple(enumerators(header, "Moment")) == _schema.MOMENTS
+    assert tuple(enumerators(header, "Activation")) == _schema.NODE_ACTIVATIONS
+    assert tuple(fields(header, "Buffer")) == _schema.BUFFER_COLUMNS
+    assert tuple(enumerators("cpu/incremental.cpp", "DrawKind")) == _schema.DRAWS
+    assert ("kind", *fields_after(header="cpu/incremental.cpp", name="Draw"), "step") == _schema.DRAW_COLUMNS
+
+
+def fields_after(header: str, name: str) -> list[str]:
+    """The integers of a C++ struct behind its first member."""
+    body = re.search(rf"struct {name} \{{[^\n]*\n[^;]*;\n\s*std::int64_t ([^;]*);", (CSRC / header).read_text())
+    assert body, f"{header} has no struct {name} whose second members are integers"
+    return body.group(1).split(", ")
+
+
 @pytest.mark.parametrize("op", _schema.FAMILY_OF)
 def test_every_op_is_defined_with_its_reference_its_fake_and_its_check(op):
     assert str(getattr(torch.ops.fastgen, op).default._schema).startswith(f"fastgen::{op}(")

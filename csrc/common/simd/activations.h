@@ -1,11 +1,15 @@
 // tanh, sigmoid and ELU of any x, with their derivatives: to 3 ulp from -Inf to Inf, of denormals too, the derivatives to 6; a NaN
 // stays. All are made of exp(-a) with a >= 0, which cannot overflow, and of exp(-a) - 1 where a difference of neighbours would lose
-// digits. What would be less than 1.7e-38 because of its exponential is 0 in fp32.
+// digits. In fp32 an exponential below 8e-39 is 0.
 #pragma once
 
 #include "common/simd/transcendental.h"
 
 namespace fastgen {
+
+// (exp(r) - 1 - r) / r^2 on [-ln(2) / 2, ln(2) / 2].
+inline constexpr float kDecayCoefficients[] = {1.9875691500e-4f, 1.3981999507e-3f, 8.3334519073e-3f,
+                                               4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f};
 
 // exp(-a) and exp(-a) - 1 by one exponential.
 template <class A>
@@ -13,14 +17,16 @@ struct Decay {
   Vec<A> power, less_one;
 };
 
-// For a >= 0. In fp32 the power is plainly 0 where a > 87, just above the smallest normal.
+// Cephes' expf, as in `exp`, for a >= 0: nothing to saturate above, and 2^k is plainly 0 where a > 87.7.
 FASTGEN_INLINE Decay<float> decay(VecF a) {
-  VecF p, k;
-  reduced_exp(-a, p, k);
-  const VecF scale = scale_by_power(VecF(1.0f), k);
-  VecF power = madd<float>(p, scale, scale);
-  stdx::where(a > 87.0f, power) = 0.0f;
-  return {power, madd<float>(p, scale, scale - 1.0f)};
+  const VecF x = at_least(-a, -88.0f), shift(12582912.0f + 127.0f);  // 1.5 * 2^23 and the bias: the exponent of 2^k in the low bits
+  const VecF magic = madd<float>(x, VecF(1.44269504f), shift), k = magic - shift;
+  VecF r = madd<float>(k, VecF(-0.693359375f), x);
+  r = madd<float>(k, VecF(2.12194440e-4f), r);
+  SideBySide<float, 1> fraction = {r}, p;
+  polynomials<float>(kDecayCoefficients, fraction, p);
+  const VecF less_one = madd<float>(p[0], r * r, r), scale = bits_as<VecF>(VecU(bits_as<VecU>(magic) << 23));
+  return {madd<float>(less_one, scale, scale), madd<float>(less_one, scale, scale - 1.0f)};
 }
 FASTGEN_INLINE Decay<double> decay(Vec<double> a) {
   constexpr double near = 0.69314718055994530942;  // up to here exp(-a) >= 1/2 is the sum that is exact to rounding, beyond the other

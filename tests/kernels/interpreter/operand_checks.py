@@ -12,7 +12,7 @@ import torch
 from fastgen import _dispatch, _schema
 from fastgen.reference import _layout
 from tests.ops.families import case_files
-from tests.ops.raw_calls import CALLS, changed, spoiled
+from tests.ops.raw_calls import CALLS, arguments, changed, spoiled
 
 OPS = [op for op in _schema.FAMILY_OF if not _dispatch.Triton.reasons(op)]
 REFUSED = [refusal for module in case_files().values() for refusal in module.REFUSED if refusal[0] in OPS]
@@ -44,7 +44,7 @@ def test_a_spoiled_operand_is_refused(op):
         else:
             pytest.fail(f"the launcher of {op} took {name} with {how}")
     assert len(elsewhere) <= 2, elsewhere
-    assert refused >= 4
+    assert refused >= (4 if len(arguments(op, "Tensor")) > 1 else 1)  # of a tensor alone the sizes may be free
 
 
 @pytest.mark.parametrize(("op", "changes", "message"), REFUSED)
