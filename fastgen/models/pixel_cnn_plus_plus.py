@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._autoregressive import ShiftedConv2d, concat_elu, gated_activation
+from ..ops import concat_elu, gated_activation
+from ._shifted_conv2d import ShiftedConv2d
 from .autoregressive import (
     AutoregressiveModel,
     Condition,
