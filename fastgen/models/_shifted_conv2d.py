@@ -1,15 +1,19 @@
 """`ShiftedConv2d`: the causal convolution of models whose kernels hold nothing that is masked."""
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ..ops import masked_conv2d
 
 
 class ShiftedConv2d(nn.Conv2d):
     """A causal convolution without a mask: its kernel ends in the row of the output, and is as small as what it reads.
 
     Output (y, x) reads the rows y - d (k_h - 1), ..., y, all one further up where ``above``; and where ``centred`` the columns
-    from x - d (k_w - 1) / 2 to x + d (k_w - 1) / 2, else x - d (k_w - 1), ..., x, all one further left where ``before``.
-    With a stride s, rows and columns are those at s y and s x.
+    from x - d (k_w - 1) / 2 to x + d (k_w - 1) / 2, else x - d (k_w - 1), ..., x, all one further left where ``before``. The image
+    keeps its size. :func:`fastgen.ops.masked_conv2d` with ``"down"`` or ``"down_right"``.
     """
 
     def __init__(
@@ -22,21 +26,18 @@ class ShiftedConv2d(nn.Conv2d):
         above: bool = False,
         before: bool = False,
         dilation: int = 1,
-        stride: int = 1,
-        bias: bool = True,
     ) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, dilation=dilation, stride=stride, bias=bias)
-        rows, columns = dilation * (kernel_size[0] - 1), dilation * (kernel_size[1] - 1)
-        left, right = (columns // 2, columns - columns // 2) if centred else (columns, 0)
-        self._cropped = (int(above), int(before))
-        self._padded = (left + int(before), right, rows + int(above), 0)
+        super().__init__(in_channels, out_channels, kernel_size, dilation=dilation)
+        self.mask_type = "down" if centred else "down_right"
+        self.above, self.before = above, before
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(self.padded(x))
+        if self.above or self.before:
+            x = moved(x, int(self.above), int(self.before))
+        dilation: Any = self.dilation
+        return masked_conv2d(x, self.weight, self.bias, mask_type=self.mask_type, dilation=dilation)
 
-    def padded(self, x: Tensor) -> Tensor:
-        """``x`` without the last row or column that nothing reads, with zeros around it."""
-        rows, columns = self._cropped
-        if rows or columns:
-            x = x[:, :, : x.shape[2] - rows, : x.shape[3] - columns]
-        return F.pad(x, self._padded) if any(self._padded) else x
+
+def moved(x: Tensor, down: int, right: int) -> Tensor:
+    """An image by that many pixels down and right, zeros where nothing was."""
+    return F.pad(x[:, :, : x.shape[2] - down, : x.shape[3] - right], (right, 0, down, 0))
