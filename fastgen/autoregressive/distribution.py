@@ -5,7 +5,7 @@ that they draw the same pixels where they have the same logits.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -33,6 +33,10 @@ class Distribution:
     colors: int
     levels_first: bool = True
     rounded: int = 0
+
+    def to(self, device: torch.device) -> "Distribution":
+        """The same, with its values on ``device``."""
+        return replace(self, values=self.values.to(device))
 
     @property
     def count(self) -> int:
@@ -82,7 +86,7 @@ class Distribution:
             element = place * (self.colors + 1)
             rounded = self.rounded or None
             return logistic_mixture_sample(
-                logits, seeds=seeds, element=element, levels=rounded, temperature=temperature
+                logits, seeds=seeds, channels=self.colors, element=element, levels=rounded, temperature=temperature
             )
         first, last = colors or (0, self.colors)
         drawn: Any = categorical_sample(
