@@ -34,6 +34,10 @@ class Distribution:
     levels_first: bool = True
     rounded: int = 0
 
+    def to(self, device: torch.device) -> "Distribution":
+        """The same, with its values on ``device``."""
+        return replace(self, values=self.values.to(device))
+
     @property
     def count(self) -> int:
         """Levels of a categorical distribution."""
@@ -80,7 +84,7 @@ class Distribution:
             element = place * (self.colors + 1)
             rounded = self.rounded or None
             return logistic_mixture_sample(
-                logits, seeds=seeds, element=element, levels=rounded, temperature=temperature
+                logits, seeds=seeds, channels=self.colors, element=element, levels=rounded, temperature=temperature
             )
         first, last = colors or (0, self.colors)
         drawn: Any = categorical_sample(
