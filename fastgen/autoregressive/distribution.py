@@ -43,10 +43,6 @@ class Distribution:
         """Levels of a categorical distribution."""
         return len(self.values) if self.kind == "categorical" else 1
 
-    def to(self, device: torch.device) -> "Distribution":
-        """The same, to draw there."""
-        return replace(self, values=self.values.to(device))
-
     def row(self, channels: int, top_k: int | None) -> list[int]:
         """DRAW_COLUMNS of a network with so many logits."""
         mixture = self.kind == "logistic_mixture"
