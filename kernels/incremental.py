@@ -1,14 +1,14 @@
 """Triton kernel of `incremental`: one program draws one image, from the first pixel to the last.
 
 A barrier of the whole grid takes a microsecond or two, and a pixel has some thirty stages: so images are spread over the
-multiprocessors and each stays within one, where a barrier takes nanoseconds. The program of the network is not compiled in: the kernel
-reads it, row by row of a table, and does for each instruction what its kind says. The state of an image and the weights stay in the
-cache of the GPU, from which each pixel reads the weights of its own taps once, as blocks of BLOCK_K x BLOCK_O times a vector; of rows,
-which are matrix products, a tile of BLOCK_M columns uses each weight that is read. Sums are in fp32, or fp64 for fp64. What an
-instruction has written the next ones read after a barrier: each is a stage by itself.
+multiprocessors and each stays within one, where a barrier takes nanoseconds. The program of the network is not compiled in: the
+kernel reads it, row by row of a table, and does for each instruction what its kind says. The state of an image and the weights
+stay in the cache of the GPU, from which each pixel reads the weights of its own taps once, as blocks of BLOCK_K x BLOCK_O times a
+vector; of rows, which are matrix products, a tile of BLOCK_M columns uses each weight that is read. Sums are in fp32, or fp64 for fp64. What
+an instruction has written the next ones read after a barrier: each is a stage by itself.
 
-On a GPU nobody asks whether logits are finite, since that would be to wait: where none can be drawn the pixel and its log-probability
-are NaN, and so is what is drawn after it and reads it.
+On a GPU nobody asks whether logits are finite, since that would be to wait: where none can be drawn the pixel and its
+log-probability are NaN, and so is what is drawn after it and reads it.
 """
 
 from collections.abc import Sequence
@@ -34,6 +34,9 @@ __all__ = ["incremental_sample", "incremental_step", "reasons"]
 MOST_LEVELS = 1024  # in the registers of a program
 MOST_HEAD = 64
 WARPS = 8
+# Of a pixel's sums 16 weights a thread, 16 KB in flight; of fp64, which has no tiles, what fits the registers.
+BLOCKS = {"BLOCK_M": 16, "BLOCK_K": 64, "BLOCK_O": 64, "DOT": True}
+BLOCKS_FP64 = {"BLOCK_M": 16, "BLOCK_K": 16, "BLOCK_O": 32, "DOT": False}
 
 WIDTH, COLORS, TURNS, CHANNELS, IMAGE, LOGITS, FIRST = (
     tl.constexpr(HEADER.index(name))
@@ -46,7 +49,7 @@ I_KIND, I_STEP, I_HEIGHT, I_WIDTH = (
 )
 
 
-# Places and columns of a draw are other numbers every call: without the list Triton would compile again for 1 and for multiples of 16.
+# Places and columns of a draw are other numbers every call: without the list Triton would compile anew for 1 and multiples of 16.
 @triton.jit(
     do_not_specialize=[
         "first", "last", "size", "level_count", "count", "level_stride", "color_stride", "top_k", "rounded", "step",
@@ -224,6 +227,7 @@ def incremental_sample(
     )
     if images == 0:
         return out, log_prob, logits
+    mask, state = None if known is None else known.view(torch.uint8), parameters.new_zeros(images * plan.program.state)
     options = parameters.new_full((2,), top_p)
     options[0].fill_(temperature)
     mixed = colors if DRAWS[kind] == "logistic_mixture" else 0
@@ -231,10 +235,10 @@ def incremental_sample(
     events = height * width * (colors if plan.program.per_color else 1)
     with on_device(image):
         _launch(
-            plan, images, parameters.new_zeros(images * plan.program.state), image, None if known is None else known.view(torch.uint8),
-            weights, parameters, constants, levels, seeds, options, out, log_prob, logits if return_logits else None, 0, events,
-            height * width, levels.shape[0], in_block, level_stride, color_stride, min(top_k, in_block), rounded, low_word(step), STEP=False,
-            KIND=kind, CUT=DRAWS[kind] == "categorical" and (top_k > 0 or top_p < 1), MIXED=mixed, BLOCK_L=max(16, triton.next_power_of_2(in_block)),
+            plan, images, state, image, mask, weights, parameters, constants, levels, seeds, options, out, log_prob,
+            logits if return_logits else None, 0, events, height * width, levels.shape[0], in_block, level_stride, color_stride,
+            min(top_k, in_block), rounded, low_word(step), STEP=False, KIND=kind, MIXED=mixed,
+            CUT=DRAWS[kind] == "categorical" and (top_k > 0 or top_p < 1), BLOCK_L=max(16, triton.next_power_of_2(in_block)),
         )  # fmt: skip
     return out, log_prob, logits
 
@@ -261,7 +265,8 @@ def incremental_step(
     with on_device(image):
         _launch(
             plan, image.shape[0], state, image, None, weights, parameters, constants, None, None, None, None, None, logits,
-            max(event - 1, 0), event + 1, p.height * p.width, 0, 0, 0, 0, 0, 0, 0, STEP=True, KIND=0, CUT=False, MIXED=0, BLOCK_L=16,
+            max(event - 1, 0), event + 1, p.height * p.width, 0, 0, 0, 0, 0, 0, 0, STEP=True, KIND=0, MIXED=0, CUT=False,
+            BLOCK_L=16,
         )  # fmt: skip
     return logits
 
@@ -272,7 +277,7 @@ def _launch(plan: Plan, images: int, state: Tensor, image: Tensor, known: Tensor
     tensors = (plan.table, state, image, known, weights, parameters, flat)
     launch(
         incremental_kernel, images, *tensors, *args, num_warps=WARPS, enable_fp_fusion=True, **constexprs, BLOCK_E=plan.head_size,
-        BLOCK_M=16, BLOCK_K=64, BLOCK_O=64, DOT=parameters.dtype == torch.float32, ACC=accumulator(parameters),
+        **(BLOCKS_FP64 if parameters.dtype == torch.float64 else BLOCKS), ACC=accumulator(parameters),
     )  # fmt: skip
 
 

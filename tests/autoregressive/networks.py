@@ -99,10 +99,13 @@ class Builder:
         return Network(tuple(self.nodes), output)
 
 
-def small(height: int, width: int, colors: int = 1, levels: int = 4, channels: int = 6, seed: int = 0) -> Network:
+def small(
+    height: int, width: int, colors: int = 1, levels: int = 4, channels: int = 6, seed: int = 0, constant: bool = False
+) -> Network:
     """Two convolutions and a relu: what takes a slow interpreter least."""
     b = Builder(height, width, colors, seed)
-    hidden = b.sum(b.conv(b.image, channels, BEFORE), activation="relu")
+    more = (b.constant(channels, 1, 1, 1),) if constant else ()
+    hidden = b.sum(b.conv(b.image, channels, BEFORE), *more, activation="relu")
     return b.network(b.conv(hidden, levels * colors, [(0, -1), (0, 0)]))
 
 
