@@ -3,9 +3,9 @@
 A barrier of the whole grid takes a microsecond or two, and a pixel has some thirty stages: so images are spread over the
 multiprocessors and each stays within one, where a barrier takes nanoseconds. The program of the network is not compiled in: the
 kernel reads it, row by row of a table, and does for each instruction what its kind says. The state of an image and the weights
-stay in the cache of the GPU, from which each pixel reads the weights of its own taps once, as blocks of BLOCK_K x BLOCK_O times a
-vector; of rows, which are matrix products, a tile of BLOCK_M columns uses each weight that is read. Sums are in fp32, or fp64 for fp64. What
-an instruction has written the next ones read after a barrier: each is a stage by itself.
+stay in the cache of the GPU, from which each pixel reads the weights of its own taps once, as blocks of BLOCK_K x BLOCK_O times
+a vector; of rows, which are matrix products, a tile of BLOCK_M columns uses each weight that is read. Sums are in fp32, or fp64
+for fp64. What an instruction has written the next ones read after a barrier: each is a stage by itself.
 
 On a GPU nobody asks whether logits are finite, since that would be to wait: where none can be drawn the pixel and its
 log-probability are NaN, and so is what is drawn after it and reads it.
@@ -31,12 +31,12 @@ from fastgen.reference import incremental as reference
 
 __all__ = ["incremental_sample", "incremental_step", "reasons"]
 
+MIXTURE = DRAWS.index("logistic_mixture")
 MOST_LEVELS = 1024  # in the registers of a program
 MOST_HEAD = 64
 WARPS = 8
-# Of a pixel's sums 16 weights a thread, 16 KB in flight; of fp64, which has no tiles, what fits the registers.
-BLOCKS = {"BLOCK_M": 16, "BLOCK_K": 64, "BLOCK_O": 64, "DOT": True}
-BLOCKS_FP64 = {"BLOCK_M": 16, "BLOCK_K": 16, "BLOCK_O": 32, "DOT": False}
+# Of a pixel's sums 16 weights a thread, 16 KB in flight; a tile of rows holds 4 sums a thread.
+BLOCKS = {"BLOCK_M": 16, "BLOCK_K": 64, "BLOCK_O": 64}
 
 WIDTH, COLORS, TURNS, CHANNELS, IMAGE, LOGITS, FIRST = (
     tl.constexpr(HEADER.index(name))
@@ -185,6 +185,8 @@ def reasons(op: str, *args: Any) -> list[str]:
         found.append(f"heads of up to {MOST_HEAD} channels fit the registers of a program, got {plan.head_size}")
     if op == "incremental_sample" and args[8][:1] != [DRAWS.index("bernoulli")] and args[8][1] > MOST_LEVELS:
         found.append(f"up to {MOST_LEVELS} levels or components fit the registers of a program, got {args[8][1]}")
+    if op == "incremental_sample" and args[8][:1] == [MIXTURE] and parameters.dtype == torch.float64:
+        found.append("a mixture of logistics in float64 does not fit the registers of a program")
     return found
 
 
@@ -230,7 +232,7 @@ def incremental_sample(
     mask, state = None if known is None else known.view(torch.uint8), parameters.new_zeros(images * plan.program.state)
     options = parameters.new_full((2,), top_p)
     options[0].fill_(temperature)
-    mixed = colors if DRAWS[kind] == "logistic_mixture" else 0
+    mixed = colors if kind == MIXTURE else 0
     in_block = 2 if DRAWS[kind] == "bernoulli" else count
     events = height * width * (colors if plan.program.per_color else 1)
     with on_device(image):
@@ -277,7 +279,7 @@ def _launch(plan: Plan, images: int, state: Tensor, image: Tensor, known: Tensor
     tensors = (plan.table, state, image, known, weights, parameters, flat)
     launch(
         incremental_kernel, images, *tensors, *args, num_warps=WARPS, enable_fp_fusion=True, **constexprs, BLOCK_E=plan.head_size,
-        **(BLOCKS_FP64 if parameters.dtype == torch.float64 else BLOCKS), ACC=accumulator(parameters),
+        **BLOCKS, DOT=parameters.dtype == torch.float32, ACC=accumulator(parameters),
     )  # fmt: skip
 
 
