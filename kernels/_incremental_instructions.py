@@ -159,7 +159,7 @@ def combine(
 
 
 @triton.jit
-def layer_norm(table, state, parameters, constants, i, y, x0, x1, n, BLOCK: tl.constexpr, ACC: tl.constexpr):
+def normalize(table, state, parameters, constants, i, y, x0, x1, n, BLOCK: tl.constexpr, ACC: tl.constexpr):
     channels, weight, bias = number(i + I_CHANNELS), tl.load(i + I_WEIGHT), tl.load(i + I_BIAS)
     source, output = table + tl.load(i + I_ADDENDS), table + tl.load(i + I_OUTPUT)
     eps = tl.load(parameters + tl.load(i + I_EPS))
@@ -186,7 +186,7 @@ def layer_norm(table, state, parameters, constants, i, y, x0, x1, n, BLOCK: tl.c
 
 
 @triton.jit
-def attention(
+def attend(
     table,
     state,
     parameters,

@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastgen._schema import DRAWS
-from fastgen.kernels._incremental_instructions import attention, combine, embedding, layer_norm
+from fastgen.kernels._incremental_instructions import attend, combine, embedding, normalize
 from fastgen.kernels._incremental_pixel import draw_levels, draw_mixture, keep_logits
 from fastgen.kernels._incremental_plan import HEADER, INSTRUCTION, KINDS, Plan, plan_of
 from fastgen.kernels._incremental_values import number, place
@@ -157,9 +157,9 @@ def incremental_kernel(
                         ACC,
                     )
                 elif kind == LAYER_NORM:
-                    layer_norm(table, state, parameters, constants, i, row, x0, x1, n, BLOCK_O, ACC)
+                    normalize(table, state, parameters, constants, i, row, x0, x1, n, BLOCK_O, ACC)
                 elif kind == ATTENTION:
-                    attention(table, state, parameters, constants, i, row, x0, x1, n, 32, BLOCK_E, ACC)
+                    attend(table, state, parameters, constants, i, row, x0, x1, n, 32, BLOCK_E, ACC)
                 else:
                     embedding(table, state, parameters, constants, i, row, x0, x1, n, BLOCK_O)
                 tl.debug_barrier()

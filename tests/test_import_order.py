@@ -20,6 +20,7 @@ LEVELS = (
     ("integrations",),
     ("training",),
     ("models", "samplers", "data"),
+    ("autoregressive",),
     ("nn",),
     ("ops",),
     ("kernels",),
