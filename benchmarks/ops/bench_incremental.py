@@ -126,7 +126,7 @@ def build(batch: int, dtype: str, device: torch.device, allow_compile: bool) -> 
     providers = [
         Provider("one forward", lambda: (layers.forward(image),), expected=(one_forward,)),
         Provider("fastgen", draw, "fastgen"),
-        Provider("products", functools.partial(products, *product_operands(batch, dtype, device)), "floor"),
+        Provider("products", functools.partial(products, *product_operands(batch, device)), "floor"),
     ]
     numbers = sum(int(w.count_nonzero()) for w in layers.weights)
     size = DTYPES[dtype].itemsize * numbers + 8 * image.numel()
@@ -141,13 +141,16 @@ def _moved(value: object, device: torch.device) -> object:
     return value.to(device) if isinstance(value, Tensor) else value
 
 
-def product_operands(batch: int, dtype: str, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of a row of a layer, 21 taps of 64 channels for all columns; of a pixel, four taps of all layers and the logits' weights."""
+def product_operands(batch: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of a row of a layer, 21 taps of 64 channels for all columns; of a pixel, four taps of all layers and the weights of the logits.
+
+    In fp32 whatever the weights are: what a library makes of bf16 is no limit of the machine.
+    """
     above, beside = RADIUS * KERNEL * CHANNELS, RADIUS + 1
     weights = LAYERS * beside * CHANNELS + LEVELS  # outputs of 64 inputs each
     shapes = ((batch * SIZE, above), (above, CHANNELS), (weights, CHANNELS), (CHANNELS, batch))
     row, row_weights, pixel_weights, pixel = (
-        random_tensor(s, device, dtype, seed=20 + k) for k, s in enumerate(shapes)
+        random_tensor(s, device, "fp32", seed=20 + k) for k, s in enumerate(shapes)
     )
     return row, row_weights, pixel_weights, pixel
 
