@@ -142,7 +142,7 @@ def _moved(value: object, device: torch.device) -> object:
 
 
 def product_operands(batch: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of a row of a layer, 21 taps of 64 channels for all columns; of a pixel, four taps of all layers and the weights of the logits.
+    """Of a row of a layer, 21 taps of 64 channels for all columns; of a pixel, four taps of all layers and those of the logits.
 
     In fp32 whatever the weights are: what a library makes of bf16 is no limit of the machine.
     """
