@@ -105,7 +105,8 @@ def sums_of_a_tile(
 
 @triton.jit
 def combine_rows(
-    table, state, weights, i, y, n, channels, width, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_O: tl.constexpr, ACC: tl.constexpr
+    table, state, weights, i, y, n, channels, width, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_O: tl.constexpr,
+    ACC: tl.constexpr,
 ):  # fmt: skip
     """The bare sums of a whole row, into the output."""
     u = number(i + I_UPSCALE)
@@ -125,18 +126,17 @@ def combine_rows(
 
 @triton.jit
 def combine(
-    table, state, weights, parameters, constants, i, y, x0, x1, n, m, DOT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
-    BLOCK_O: tl.constexpr, ACC: tl.constexpr,
+    table, state, weights, parameters, constants, i, y, x0, x1, n, m, DOT: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_O: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """activation(sums + bias + addends), times gate(operand) where there is one, for the places [x0, x1) of row y."""
     channels, bias = number(i + I_CHANNELS), tl.load(i + I_BIAS)
     output, addends = table + tl.load(i + I_OUTPUT), table + tl.load(i + I_ADDENDS)
     gated_by = tl.load(i + I_GATED_BY)
     whole = DOT & (m == 0) & (x1 > x0) & (tl.load(table + tl.load(i + I_PHASES) + P_COUNT) > 0)
-    if DOT:
-        if whole:
-            combine_rows(table, state, weights, i, y, n, channels, x1, BLOCK_M, 16, BLOCK_O, ACC)
-            tl.debug_barrier()
+    if DOT and whole:
+        combine_rows(table, state, weights, i, y, n, channels, x1, BLOCK_M, 16, BLOCK_O, ACC)
+        tl.debug_barrier()
     for x in range(x0, x1):
         at, _ = place(output, y, n, x)
         for begin in range(0, channels, BLOCK_O):
@@ -159,7 +159,7 @@ def combine(
 
 
 @triton.jit
-def layer_norm(table, state, parameters, constants, i, y, x0, x1, n, BLOCK: tl.constexpr, ACC: tl.constexpr):
+def normalize(table, state, parameters, constants, i, y, x0, x1, n, BLOCK: tl.constexpr, ACC: tl.constexpr):
     channels, weight, bias = number(i + I_CHANNELS), tl.load(i + I_WEIGHT), tl.load(i + I_BIAS)
     source, output = table + tl.load(i + I_ADDENDS), table + tl.load(i + I_OUTPUT)
     eps = tl.load(parameters + tl.load(i + I_EPS))
@@ -186,7 +186,7 @@ def layer_norm(table, state, parameters, constants, i, y, x0, x1, n, BLOCK: tl.c
 
 
 @triton.jit
-def attention(
+def attend(
     table,
     state,
     parameters,

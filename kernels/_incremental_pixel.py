@@ -1,4 +1,4 @@
-"""A pixel's colors drawn and written, as Triton device functions: into the image, and into the state, where the network reads them."""
+"""A pixel's colors drawn, as Triton device functions: into the image, and into the state, where the network reads them."""
 
 import triton
 import triton.language as tl

@@ -1,7 +1,7 @@
 """A program of the cached sampler as the kernel reads it: rows of fixed width in one table, every operand with strides and bounds.
 
-The program is read and checked by `fastgen/reference/_program.py`, once for a number of images: it lies on the device, and to look at
-it is to wait.
+The program is read and checked by `fastgen/reference/_program.py`, once for a number of images: it lies on the device, and to look
+at it is to wait.
 """
 
 import weakref
@@ -27,8 +27,9 @@ HEADER = (
     *(f"{end}_{m}" for m in MOMENTS for end in ("first", "last")),
 )  # fmt: skip
 INSTRUCTION = (
-    "kind", "step", "height", "width", "output", "channels", "activation", "gate", "gated_by", "bias", "upscale", "phases", "addends",
-    "addend_count", "weight", "eps", "heads", "scale", "strict", "keys", "values", "levels",
+    "kind", "step", "height", "width", "output", "channels", "activation", "gate", "gated_by", "bias", "upscale", "phases",
+    "addends", "addend_count", "weight", "eps", "heads", "scale", "strict", "keys", "values", "levels",
+    "behind",
 )  # fmt: skip
 PHASE = ("total", "panel", "segments", "segment_count")  # weights begin at 16 times the panel: vectors are aligned
 # Row y, column x of image n begin at base + ((y + dy) & mask) * row + n * image + x * column, in the state or the constants.
@@ -92,8 +93,8 @@ class Table:
         """One or, of a concatenation, one a part."""
         out = self.program.buffers[i.output]
         row = {
-            "step": out.step, "height": out.height, "width": out.width, "channels": out.channels, "upscale": i.upscale, "bias": i.bias,
-            "activation": NODE_ACTIVATIONS.index(i.activation),
+            "step": out.step, "height": out.height, "width": out.width, "channels": out.channels, "upscale": i.upscale,
+            "bias": i.bias, "activation": NODE_ACTIVATIONS.index(i.activation), "behind": int(i.moment == "behind"),
         }  # fmt: skip
         if i.kind == "concat":
             rows, start = [], 0

@@ -1,14 +1,14 @@
 """Triton kernel of `incremental`: one program draws one image, from the first pixel to the last.
 
 A barrier of the whole grid takes a microsecond or two, and a pixel has some thirty stages: so images are spread over the
-multiprocessors and each stays within one, where a barrier takes nanoseconds. The program of the network is not compiled in: the kernel
-reads it, row by row of a table, and does for each instruction what its kind says. The state of an image and the weights stay in the
-cache of the GPU, from which each pixel reads the weights of its own taps once, as blocks of BLOCK_K x BLOCK_O times a vector; of rows,
-which are matrix products, a tile of BLOCK_M columns uses each weight that is read. Sums are in fp32, or fp64 for fp64. What an
-instruction has written the next ones read after a barrier: each is a stage by itself.
+multiprocessors and each stays within one, where a barrier takes nanoseconds. The program of the network is not compiled in: the
+kernel reads it, row by row of a table, and does for each instruction what its kind says. The state of an image and the weights
+stay in the cache of the GPU, from which each pixel reads the weights of its own taps once, as blocks of BLOCK_K x BLOCK_O times
+a vector; of rows, which are matrix products, a tile of BLOCK_M columns uses each weight that is read. Sums are in fp32, or fp64
+for fp64. What an instruction has written the next ones read after a barrier: each is a stage by itself.
 
-On a GPU nobody asks whether logits are finite, since that would be to wait: where none can be drawn the pixel and its log-probability
-are NaN, and so is what is drawn after it and reads it.
+On a GPU nobody asks whether logits are finite, since that would be to wait: where none can be drawn the pixel and its
+log-probability are NaN, and so is what is drawn after it and reads it.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastgen._schema import DRAWS
-from fastgen.kernels._incremental_instructions import attention, combine, embedding, layer_norm
+from fastgen.kernels._incremental_instructions import attend, combine, embedding, normalize
 from fastgen.kernels._incremental_pixel import draw_levels, draw_mixture, keep_logits
 from fastgen.kernels._incremental_plan import HEADER, INSTRUCTION, KINDS, Plan, plan_of
 from fastgen.kernels._incremental_values import number, place
@@ -31,9 +31,12 @@ from fastgen.reference import incremental as reference
 
 __all__ = ["incremental_sample", "incremental_step", "reasons"]
 
+MIXTURE = DRAWS.index("logistic_mixture")
 MOST_LEVELS = 1024  # in the registers of a program
 MOST_HEAD = 64
 WARPS = 8
+# Of a pixel's sums 16 weights a thread, 16 KB in flight; a tile of rows holds 4 sums a thread.
+BLOCKS = {"BLOCK_M": 16, "BLOCK_K": 64, "BLOCK_O": 64}
 
 WIDTH, COLORS, TURNS, CHANNELS, IMAGE, LOGITS, FIRST = (
     tl.constexpr(HEADER.index(name))
@@ -41,12 +44,12 @@ WIDTH, COLORS, TURNS, CHANNELS, IMAGE, LOGITS, FIRST = (
 )
 COMBINE, LAYER_NORM, ATTENTION = (tl.constexpr(KINDS.index(name)) for name in ("combine", "layer_norm", "attention"))
 APART = tl.constexpr(len(INSTRUCTION))
-I_KIND, I_STEP, I_HEIGHT, I_WIDTH = (
-    tl.constexpr(INSTRUCTION.index(name)) for name in ("kind", "step", "height", "width")
+I_KIND, I_STEP, I_HEIGHT, I_WIDTH, I_BEHIND = (
+    tl.constexpr(INSTRUCTION.index(name)) for name in ("kind", "step", "height", "width", "behind")
 )
 
 
-# Places and columns of a draw are other numbers every call: without the list Triton would compile again for 1 and for multiples of 16.
+# Places and columns of a draw are other numbers every call: without the list Triton would compile anew for 1 and multiples of 16.
 @triton.jit(
     do_not_specialize=[
         "first", "last", "size", "level_count", "count", "level_stride", "color_stride", "top_k", "rounded", "step",
@@ -98,12 +101,18 @@ def incremental_kernel(
         first_color, last_color = tl.where(turns > 1, turn, 0), tl.where(turns > 1, turn + 1, colors)
         values, _ = place(table + tl.load(table + LOGITS), y, n, x)
         to, _ = place(table + tl.load(table + IMAGE), y, n, x)
-        for m in range(0, 3):
-            begin, end = number(table + FIRST + 2 * m), number(table + FIRST + 1 + 2 * m)
-            end = tl.where((m == 0) & (x + turn > 0), begin, end)  # a row when it begins
+        for m in range(
+            0, 4
+        ):  # of a row, of a pixel, what hangs on its colors: where they have turns, and after the draw
+            moment = tl.minimum(m, 2)
+            begin, end = number(table + FIRST + 2 * moment), number(table + FIRST + 1 + 2 * moment)
+            runs = tl.where(
+                m == 0, x + turn == 0, tl.where(m == 1, turn == 0, tl.where(m == 2, turns > 1, turn == turns - 1))
+            )
             if STEP:  # what follows from the event before, and then what the last one needs
-                end = tl.where((m == 2) == (event == last - 1), begin, end)
-            if m == 2:
+                runs = tl.where(m == 3, event < last - 1, runs & (event == last - 1))
+            end = tl.where(runs, end, begin)
+            if m == 3:
                 if STEP:
                     for c in range(0, tl.where(event < last - 1, last_color, 0)):
                         tl.store(state + to + c, tl.load(image + (n * colors + c) * size + pixel))
@@ -129,10 +138,10 @@ def incremental_kernel(
             for address in range(begin, end, APART):
                 i = table + address
                 kind, apart = number(i + I_KIND), number(i + I_STEP)
-                row, column = y // apart, x // apart
+                row, column = y // apart - number(i + I_BEHIND), x // apart
                 x0 = tl.where(m == 0, 0, column)
                 x1 = tl.where(m == 0, number(i + I_WIDTH), column + 1)
-                meets = (y % apart == 0) & (row < number(i + I_HEIGHT)) & (x1 <= number(i + I_WIDTH))
+                meets = (y % apart == 0) & (row >= 0) & (row < number(i + I_HEIGHT)) & (x1 <= number(i + I_WIDTH))
                 x1 = tl.where(meets & ((m == 0) | (x % apart == 0)), x1, x0)
                 if kind == COMBINE:
                     combine(
@@ -154,9 +163,9 @@ def incremental_kernel(
                         ACC,
                     )
                 elif kind == LAYER_NORM:
-                    layer_norm(table, state, parameters, constants, i, row, x0, x1, n, BLOCK_O, ACC)
+                    normalize(table, state, parameters, constants, i, row, x0, x1, n, BLOCK_O, ACC)
                 elif kind == ATTENTION:
-                    attention(table, state, parameters, constants, i, row, x0, x1, n, 32, BLOCK_E, ACC)
+                    attend(table, state, parameters, constants, i, row, x0, x1, n, 32, BLOCK_E, ACC)
                 else:
                     embedding(table, state, parameters, constants, i, row, x0, x1, n, BLOCK_O)
                 tl.debug_barrier()
@@ -182,6 +191,8 @@ def reasons(op: str, *args: Any) -> list[str]:
         found.append(f"heads of up to {MOST_HEAD} channels fit the registers of a program, got {plan.head_size}")
     if op == "incremental_sample" and args[8][:1] != [DRAWS.index("bernoulli")] and args[8][1] > MOST_LEVELS:
         found.append(f"up to {MOST_LEVELS} levels or components fit the registers of a program, got {args[8][1]}")
+    if op == "incremental_sample" and args[8][:1] == [MIXTURE] and parameters.dtype == torch.float64:
+        found.append("a mixture of logistics in float64 does not fit the registers of a program")
     return found
 
 
@@ -224,17 +235,18 @@ def incremental_sample(
     )
     if images == 0:
         return out, log_prob, logits
+    mask, state = None if known is None else known.view(torch.uint8), parameters.new_zeros(images * plan.program.state)
     options = parameters.new_full((2,), top_p)
     options[0].fill_(temperature)
-    mixed = colors if DRAWS[kind] == "logistic_mixture" else 0
+    mixed = colors if kind == MIXTURE else 0
     in_block = 2 if DRAWS[kind] == "bernoulli" else count
     events = height * width * (colors if plan.program.per_color else 1)
     with on_device(image):
         _launch(
-            plan, images, parameters.new_zeros(images * plan.program.state), image, None if known is None else known.view(torch.uint8),
-            weights, parameters, constants, levels, seeds, options, out, log_prob, logits if return_logits else None, 0, events,
-            height * width, levels.shape[0], in_block, level_stride, color_stride, min(top_k, in_block), rounded, low_word(step), STEP=False,
-            KIND=kind, CUT=DRAWS[kind] == "categorical" and (top_k > 0 or top_p < 1), MIXED=mixed, BLOCK_L=max(16, triton.next_power_of_2(in_block)),
+            plan, images, state, image, mask, weights, parameters, constants, levels, seeds, options, out, log_prob,
+            logits if return_logits else None, 0, events, height * width, levels.shape[0], in_block, level_stride, color_stride,
+            min(top_k, in_block), rounded, low_word(step), STEP=False, KIND=kind, MIXED=mixed,
+            CUT=DRAWS[kind] == "categorical" and (top_k > 0 or top_p < 1), BLOCK_L=max(16, triton.next_power_of_2(in_block)),
         )  # fmt: skip
     return out, log_prob, logits
 
@@ -261,7 +273,8 @@ def incremental_step(
     with on_device(image):
         _launch(
             plan, image.shape[0], state, image, None, weights, parameters, constants, None, None, None, None, None, logits,
-            max(event - 1, 0), event + 1, p.height * p.width, 0, 0, 0, 0, 0, 0, 0, STEP=True, KIND=0, CUT=False, MIXED=0, BLOCK_L=16,
+            max(event - 1, 0), event + 1, p.height * p.width, 0, 0, 0, 0, 0, 0, 0, STEP=True, KIND=0, MIXED=0, CUT=False,
+            BLOCK_L=16,
         )  # fmt: skip
     return logits
 
@@ -272,7 +285,7 @@ def _launch(plan: Plan, images: int, state: Tensor, image: Tensor, known: Tensor
     tensors = (plan.table, state, image, known, weights, parameters, flat)
     launch(
         incremental_kernel, images, *tensors, *args, num_warps=WARPS, enable_fp_fusion=True, **constexprs, BLOCK_E=plan.head_size,
-        BLOCK_M=16, BLOCK_K=64, BLOCK_O=64, DOT=parameters.dtype == torch.float32, ACC=accumulator(parameters),
+        **BLOCKS, DOT=parameters.dtype == torch.float32, ACC=accumulator(parameters),
     )  # fmt: skip
 
 

@@ -1,8 +1,8 @@
 """`incremental`: a PixelCNN's images drawn by the program of its network, beside one forward of the many that a naive loop makes.
 
-The network is the "8 layers of 64 channels, 7x7" that PixelCNNs of 28x28 digits have. A naive loop evaluates it for every pixel: `one
-forward` is a single one of those, measured, so what drawing by it would take is extrapolated: 784 times as long. The floor is the
-arithmetic alone by the library's products: of rows for all columns together, of pixels one after the other, weights in the cache.
+The network is the "8 layers of 64 channels, 7x7" that PixelCNNs of 28x28 digits have. A naive loop evaluates it for every pixel:
+`one forward` is a single one of those, measured, so what drawing by it takes is extrapolated: 784 times as long. The floor is the
+arithmetic alone by the library's products: of rows for all columns together, of pixels one by one, weights in the cache.
 """
 
 import functools
@@ -40,7 +40,7 @@ def cases(device: torch.device, full: bool) -> list[Case]:
 
 @dataclass(frozen=True)
 class Layers:
-    """Weights [O, I, 7, 7] that read pixels before (the first) or up to their own, biases, and those of the logits [256, 64, 1, 1]."""
+    """Weights [O, I, 7, 7] that read pixels before (the first) or up to their own, then of the logits [256, 64, 1, 1]; biases."""
 
     weights: list[Tensor]
     biases: list[Tensor]
@@ -90,7 +90,7 @@ def make_layers(device: torch.device, dtype: str) -> Layers:
 
 
 class OwnLogProbabilities:
-    """The log-probabilities of what was drawn are those that the whole network, in float64, gives it; and not all pixels are alike."""
+    """The log-probabilities of what was drawn are what the whole network in float64 gives it; and not all pixels are alike."""
 
     def __init__(self, forward: Callable[[Tensor], Tensor]) -> None:
         self._forward = forward
@@ -126,7 +126,7 @@ def build(batch: int, dtype: str, device: torch.device, allow_compile: bool) -> 
     providers = [
         Provider("one forward", lambda: (layers.forward(image),), expected=(one_forward,)),
         Provider("fastgen", draw, "fastgen"),
-        Provider("products", functools.partial(products, *product_operands(batch, dtype, device)), "floor"),
+        Provider("products", functools.partial(products, *product_operands(batch, device)), "floor"),
     ]
     numbers = sum(int(w.count_nonzero()) for w in layers.weights)
     size = DTYPES[dtype].itemsize * numbers + 8 * image.numel()
@@ -141,13 +141,16 @@ def _moved(value: object, device: torch.device) -> object:
     return value.to(device) if isinstance(value, Tensor) else value
 
 
-def product_operands(batch: int, dtype: str, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of a row of a layer, 21 taps of 64 channels for all columns; of a pixel, four taps of all layers and the logits' weights."""
+def product_operands(batch: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of a row of a layer, 21 taps of 64 channels for all columns; of a pixel, four taps of all layers and those of the logits.
+
+    In fp32 whatever the weights are: what a library makes of bf16 is no limit of the machine.
+    """
     above, beside = RADIUS * KERNEL * CHANNELS, RADIUS + 1
     weights = LAYERS * beside * CHANNELS + LEVELS  # outputs of 64 inputs each
     shapes = ((batch * SIZE, above), (above, CHANNELS), (weights, CHANNELS), (CHANNELS, batch))
     row, row_weights, pixel_weights, pixel = (
-        random_tensor(s, device, dtype, seed=20 + k) for k, s in enumerate(shapes)
+        random_tensor(s, device, "fp32", seed=20 + k) for k, s in enumerate(shapes)
     )
     return row, row_weights, pixel_weights, pixel
 

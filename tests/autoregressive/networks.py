@@ -99,11 +99,26 @@ class Builder:
         return Network(tuple(self.nodes), output)
 
 
-def small(height: int, width: int, colors: int = 1, levels: int = 4, channels: int = 6, seed: int = 0) -> Network:
+def small(
+    height: int, width: int, colors: int = 1, levels: int = 4, channels: int = 6, seed: int = 0, constant: bool = False
+) -> Network:
     """Two convolutions and a relu: what takes a slow interpreter least."""
     b = Builder(height, width, colors, seed)
-    hidden = b.sum(b.conv(b.image, channels, BEFORE), activation="relu")
+    more = (b.constant(channels, 1, 1, 1),) if constant else ()
+    hidden = b.sum(b.conv(b.image, channels, BEFORE), *more, activation="relu")
     return b.network(b.conv(hidden, levels * colors, [(0, -1), (0, 0)]))
+
+
+def whole_rows(height: int, width: int, colors: int = 1, channels: int = 5, levels: int = 4, seed: int = 0) -> Network:
+    """Layers that read to the right of a pixel too, and so are computed once their row is whole, for those that read from below."""
+    b = Builder(height, width, colors, seed)
+    around = [(0, -1), (0, 0), (0, 1)]
+    hidden = b.sum(b.conv(b.image, channels, BEFORE), activation="relu")
+    across = b.gated(b.conv(b.concat(b.image, hidden), 2 * channels, around))  # of the whole row, its own pixel too
+    above = b.conv(across, channels, [(-2, 0), (-1, 0)])
+    twice = b.conv(b.sum(across, above, activation="elu"), channels, [(-1, -1), (0, 1)])
+    joined = b.sum(hidden, above, b.conv(twice, channels, [(-1, 0)]), activation="tanh")
+    return b.network(b.conv(joined, levels * colors, [(0, -1), (0, 0)]))
 
 
 def everything(

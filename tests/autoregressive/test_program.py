@@ -11,7 +11,7 @@ from fastgen.ops import incremental
 from fastgen.reference import incremental as reference
 
 from ..ops.incremental_cases import LEVELS, image_of, tensors
-from .networks import ABOVE, BEFORE, UP_TO, Builder, everything, random_network
+from .networks import ABOVE, BEFORE, UP_TO, Builder, everything, random_network, whole_rows
 
 BOUND = {torch.float64: 1e-11, torch.float32: 1e-5}
 
@@ -51,6 +51,17 @@ SIZES = [(1, 1), (1, 9), (7, 1), (5, 7), (8, 8), (13, 6)]
 def test_every_kind_of_node(size, dtype):
     check(everything(*size, images=2), 2, dtype)
     check(everything(*size, colors=3, channels=7), 1, dtype)
+
+
+@pytest.mark.isa
+@pytest.mark.parametrize("size", SIZES)
+def test_layers_of_whole_rows(size):
+    program = check(whole_rows(*size), 2)
+    check(whole_rows(*size, colors=3), 1, torch.float32)
+    found = [MOMENTS[record["moment"]] for record in records(program)]
+    assert found.count("behind") == 5, (
+        "the concatenation, its convolution, the gate, the sum with what lies above, its convolution"
+    )
 
 
 def test_a_large_image():
