@@ -6,7 +6,7 @@ computed as ever, in place too; of what does, :mod:`._lowering` makes nodes.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -61,7 +61,24 @@ def capture(model: nn.Module, shape: Sequence[int], *, condition: Any = None) ->
     result = recorder.stands_for(output)
     if isinstance(result, Refusal):
         raise NotPlannable(result.reason)
+    if isinstance(result, Tensor):
+        result = _constant(builder, result, shape)
     return _captured(builder, result, output, shape)
+
+
+def _constant(builder: Builder, output: Tensor, shape: Sequence[int]) -> Any:
+    """Logits that depend on no pixel, as those of a single pixel do."""
+    _, _, *size = shape
+    inner = output.shape[1 : output.dim() - len(size)]
+    if not inner or output.shape[0] != shape[0] or tuple(output.shape[-len(size) :]) != tuple(size):
+        return output
+    axes = (
+        axis("N", shape[0]),
+        *(axis("C", n) for n in inner),
+        *(axis(k, s) for k, s in zip("HW"[-len(size) :], size, strict=True)),
+    )
+    height, width = (1, *size)[-2:]
+    return builder.constant(output, replace(builder.value(0, axes[:1]), height=height, width=width, axes=axes))
 
 
 def _captured(builder: Builder, result: Any, output: Tensor, shape: Sequence[int]) -> Captured:

@@ -43,7 +43,8 @@ class Plan:
     device: torch.device
     work: int
     condition: Any = field(repr=False, default=None)
-    seen: tuple[Seen, ...] = field(repr=False, default=())
+    seen: tuple[Seen, ...] | None = field(repr=False, default=None)  # None where nobody counts changes
+    modules: tuple[weakref.ref[nn.Module], ...] = field(repr=False, default=())
 
     @property
     def layout(self) -> tuple[int, bool, bool]:
@@ -55,7 +56,9 @@ class Plan:
         """[N, O, H, W] of images that are known: every pixel's from what lies before it."""
         p = self.program
         known = torch.ones_like(image, dtype=torch.bool)
-        levels, draw = p.parameters.new_zeros(2), [1, 1, 1, 1, 0, 0, 0]  # as if of two levels: nothing is drawn
+        c = self.captured
+        strides = (c.color_channels, 1) if c.levels_first else (1, c.levels)  # say which logits are which color's
+        levels, draw = p.parameters.new_zeros(2), [1, 1, *strides, 0, 0, 0]  # as if of two levels: nothing is drawn
         image = image.to(p.parameters.dtype).contiguous()
         seeds = torch.zeros(len(image), dtype=torch.int64, device=image.device)
         call = torch.ops.fastgen.incremental_sample.default
@@ -67,10 +70,12 @@ class Plan:
 
     def fits(self, model: nn.Module, condition: Any) -> bool:
         """Whether it is still the module's, for this condition."""
-        tensors = _tensors(model)
-        if len(tensors) != len(self.seen) or not _equal(condition, self.condition):
+        tensors, modules = _tensors(model), list(model.modules())
+        if self.seen is None or len(tensors) != len(self.seen) or len(modules) != len(self.modules):
             return False
-        return all(seen.fits(tensor) for seen, tensor in zip(self.seen, tensors, strict=True))
+        same = all(seen() is module for seen, module in zip(self.modules, modules, strict=True))
+        same = same and all(seen.fits(tensor) for seen, tensor in zip(self.seen, tensors, strict=True))
+        return same and _equal(condition, self.condition)
 
 
 class Steps:
@@ -127,11 +132,12 @@ def plan(
 _PLANS: "weakref.WeakKeyDictionary[nn.Module, list[tuple[Any, Plan]]]" = weakref.WeakKeyDictionary()
 
 
+@torch.inference_mode(False)  # in which operations are not taken apart, and so not known
 def _make(
     model: nn.Module, size: tuple[int, ...], condition: Any, weights_dtype: torch.dtype | None, images: int
 ) -> Plan:
     captured = capture(model, (1 if condition is None else images, *size), condition=condition)
-    order, shape = color_order(captured), (size[0], *((1, *size[1:]) if len(size) == 2 else size[1:]))
+    order, shape = color_order(captured), (size[0], 1 if len(size) == 2 else size[1], size[-1])
     if order not in (None, tuple(range(size[0]))):
         raise NotPlannable(
             f"the colors of a pixel hang on one another in the order {order}; they are drawn from the first to the last"
@@ -143,8 +149,10 @@ def _make(
     program = compile_network(captured.network, dtype=dtype, weights_dtype=stored, per_color=order is not None).to(
         device
     )
-    seen = tuple(Seen(tensor) for tensor in _tensors(model))
-    made = Plan(captured, program, shape, own, device, _work(captured), _copy(condition), seen)
+    tensors = _tensors(model)
+    seen = None if any(tensor.is_inference() for tensor in tensors) else tuple(map(Seen, tensors))
+    modules = tuple(weakref.ref(module) for module in model.modules())
+    made = Plan(captured, program, shape, own, device, _work(captured), _copy(condition), seen, modules)
     _check(made, model, condition, images, TOLERANCES[dtype] if own == dtype and stored in (None, dtype) else COARSE)
     return made
 
@@ -157,6 +165,10 @@ def _check(plan: Plan, model: nn.Module, condition: Any, images: int, tolerance:
     with evaluating(model), torch.no_grad():
         own = image if plan.captured.rank == 4 else image[:, :, 0]
         wanted = model(own) if condition is None else model(own, condition)
+    if bool((wanted.isnan() | wanted.isposinf()).any()):
+        raise ValueError(
+            "plan: the model's logits are not finite: there are NaN or infinities in its weights or its condition"
+        )
     found, wanted = plan.logits(image), wanted.reshape(len(image), -1, *plan.shape[1:]).double()
     off = float((found.double() - wanted).abs().max() / wanted.abs().max().clamp_min(1e-30))
     if not off <= tolerance:

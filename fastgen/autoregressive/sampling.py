@@ -1,5 +1,6 @@
 """`sample`: images of an autoregressive model, by the cached engine where it can be planned, else exactly all the same."""
 
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -56,8 +57,9 @@ def sample(
         seeds: one integer a sample; drawn from torch's default generator where None.
         temperature: divides the logits; 0 takes the most probable level. Of a mixture it also multiplies the scales.
         top_k, top_p: cut the levels as :func:`fastgen.ops.categorical_sample` does; not of a mixture.
-        prefix: [N or 1, C, h, W] with h <= H: the first rows, which are kept.
-        image, known: [N or 1, C, H, W], and of which pixels it is kept: a bool tensor of that shape, or [.., 1, ..].
+        prefix: [N or 1, C, h, W] with h <= H: the first rows, which are kept; of sequences [N or 1, C, t].
+        image, known: [N or 1, C, H, W], and of which pixels it is kept: a bool tensor of that shape, or [.., 1, ..]; of sequences
+            [N or 1, C, T]. A mixture's colors are known together.
         distribution, values, levels: what the logits are, where the model does not say: ``"categorical"`` with the value that the
             model takes for each level, ``"bernoulli"`` of two ``values`` (0 and 1), ``"logistic_mixture"`` rounded to ``levels``.
         method: ``"cached"``; ``"jacobi"``, passes of the full network until nothing changes; ``"naive"``, one pass a pixel;
@@ -79,6 +81,13 @@ def sample(
     solving", ICML 2021.
     """
     full = _checked(model, shape, method)
+    if weights_dtype is not None and method in ("jacobi", "naive"):
+        raise ValueError(f"sample: weights_dtype is for the cached engine, got {weights_dtype} with method={method!r}")
+    cut = _cut(temperature, top_k, top_p)
+    network = FullNetwork(model, shape, condition)
+    given, mask = _given(full, len(shape) == 3, prefix, image, known)
+    given, mask = given.to(network.device, network.dtype), mask.to(network.device)
+    chosen = _seeds(seeds, full[0], network.device)
     made = None
     if method in ("auto", "cached"):
         try:
@@ -87,15 +96,12 @@ def sample(
             if method == "cached":
                 raise
             _dispatch.warn_once(f"sample: {error}; Jacobi decoding takes the place of the cached engine")
-    network = FullNetwork(model, shape, condition)
     outputs = made.layout if made is not None else network.layout(full)
     found = distribution_of(model, *outputs, full[1], kind=distribution, values=values, levels=levels).to(
         network.device
     )
-    given, mask = _given(full, prefix, image, known)
-    given, mask = given.to(network.device, network.dtype), mask.to(network.device)
-    chosen = _seeds(seeds, full[0], network.device)
-    cut = {"temperature": float(temperature), "top_k": top_k, "top_p": top_p}
+    if found.kind == "logistic_mixture":
+        _check_mixture(mask, top_k, top_p)
     log_prob, passes = None, torch.zeros(full[0], dtype=torch.int64)
     if made is not None:
         drawn, log_prob = _cached(made, found, chosen, given, mask, cut, progress)
@@ -129,7 +135,7 @@ def _cached(
     """(Images, log-probabilities) by the engine: in one call, or pixel by pixel where that takes long enough to be watched."""
     p, dtype = made.program, made.program.parameters.dtype
     image, known = image.to(dtype).contiguous(), known.expand_as(image).contiguous()
-    if not (progress and made.work * len(image) > LONG):
+    if not (progress and sys.stderr.isatty() and made.work * len(image) > LONG):
         draw, values = found.row(p.output_channels, cut["top_k"]), found.values.to(dtype)
         top_p = 1.0 if cut["top_p"] is None else cut["top_p"]
         call = torch.ops.fastgen.incremental_sample.default
@@ -185,10 +191,33 @@ def _checked(model: Any, shape: Sequence[int], method: str) -> tuple[int, int, i
     return count, colors, *([1, *size] if len(size) == 1 else size)  # type: ignore[return-value]
 
 
+def _cut(temperature: float, top_k: int | None, top_p: float | None) -> dict[str, Any]:
+    """How a level is drawn, as :func:`fastgen.ops.categorical_sample` takes it."""
+    if not 0 <= temperature < float("inf"):
+        raise ValueError(f"sample: temperature must be finite and not negative, got {temperature}")
+    if top_k is not None and not (isinstance(top_k, int) and top_k >= 1):
+        raise ValueError(f"sample: top_k must be an integer of at least 1, or None, got {top_k!r}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"sample: top_p must be in (0, 1], or None, got {top_p!r}")
+    return {"temperature": float(temperature), "top_k": top_k, "top_p": top_p}
+
+
+def _check_mixture(known: Tensor, top_k: int | None, top_p: float | None) -> None:
+    """Raise ValueError for what cannot be said of a mixture, whose colors are drawn together and have no levels to cut."""
+    if top_k is not None or top_p is not None:
+        raise ValueError(f"sample: top_k and top_p are not for mixtures, got top_k={top_k} and top_p={top_p}")
+    if not known.eq(known[:, :1]).all():
+        raise ValueError("sample: known must be the same for all colors of a pixel, which a mixture draws together")
+
+
 def _given(
-    shape: tuple[int, int, int, int], prefix: Tensor | None, image: Tensor | None, known: Tensor | None
+    shape: tuple[int, int, int, int],
+    sequence: bool,
+    prefix: Tensor | None,
+    image: Tensor | None,
+    known: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """An image [N, C, H, W], and of what it is given."""
+    """An image [N, C, H, W], and of what it is given; a ``sequence`` is one of height 1 and given without it."""
     count, colors, height, width = shape
     filled, mask = torch.zeros(shape), torch.zeros(shape, dtype=torch.bool)
     if (image is None) != (known is None):
@@ -196,29 +225,27 @@ def _given(
     if prefix is not None and image is not None:
         raise ValueError("sample: give prefix, or image and known, not both")
     if prefix is not None:
-        prefix = prefix[:, :, None] if prefix.dim() == 3 and height == 1 else prefix
-        rows = prefix.shape[2] if prefix.dim() == 4 else -1
-        if (
-            prefix.dim() != 4
-            or prefix.shape[0] not in (1, count)
-            or prefix.shape[1] != colors
-            or prefix.shape[3] != width
-        ):
+        most, form = (width, "t") if sequence else (height, f"h, {width}")
+        sizes = tuple(prefix.shape)
+        fits = len(sizes) == (3 if sequence else 4) and sizes[0] in (1, count) and sizes[1] == colors
+        if not fits or not (sequence or sizes[3] == width):
+            raise ValueError(f"sample: prefix must be [{count} or 1, {colors}, {form}], got shape {sizes}")
+        if sizes[2] > most:
             raise ValueError(
-                f"sample: prefix must be [{count} or 1, {colors}, h, {width}], got shape {tuple(prefix.shape)}"
+                f"sample: prefix has {sizes[2]} {'samples, the sequence' if sequence else 'rows, the image'} {most}"
             )
-        if rows > height:
-            raise ValueError(f"sample: prefix has {rows} rows, the image {height}")
         filled, mask = filled.to(prefix), mask.to(prefix.device)
-        filled[:, :, :rows], mask[:, :, :rows] = prefix, True
+        here = (..., 0, slice(sizes[2])) if sequence else (..., slice(sizes[2]), slice(None))
+        filled[here], mask[here] = prefix, True
     if image is not None and known is not None:
-        try:
-            filled, mask = image.expand(shape).clone(), known.expand(shape)
-        except RuntimeError:
-            message = f"image {tuple(image.shape)} and known {tuple(known.shape)} must broadcast to {shape}"
-            raise ValueError(f"sample: {message}") from None
         if known.dtype != torch.bool:
             raise TypeError(f"sample: known must be a bool tensor, got {known.dtype}")
+        wanted = (count, colors, width) if sequence else shape
+        try:
+            filled, mask = image.expand(wanted).reshape(shape), known.expand(wanted).reshape(shape)
+        except RuntimeError:
+            message = f"image {tuple(image.shape)} and known {tuple(known.shape)} must broadcast to {wanted}"
+            raise ValueError(f"sample: {message}") from None
     return filled, mask
 
 

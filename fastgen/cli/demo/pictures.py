@@ -1,4 +1,4 @@
-"""The pictures of the demo: the grid of digits and the way from noise to a digit."""
+"""The pictures of the demo: the grid of digits, the way from noise to a digit, and halves of digits completed."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -51,3 +51,28 @@ def draw_trajectory(path: Path, states: Sequence[tuple[int, Tensor]]) -> None:
                 spine.set_color("#bbbbbb")
         axes[0][column].set_title("image" if timestep < 0 else f"t = {timestep}", fontsize=9)
     write_atomically(path, lambda name: figure.savefig(name, dpi=150, format="png"))
+
+
+def draw_completions(path: Path, halves: Tensor, completed: Tensor, originals: Tensor, source: str) -> None:
+    """A row for each of ``halves`` [K, 1, h, W]: it, its completions ``completed`` [K, M, 1, H, W], and what it is half of.
+
+    ``source`` says whose the ``originals`` [K, 1, H, W] are.
+    """
+    rows, columns, _, height, width = completed.shape
+    figure = Figure(figsize=(0.85 * (columns + 2), 0.8 * rows + 0.5), layout="constrained")
+    axes = figure.subplots(rows, columns + 2, squeeze=False)
+    blank = torch.full((rows, 1, height, width), float("nan"))
+    blank[:, :, : halves.shape[2]] = halves
+    titles = ["given", *(f"{k + 1}" for k in range(columns)), source]
+    for row in range(rows):
+        shown = [blank[row, 0], *completed[row, :, 0], originals[row, 0]]
+        for axis, image in zip(axes[row], shown, strict=True):
+            axis.imshow(image, cmap=INK, vmin=-1, vmax=1, interpolation="nearest")
+            axis.set_facecolor("#cfe2f3")  # what is not there yet
+            axis.set_xticks([])
+            axis.set_yticks([])
+            for spine in axis.spines.values():
+                spine.set_color("#bbbbbb")
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title, fontsize=10)
+    write_atomically(path, lambda name: figure.savefig(name, dpi=130, format="png"))
