@@ -80,7 +80,7 @@ class Team {
 
  private:
   static constexpr std::uint64_t kClosed = std::uint64_t{1} << 63;
-  static constexpr int kWeights = 32, kSpins = 1024, kLate = 8;
+  static constexpr int kWeights = 32, kSpins = 1024, kLate = 4;
   static constexpr std::chrono::milliseconds kPatience{10};
   static constexpr std::chrono::microseconds kLateness{300};  // no stage takes so much longer in one thread than in another
   Verdict said(std::uint64_t turn) const {
