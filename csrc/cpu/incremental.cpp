@@ -13,7 +13,7 @@
 namespace fastgen::incremental {
 namespace {
 
-constexpr double kThreadWork = 16384;  // multiply-adds of a pixel worth a second thread where it waits after every stage: 1 us
+constexpr double kThreadWork = 49152;  // multiply-adds of a pixel worth a second thread where it waits after every stage: 3 us
 
 enum class DrawKind { kCategorical, kBernoulli, kLogisticMixture };  // DRAWS
 
