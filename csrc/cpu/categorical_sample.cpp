@@ -10,7 +10,7 @@ namespace fastgen {
 namespace {
 
 constexpr std::int64_t kPositions = 16;  // a cache line of fp32 where positions are neighbours
-constexpr std::int64_t kWork = 8;        // a level is as much work as so many elements of a light operation
+constexpr std::int64_t kWork = 3;        // a level is as much work as so many elements of a light operation
 
 // Where position p of [N, K, *rest], counted in order, stands behind its sample.
 class Positions {

@@ -5,7 +5,7 @@ that they draw the same pixels where they have the same logits.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -34,16 +34,14 @@ class Distribution:
     levels_first: bool = True
     rounded: int = 0
 
+    def to(self, device: torch.device) -> "Distribution":
+        """The same, with its values on ``device``."""
+        return replace(self, values=self.values.to(device))
+
     @property
     def count(self) -> int:
         """Levels of a categorical distribution."""
         return len(self.values) if self.kind == "categorical" else 1
-
-    def channels(self, mixtures: int = 1) -> int:
-        """Logits of a pixel."""
-        return (
-            self.colors * self.count if self.kind != "logistic_mixture" else mixtures * (3 if self.colors == 1 else 10)
-        )
 
     def row(self, channels: int, top_k: int | None) -> list[int]:
         """DRAW_COLUMNS of a network with so many logits."""
@@ -82,7 +80,7 @@ class Distribution:
             element = place * (self.colors + 1)
             rounded = self.rounded or None
             return logistic_mixture_sample(
-                logits, seeds=seeds, element=element, levels=rounded, temperature=temperature
+                logits, seeds=seeds, channels=self.colors, element=element, levels=rounded, temperature=temperature
             )
         first, last = colors or (0, self.colors)
         drawn: Any = categorical_sample(

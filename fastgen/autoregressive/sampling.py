@@ -39,6 +39,7 @@ def sample(
     method: str = "auto",
     weights_dtype: torch.dtype | None = None,
     return_log_prob: bool = False,
+    return_passes: bool = False,
     progress: bool = True,
 ) -> Any:
     """Images of an autoregressive model, pixel after pixel in raster order, at the cost of one pass over the image.
@@ -63,10 +64,11 @@ def sample(
             ``"auto"``, cached where the model can be planned and else Jacobi, which it says.
         weights_dtype: ``torch.bfloat16`` reads half as much at each pixel, of a float32 model, with rounded weights.
         return_log_prob: also return the log-probability of each pixel, under the logits as they are.
+        return_passes: also return how many passes of the full network each image took, [N] of int64: 0 of the cached engine.
         progress: a bar on what takes more than some two seconds, where somebody can see it.
 
     Returns:
-        [N, C, H, W] in the model's dtype, or with ``return_log_prob`` a pair with [N, H, W].
+        [N, C, H, W] in the model's dtype; a tuple of that, [N, H, W] with ``return_log_prob`` and [N] with ``return_passes``.
 
     Raises:
         NotPlannable: ``method="cached"``, and the model cannot be planned; the message names the layer.
@@ -94,7 +96,7 @@ def sample(
     given, mask = given.to(network.device, network.dtype), mask.to(network.device)
     chosen = _seeds(seeds, full[0], network.device)
     cut = {"temperature": float(temperature), "top_k": top_k, "top_p": top_p}
-    log_prob = None
+    log_prob, passes = None, torch.zeros(full[0], dtype=torch.int64)
     if made is not None:
         drawn, log_prob = _cached(made, found, chosen, given, mask, cut, progress)
     else:
@@ -103,14 +105,16 @@ def sample(
         with _bar(full, progress) as done:
             if method == "naive":
                 drawn = naive(network, draw, chosen, given, mask, colors=turns, progress=done)
+                passes += full[2] * full[3] * (1 if turns is None else full[1])
             else:
-                drawn, _ = jacobi(network, draw, chosen, given, mask, in_turn=turns is not None, progress=done)
+                drawn, passes = jacobi(network, draw, chosen, given, mask, in_turn=turns is not None, progress=done)
             if return_log_prob:
                 log_prob = found.log_prob(network(drawn), drawn)
     images = drawn.to(network.dtype)
     if len(shape) == 3:
         images, log_prob = images[:, :, 0], None if log_prob is None else log_prob[:, 0]
-    return (images, log_prob) if return_log_prob else images
+    results = (images, *([log_prob] if return_log_prob else []), *([passes] if return_passes else []))
+    return results if len(results) > 1 else images
 
 
 def _cached(

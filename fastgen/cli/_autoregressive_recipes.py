@@ -51,7 +51,7 @@ AUTOREGRESSIVE_RECIPES = {
         model=GatedPixelCNN,
         config={"channels": 24, "dilations": [1, 2, 1, 2, 1], "levels": DIGIT_LEVELS, "num_classes": NUM_CLASSES},
         steps=1000,
-        options=AutoregressiveOptions(batch_size=32, lr=3e-3, warmup=50, ema_decay=0.99),
+        options=AutoregressiveOptions(batch_size=16, lr=3e-3, warmup=50, ema_decay=0.995),
     ),
     "digits-pixelcnn++": AutoregressiveRecipe(
         summary="PixelCNN++ of the 8 x 8 digits of scikit-learn by class, 17 grey levels",
@@ -61,15 +61,15 @@ AUTOREGRESSIVE_RECIPES = {
         model=PixelCNNPlusPlus,
         config={
             "in_channels": 1,
-            "channels": 24,
+            "channels": 14,
             "num_resnet": 1,
             "mixtures": 5,
             "levels": DIGIT_LEVELS,
             "dropout": 0.2,
             "num_classes": NUM_CLASSES,
         },
-        steps=1000,
-        options=AutoregressiveOptions(batch_size=32, lr=3e-3, warmup=50, ema_decay=0.99),
+        steps=800,
+        options=AutoregressiveOptions(batch_size=16, lr=3e-3, warmup=50, ema_decay=0.995),
     ),
     "mnist-pixelcnn": AutoregressiveRecipe(
         summary="Gated PixelCNN of the 28 x 28 digits of MNIST by class, 256 grey levels",

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._autoregressive import logistic_mixture
+from ..ops import logistic_mixture
 from .checkpoint import load_model, save_model
 
 Condition = Tensor | tuple[Tensor, Tensor]

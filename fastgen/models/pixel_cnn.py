@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._autoregressive import MaskedConv2d
+from ..nn import MaskedConv2d
 from .autoregressive import (
     AutoregressiveModel,
     Condition,

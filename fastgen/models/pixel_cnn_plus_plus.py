@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._autoregressive import ShiftedConv2d, concat_elu, gated_activation
+from ..ops import concat_elu, gated_activation
+from ._shifted_conv2d import moved
 from .autoregressive import (
     AutoregressiveModel,
     Condition,
@@ -137,8 +138,8 @@ class PixelCNNPlusPlus(AutoregressiveModel):
         conditions = [condition, _halved(condition), _halved(_halved(condition))]
         x = torch.cat([x, torch.ones_like(x[:, :1])], 1)  # the ones tell the image from the zeros around it
         # what is moved is the output, bias and all: the first row, or column, is 0
-        above = moved_down(self.above_in(x))
-        beside = moved_down(self.beside_in[0](x)) + moved_right(self.beside_in[1](x))
+        above = moved(self.above_in(x), 1, 0)
+        beside = moved(self.beside_in[0](x), 1, 0) + moved(self.beside_in[1](x), 0, 1)
         skips = [(above, beside)]
         for level, stage in enumerate(self.encoder):
             for pair in stage.children():
@@ -227,18 +228,33 @@ class GatedResBlock(nn.Module):
         return x + gated_activation(h, self.condition(condition), activation="identity")
 
 
-class NormedConv2d(ShiftedConv2d):
-    """:class:`ShiftedConv2d` with weight normalisation (Salimans and Kingma 2016): weight = g v / |v|, a norm each output."""
+class NormedConv2d(nn.Conv2d):
+    """A causal convolution with weight normalisation (Salimans and Kingma 2016): weight = g v / |v|, a norm each output.
+
+    Output (y, x) reads the rows s y - k_h + 1, ..., s y for the stride s, and as many columns up to s x or, ``centred``, around it.
+    """
 
     weight_v: nn.Parameter
     weight_g: nn.Parameter
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: tuple[int, int],
+        *,
+        centred: bool = False,
+        stride: int = 1,
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride)
+        rows, columns = kernel_size[0] - 1, kernel_size[1] - 1
+        self._around = (columns // 2, columns // 2, rows, 0) if centred else (columns, 0, rows, 0)
         normalise_weight(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(self.padded(x), normed(self.weight_v, self.weight_g), self.bias, self.stride, 0, self.dilation)
+        # a weight made anew each time is not worth packing, as masked_conv2d would
+        x = F.pad(x, self._around) if any(self._around) else x
+        return F.conv2d(x, normed(self.weight_v, self.weight_g), self.bias, self.stride)
 
 
 class NormedUpConv2d(nn.ConvTranspose2d):
@@ -270,14 +286,6 @@ def normalise_weight(conv: nn.Conv2d | nn.ConvTranspose2d) -> None:
 
 def normed(direction: Tensor, norms: Tensor) -> Tensor:
     return direction * (norms / torch.norm_except_dim(direction, 2, 0))
-
-
-def moved_down(x: Tensor) -> Tensor:
-    return F.pad(x[:, :, :-1], (0, 0, 1, 0))
-
-
-def moved_right(x: Tensor) -> Tensor:
-    return F.pad(x[:, :, :, :-1], (1, 0, 0, 0))
 
 
 def _halved(condition: Condition | None) -> Condition | None:

@@ -11,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._autoregressive import MaskedConv2d, ShiftedConv2d, gated_activation
+from ..nn import MaskedConv2d
+from ..ops import gated_activation
+from ._shifted_conv2d import ShiftedConv2d
 from .autoregressive import (
     AutoregressiveModel,
     Condition,

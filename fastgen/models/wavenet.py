@@ -9,7 +9,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._autoregressive import ShiftedConv2d, gated_activation
+from ..ops import gated_activation
+from ._shifted_conv2d import ShiftedConv2d
 from .autoregressive import (
     AutoregressiveModel,
     Condition,

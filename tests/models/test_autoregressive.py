@@ -10,7 +10,7 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from fastgen.models import CheckpointError, GatedPixelCNN, PixelCNN, PixelCNNPlusPlus, WaveNet, load_state
-from fastgen.models._autoregressive import logistic_mixture
+from fastgen.ops import logistic_mixture
 
 from ..modules import max_difference, randomize
 from .small_autoregressive import SMALL, build, image

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from fastgen.models import GatedPixelCNN, PixelCNN, PixelCNNPlusPlus, PixelSNAIL
-from fastgen.models._autoregressive import logistic_mixture
+from fastgen.ops import logistic_mixture
 
 from ..modules import max_difference, randomize
 from . import foreign_pixel_cnn_pp as pp

@@ -1,17 +1,20 @@
 """Arguments of `incremental` for its tests on every device: programs of small networks."""
 
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastgen import _dispatch
 from fastgen._schema import DRAWS
 from fastgen.autoregressive.network import Network
 from fastgen.autoregressive.program import Program, compile_network
 from fastgen.ops import incremental, incremental_step
 
-from ..autoregressive.networks import everything
-from .families import OfTensors
+from ..autoregressive.networks import everything, random_network, small
+from .families import Call, OfTensors
 
 LEVELS = 4
 SHAPE = (3, 4)
@@ -155,3 +158,94 @@ EXPORTED = {
     "incremental": OfTensors(_drawn, lambda n: [torch.arange(n) * 2**40]),
     "incremental of one pixel": OfTensors(_first_pixel, lambda n: [torch.zeros(n, 1, *SHAPE)]),
 }
+
+
+def calls() -> Iterator[Call]:
+    """Small, since the interpreter takes a tenth of a second for a pixel; logits of size 1, of which some are near 0."""
+    two, three_colors = small(2, 3), small(2, 2, 3, levels=2)
+    mixture = small(1, 2, 3, levels=10)
+    made = {
+        "two layers fp32": partial(sample_arguments, two, 2, known=True),
+        "colors fp64": partial(sample_arguments, three_colors, 1, torch.float64, temperature=0.7, step=5),
+        "the likeliest": partial(sample_arguments, two, 1, temperature=0.0, return_logits=False),
+        "top 2 and top half": partial(sample_arguments, two, 1, top_k=2, top_p=0.5),
+        "bernoulli": partial(sample_arguments, three_colors, 1, kind="bernoulli"),
+        "mixture": partial(sample_arguments, mixture, 1, kind="logistic_mixture", count=3),
+        "mixture of 16 levels, known, fp64": partial(
+            sample_arguments, mixture, 1, torch.float64, kind="logistic_mixture", count=3, levels=16, known=True
+        ),
+        "mixture of one color": partial(
+            sample_arguments, small(1, 2, 1, levels=9), 1, kind="logistic_mixture", count=3
+        ),
+        "colors in turn, bf16 weights": partial(
+            sample_arguments,
+            random_network(1, 2, 2, 2, 5, per_color=True),
+            1,
+            stored=torch.bfloat16,
+            per_color=True,
+            count=2,
+        ),
+        "every kind of node": partial(sample_arguments, everything(2, 2, channels=3, levels=3), 1),
+        "every kind of node in fp64": partial(
+            sample_arguments, everything(2, 2, channels=3, levels=3), 1, torch.float64
+        ),
+    }
+    for name, make in made.items():
+        yield Call(name, "incremental_sample", make, least=1.0)
+
+
+def check_steps_are_the_logits_of_a_sample(kernels):
+    """The state lies on the device: all pixels at once."""
+
+    def steps(state: Tensor, image: Tensor, *rest: Any) -> Tensor:
+        function = _dispatch.Triton.kernel("incremental_step")
+        return torch.stack([function(state, image, *rest, y, x, 0, 4) for y in range(2) for x in range(2)], 2)
+
+    program = compile_network(small(2, 2))
+    image = image_of(small(2, 2), 2, dtype=torch.float32)
+    found = kernels.on_device(steps)(
+        program.new_state(2), image, program.program, program.weights, program.parameters, list(program.constants)
+    )
+    torch.testing.assert_close(
+        found.double().unflatten(2, (2, 2)), small(2, 2).evaluate(image.double()), rtol=0, atol=4e-6
+    )
+
+
+def check_logits_that_are_not_finite_make_nan(kernels):
+    """From the pixel on that cannot be drawn; what lies before it stays."""
+    arguments = list(sample_arguments(small(1, 3), 2, return_logits=False))
+    arguments[3] = arguments[3].clone()
+    arguments[3][-16 * 12 :] = float("inf")  # of the last layer: inf times a hidden 0 is NaN
+    drawn, log_prob, _ = kernels.incremental_sample(*arguments)
+    assert drawn[:, 0, 0].isnan().any(1).all() and log_prob.isnan().any(2).all()
+
+
+def check_reasons(kernels):
+    arguments = list(sample_arguments(small(1, 2, levels=1025), 1))
+    assert _dispatch.Triton.reasons("incremental_sample", *arguments) == [
+        "up to 1024 levels or components fit the registers of a program, got 1025"
+    ]
+    arguments[8] = [0, 1024, 1, 1024, 0, 0, 0]
+    assert _dispatch.Triton.reasons("incremental_sample", *arguments) == []
+
+
+def check_nothing(kernels):
+    drawn, log_prob, logits = kernels.incremental_sample(*sample_arguments(small(2, 3), 0))
+    assert (drawn.shape, log_prob.shape, logits.shape) == ((0, 1, 2, 3), (0, 2, 3), (0, LEVELS, 2, 3))
+
+
+REGISTERS = {"incremental.incremental_kernel": 255}  # 8 warps, one program a multiprocessor
+SHARED_BYTES = {"incremental.incremental_kernel": 64 * 1024}
+
+
+def gates(arch: int) -> Iterator[Call]:
+    network, mixed = everything(8, 8, channels=32, levels=64), small(4, 4, 3, levels=100)
+    for name, stored in (("fp32", torch.float32), ("fp64", torch.float64), ("bf16", torch.bfloat16)):
+        dtype = torch.float64 if stored == torch.float64 else torch.float32
+        yield Call(f"levels {name}", "incremental_sample", partial(sample_arguments, network, 2, dtype, stored))
+    few = partial(sample_arguments, network, 2, top_k=5, known=True, return_logits=False)
+    yield Call("the likeliest levels fp32", "incremental_sample", few)
+    for dtype, name in ((torch.float32, "fp32"), (torch.float64, "fp64")):
+        mixture = partial(sample_arguments, mixed, 2, dtype, kind="logistic_mixture", count=10, known=True)
+        yield Call(f"mixture {name}", "incremental_sample", mixture)
+    yield Call("a step fp32", "incremental_step", step_arguments)

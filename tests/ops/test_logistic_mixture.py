@@ -337,7 +337,7 @@ def test_there_is_no_gradient_in_the_target_nor_in_a_draw():
         logistic_mixture(logits, target)
     with pytest.raises(ValueError, match="logistic_mixture_sample: there is no gradient in logits: detach it"):
         logistic_mixture_sample(logits, seeds=[1])
-    with pytest.raises(RuntimeError, match="does not require grad|once_differentiable"):
+    with pytest.raises(RuntimeError, match=r"does not require grad|once_differentiable"):
         first = torch.autograd.grad(logistic_mixture(logits, target.detach()).sum(), logits, create_graph=True)[0]
         torch.autograd.grad(first.sum(), logits)
 

@@ -166,7 +166,7 @@ def test_strides(kind):
 
 
 @pytest.mark.isa
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_any_shape_mask_and_dtype(data):
     groups, colors = data.draw(st.sampled_from([(1, 1), (2, 1), (1, 3), (3, 2)]))
@@ -192,30 +192,27 @@ def test_any_shape_mask_and_dtype(data):
         assert_bar(a, b, e, SLACK[dtype], math.sqrt(grad.numel()) / 4)
 
 
-@pytest.mark.parametrize("index", range(3))
 @pytest.mark.parametrize(
-    ("name", "colors", "groups"), [("A", 3, 1), ("B", 1, 3), ("vertical_B", 1, 1), ("down_right", 1, 1)]
+    ("name", "colors", "groups", "layout"),
+    [("A", 3, 1, "channels_last"), ("B", 1, 3, "contiguous"), ("vertical_B", 1, 1, "contiguous")],
 )
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_gradcheck(layout, name, colors, groups, index):
-    given_ = tensors((2, 3, 3, 4), 6, (3, 3), groups, torch.float64, layout)
-    given_[index].requires_grad_()
+def test_gradcheck(name, colors, groups, layout):
+    arguments = [t.requires_grad_() for t in tensors((1, 3, 2, 3), 3, (3, 3), groups, torch.float64, layout)]
 
-    def function(t: Tensor) -> Tensor:
-        arguments = [*given_[:index], t, *given_[index + 1 :]]
-        return masked_conv2d(*arguments, mask_type=name, color_channels=colors, groups=groups, dilation=(1, 2))
+    def function(*t: Tensor) -> Tensor:
+        return masked_conv2d(*t, mask_type=name, color_channels=colors, groups=groups, dilation=(1, 2))
 
-    assert torch.autograd.gradcheck(function, (given_[index],))
+    assert torch.autograd.gradcheck(function, arguments)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_gradients_through_cat_expand_and_mixed_layouts(dtype):
     """Plain gradcheck hands over contiguous gradients; these come strided, expanded and channels-last. By our products too."""
-    x, weight, bias = (t.detach().requires_grad_() for t in tensors((2, 8, 3, 4), 8, (3, 3), 1, dtype))
+    x, weight, bias = (t.detach().requires_grad_() for t in tensors((2, 4, 2, 3), 4, (3, 3), 1, dtype))
     functions = {
-        "cat": lambda f, t, w: torch.cat([f(t, w), t * 2], dim=1)[:, 1:9],
+        "cat": lambda f, t, w: torch.cat([f(t, w), t * 2], dim=1)[:, 1:5],
         "expanded gradient": lambda f, t, w: f(t, w).sum() * f(t, w),
-        "expanded input": lambda f, t, w: f(t[:1, :, :, :1].expand(2, 8, 3, 4), w),
+        "expanded input": lambda f, t, w: f(t[:1, :, :, :1].expand(2, 4, 2, 3), w),
         "channels-last into contiguous": lambda f, t, w: f(t.to(memory_format=torch.channels_last), w).contiguous() * t,
         "contiguous into channels-last": lambda f, t, w: f(t, w).to(memory_format=torch.channels_last) * t,
         "transposed": lambda f, t, w: f(t, w.transpose(2, 3)).transpose(2, 3)[:, ::2] ** 2,
