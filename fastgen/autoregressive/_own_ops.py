@@ -39,7 +39,14 @@ def _conv2d(
     b: Builder, x: Any, weight: Any, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int,
     bias: Any, *fused: Any,
 ) -> Value:  # fmt: skip
-    if fused != (None, None, 0, None, None, 1.0):  # a norm before it, which averages over the image, and what is added after
+    if fused != (
+        None,
+        None,
+        0,
+        None,
+        None,
+        1.0,
+    ):  # a norm before it, which averages over the image, and what is added after
         raise NotPlannable("a convolution with other layers in it")
     made: Value = RULES["aten.convolution"](
         b, x, weight, bias, stride, padding, dilation, False, [0] * len(stride), groups

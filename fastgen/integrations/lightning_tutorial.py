@@ -38,7 +38,11 @@ def is_plain(conv: Any) -> bool:
 
 
 class GatedMaskedConv(StandIn):
-    of, project, does = "GatedMaskedConv", PROJECT, "both gates in one pass each, the vertical stack's part in the second"
+    of, project, does = (
+        "GatedMaskedConv",
+        PROJECT,
+        "both gates in one pass each, the vertical stack's part in the second",
+    )
     takes, has = ("v_stack", "h_stack"), ("conv_vert", "conv_horiz", "conv_vert_to_horiz", "conv_horiz_1x1")
 
     def forward(self: Any, v_stack: Tensor, h_stack: Tensor) -> tuple[Tensor, Tensor]:

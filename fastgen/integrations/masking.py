@@ -1,4 +1,4 @@
-"""Convolutions whose weights other projects multiply by a mask before each call: which of our masks it is, and the op in their place."""
+"""Convolutions whose weight other projects multiply by a mask before each call: which of our masks it is, and the op instead."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any

@@ -13,8 +13,8 @@ WHOLE = (torch.float32, torch.float64)  # in half precision the order of sums de
 
 
 def steps_of(model: nn.Module, image: Tensor) -> Any:
-    """:class:`fastgen.autoregressive.Steps` for images like this one, [N, C, H, W]; None, said once, where the model's own loop
-    has to do it. Nothing is drawn from torch's generators.
+    """:class:`fastgen.autoregressive.Steps` for images like this one, [N, C, H, W]; None, said once, where the model's own
+    loop has to do it. Nothing is drawn from torch's generators.
 
     Its logits are the model's own to rounding: a draw by the same uniforms is the same pixel but where a uniform falls that close to
     a threshold.
@@ -35,7 +35,9 @@ def steps_of(model: nn.Module, image: Tensor) -> Any:
         if made.program.per_color:
             raise NotPlannable("the colors of a pixel hang on one another")
     except NotPlannable as error:
-        _dispatch.warn_once(f"{type(model).__name__}.sample: {error}; the model's own loop runs, a pass of it for each pixel")
+        _dispatch.warn_once(
+            f"{type(model).__name__}.sample: {error}; the model's own loop runs, a pass of it for each pixel"
+        )
         return None
     return made.steps(len(image))
 
