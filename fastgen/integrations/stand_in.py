@@ -92,7 +92,7 @@ def refusals(mixin: type[StandIn], module: nn.Module) -> list[str]:
 
 
 def laid_out_after(cls: type) -> type:
-    """The last base of ``cls`` in memory whose objects have no ``__dict__``: an object changes its class only among those of one."""
+    """The last base of ``cls`` in memory whose objects have no ``__dict__``: an object changes its class among those of one."""
     base = cls.__base__
     while base is not None and base.__dictoffset__:
         base = base.__base__

@@ -13,11 +13,10 @@ WHOLE = (torch.float32, torch.float64)  # in half precision the order of sums de
 
 
 def steps_of(model: nn.Module, image: Tensor) -> Any:
-    """:class:`fastgen.autoregressive.Steps` for images like this one, [N, C, H, W]; None, said once, where the model's own
-    loop has to do it. Nothing is drawn from torch's generators.
+    """`Steps` for images like this one, [N, C, H, W]; None, which is said once, where the model's own loop has to run.
 
-    Its logits are the model's own to rounding: a draw by the same uniforms is the same pixel but where a uniform falls that close to
-    a threshold.
+    Their logits are the model's own to rounding: a draw by the same uniforms is the same pixel but where a uniform falls that close to
+    a threshold. Nothing is drawn from torch's generators here.
     """
     from ..autoregressive import NotPlannable, plan  # whoever samples nothing need not load it
 
