@@ -3,13 +3,15 @@
 from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor
+
 from .._schema import GATED_ACTIVATIONS
 from ..reference._masked_taps import mask, origin
 from ._arithmetic import add, negative
 from ._builder import Builder
 from ._convolution import as_image, dense
 from ._layout import split
-from ._rules import rule
+from ._rules import RULES, rule
 from ._values import NotPlannable, Value, joined
 from .network import Product, Tap
 
@@ -23,11 +25,33 @@ def _concat_elu(b: Builder, x: Value) -> Value:
 @rule("fastgen.gated_activation_fwd")
 def _gated_activation(b: Builder, x: Any, condition: Any, activation: int) -> Value:
     if condition is not None:
-        missing = len(x.shape) - len(condition.shape)  # [N, 2 C] goes to every position
-        x = add(b, x, condition.reshape(*condition.shape, *[1] * missing))
+        if isinstance(condition, Tensor):  # else it depends on the image, and has its positions
+            missing = len(x.shape) - len(condition.shape)  # [N, 2 C] goes to every position
+            condition = condition.reshape(*condition.shape, *[1] * missing)
+        x = add(b, x, condition)
     first, second = split(b, x, x.shape[1] // 2, 1)
     name = "tanh" if GATED_ACTIVATIONS[activation] == "tanh" else "none"
     return b.node(Product, first, a=b.operand(first), b=b.operand(second), activation=name, gate="sigmoid")
+
+
+@rule("fastgen.conv2d_fwd")
+def _conv2d(
+    b: Builder, x: Any, weight: Any, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int,
+    bias: Any, *fused: Any,
+) -> Value:  # fmt: skip
+    if fused != (
+        None,
+        None,
+        0,
+        None,
+        None,
+        1.0,
+    ):  # a norm before it, which averages over the image, and what is added after
+        raise NotPlannable("a convolution with other layers in it")
+    made: Value = RULES["aten.convolution"](
+        b, x, weight, bias, stride, padding, dilation, False, [0] * len(stride), groups
+    )
+    return made
 
 
 @rule("fastgen.masked_conv2d_fwd")

@@ -84,9 +84,19 @@ def refusals(mixin: type[StandIn], module: nn.Module) -> list[str]:
         return [f"{name} takes ({', '.join(arguments)}) where ({', '.join(mixin.takes)}) is known"]
     if missing := [attribute for attribute in mixin.has if not hasattr(module, attribute)]:
         return [f"it has no {' and no '.join(missing)}"]
+    if laid_out_after(cls) is not laid_out_after(mixin):
+        return ["its class derives from another than nn.Module first"]
     if any(parameter.is_meta for parameter in module.parameters()):
         return ["its parameters are on the meta device"]
     return list(mixin.reasons(module))
+
+
+def laid_out_after(cls: type) -> type:
+    """The last base of ``cls`` in memory whose objects have no ``__dict__``: an object changes its class among those of one."""
+    base = cls.__base__
+    while base is not None and base.__dictoffset__:
+        base = base.__base__
+    return base or object
 
 
 def put(mixin: type[StandIn], module: Any) -> None:

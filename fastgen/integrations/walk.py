@@ -5,7 +5,17 @@ from typing import Any
 
 from torch import nn
 
-from . import denoising_diffusion, diffusers, generic, guided_diffusion, latent_diffusion
+from . import (
+    compressai,
+    denoising_diffusion,
+    diffusers,
+    generic,
+    guided_diffusion,
+    latent_diffusion,
+    lightning_tutorial,
+    pixel_cnn_pp,
+    pytorch_generative,
+)
 from .stand_in import StandIn, base_of, mixin_of, refusals
 
 # By the name of the class that each stands in for. More than one project may have a class of a name.
@@ -28,7 +38,10 @@ def register(*mixins: type[StandIn]) -> None:
             known.insert(0, mixin)
 
 
-for _project in (generic, diffusers, guided_diffusion, latent_diffusion, denoising_diffusion):
+for _project in (
+    generic, diffusers, guided_diffusion, latent_diffusion, denoising_diffusion,
+    pytorch_generative, pixel_cnn_pp, lightning_tutorial, compressai,
+):  # fmt: skip
     register(*_project.STAND_INS)
 
 

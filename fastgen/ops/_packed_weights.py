@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 _SAMPLES = 256
-_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class Seen:

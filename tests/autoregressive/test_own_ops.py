@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from fastgen import ops
-from fastgen.autoregressive.capture import capture
+from fastgen.autoregressive.capture import NotPlannable, capture
 from fastgen.autoregressive.causality import color_order
 
 from .models import prepared
@@ -58,3 +58,33 @@ def test_colors_of_own_convolutions():
     close(captured, model, torch.rand(2, 3, 4, 5).double())
     assert (captured.levels, captured.levels_first) == (2, False)
     assert color_order(captured) == (0, 1, 2)
+
+
+class Accelerated(nn.Module):
+    """What `accelerate` puts in the place of torch's convolutions, and a gate whose condition depends on the image."""
+
+    def __init__(self, output_scale=1.0):
+        super().__init__()
+        self.first = nn.Parameter(torch.randn(8, 1, 2, 3))
+        self.second, self.third = (nn.Parameter(torch.randn(8, 4, 1, 1)) for _ in range(2))
+        self.bias, self.output_scale = nn.Parameter(torch.randn(8)), output_scale
+
+    def forward(self, x):
+        h = self.conv(nn.functional.pad(x, (1, 1, 2, 0))[:, :, :-1], self.first, None, 1)
+        a, b = (self.conv(h, weight, self.bias, 2) for weight in (self.second, self.third))
+        return ops.gated_activation(a, b, activation="identity")
+
+    def conv(self, x, weight, bias, groups):
+        """The raw op, which `ops.conv2d` calls where that is fastest."""
+        fused = (None, None, 0, None, None, self.output_scale)
+        return torch.ops.fastgen.conv2d_fwd.default(x, weight, (1, 1), (0, 0), (1, 1), groups, bias, *fused)
+
+
+def test_convolutions_and_a_gate_of_the_image():
+    model = prepared(Accelerated())
+    close(capture(model, (2, 1, 4, 5)), model, torch.rand(2, 1, 4, 5).double())
+
+
+def test_a_convolution_with_other_layers_in_it_is_refused():
+    with pytest.raises(NotPlannable, match="a convolution with other layers in it"):
+        capture(prepared(Accelerated(0.5)), (2, 1, 4, 5))
