@@ -21,8 +21,9 @@ from fastgen.reference._layout import is_channels_last, opmath_dtype
 
 __all__ = ["categorical_sample", "reasons"]
 
-MAX_LEVELS = 4096  # of a row in registers: eight a thread of sixteen warps
-TILE = 1024  # levels of all rows of a program, where a row is shorter
+# Four levels a thread: with eight, ptxas spills some of what both thresholds need.
+MAX_LEVELS = 4096  # of a row in registers, of 32 warps
+TILE = 512  # levels of all rows of a program, where a row is shorter
 
 
 @triton.jit
@@ -178,7 +179,7 @@ def categorical_sample(
             categorical_sample_kernel, n * triton.cdiv(positions, rows), dense(logits, logits), seeds, drawn,
             log_probs if return_log_prob else None, count, positions, triton.cdiv(positions, rows), *strides, element,
             low_word(step), float(temperature), top_k, float(top_p), GREEDY=temperature == 0, CUT_K=0 < top_k < count,
-            CUT_P=top_p < 1, ROWS=rows, LEVELS=levels, ACC=accumulator(logits), num_warps=max(4, levels // 256),
+            CUT_P=top_p < 1, ROWS=rows, LEVELS=levels, ACC=accumulator(logits), num_warps=max(4, levels // 128),
             enable_fp_fusion=False,
         )  # fmt: skip
     return drawn, log_probs

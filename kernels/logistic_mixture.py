@@ -24,7 +24,7 @@ from fastgen.reference._layout import dense_strides, empty_like_layout, is_chann
 
 __all__ = ["logistic_mixture_bwd", "logistic_mixture_fwd", "logistic_mixture_sample", "reasons"]
 
-BLOCK = 256  # two pixels a thread over 128 threads
+BLOCK = 256  # two pixels a thread over 128 threads; one of float64, whose gradient of three colors would spill
 FINISH_BLOCK = 1024  # sums that the second kernel reads at a time
 EACH = {1: 3, 3: 10}  # colors of a pixel -> parameters of a mixture
 
@@ -300,9 +300,10 @@ def _likelihood(
         operands.fail(f"levels must be at least 2, got {levels}")
     pixels = math.prod(logits.shape[2:])
     strides = (*_steps(logits, logits.shape[1], pixels), *_steps(target, channels, pixels))
-    numbers = (mixtures, pixels, triton.cdiv(pixels, BLOCK), *strides, levels)
+    block = BLOCK // 2 if logits.dtype == torch.float64 else BLOCK
+    numbers = (mixtures, pixels, triton.cdiv(pixels, block), *strides, levels)
     constants = {
-        "CHANNELS": channels, "EACH": EACH[channels], "BLOCK": BLOCK, "ACC": accumulator(logits), "num_warps": 4,
+        "CHANNELS": channels, "EACH": EACH[channels], "BLOCK": block, "ACC": accumulator(logits), "num_warps": 4,
         "enable_fp_fusion": False,
     }  # fmt: skip
     return (dense(logits, logits), dense(target, target)), numbers, constants

@@ -296,7 +296,8 @@ def masked_conv2d_packed_check(
 def _packed_shape(
     outputs: int, inputs: int, kernel: Sequence[int], mask_type: int, groups: int, colors: int, transposed: bool
 ) -> tuple[int, int, int, int]:
-    cuts = _cuts(outputs, inputs, mask_type, groups, colors, transposed)
+    # what groups and colors cut depends on the numbers: symbolic ones are specialised
+    cuts = _cuts(int(outputs), int(inputs), mask_type, groups, colors, transposed)
     panels = sum(-(-(last - first) // PANEL) for first, last in cuts)
     return panels, len(taps(mask_type, kernel, colors)), inputs // groups, PANEL
 

@@ -76,7 +76,7 @@ def vectors_of(args: tuple[Any, ...], kwargs: dict[str, Any], programs: int) -> 
     for value in (v for arg in args for v in (arg if isinstance(arg, tuple) else (arg,))):
         if isinstance(value, Tensor) and 2 * value.numel() >= programs * tile:
             held = tile * value.element_size() // (32 * kwargs["num_warps"])
-            if held >= 4:
+            if held >= 4 and (held, value.element_size()) != (8, 8):  # `ptx.widths` counts no single fp64
                 found[min(held, 16)] = found.get(min(held, 16), 0) + held
     return found
 

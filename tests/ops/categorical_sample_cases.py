@@ -138,9 +138,9 @@ def check_ties(kernels):
         ([1.0, 1.0, 1.0, 1.0, 0.0, 1.0], (1.0, 0, 0.5)),
         ([-math.inf, 2.0, -math.inf, 2.0, 2.0], (1.0, 4, 0.6)),
     ):
-        logits = torch.tensor(values).expand(64, len(values))
-        drawn, _ = kernels.categorical_sample(logits, torch.arange(64), 0, 0, *options, False)
-        assert_drawn(drawn, logits, torch.arange(64), 0, 0, options)
+        logits, seeds = torch.tensor(values)[None, :, None].expand(2, len(values), 64), torch.arange(2)
+        drawn, _ = kernels.categorical_sample(logits, seeds, 0, 0, *options, False)
+        assert_drawn(drawn, logits, seeds, 0, 0, options)
         assert drawn.max() <= 3 and len(drawn.unique()) >= 2
 
 

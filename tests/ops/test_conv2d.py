@@ -199,7 +199,9 @@ def test_any_shape(data):
     given = dict(zip(OPERANDS, (rest[1], rest[2], rest[3], rest[5], rest[6]), strict=True))
     given = {name: t.double() for name, t in given.items() if t is not None}
     exact = plain(x.double(), weight.double(), padding=int(outputs > 1), **given)
-    assert relative(actual, exact) <= {torch.float32: BOUND, torch.bfloat16: 3e-3, torch.float16: 5e-4}[dtype]
+    # of an output of one number that is half a unit in its last place
+    rounding = {torch.float32: 0.0, torch.bfloat16: 2**-8, torch.float16: 2**-11}[dtype]
+    assert relative(actual, exact) <= BOUND + rounding
 
 
 @pytest.mark.isa
