@@ -37,9 +37,17 @@ def _is(mask: Tensor, name: str) -> bool:
 
 def unmaskable(conv: Any, mask: Any, types: Sequence[str]) -> Iterator[str]:
     """Why this convolution under this mask is nothing for the op, sentences for the report."""
-    height, width = conv.kernel_size
-    if height % 2 == 0 or width % 2 == 0:
-        yield f"an even kernel, {height}x{width}"
+    yield from misfits(conv)
+    if not isinstance(mask, Tensor) or mask.dim() != 4 or mask.shape[2:] != conv.kernel_size:
+        yield "its mask is not [K, C, kh, kw]"
+    elif all(size % 2 for size in conv.kernel_size) and mask_type(mask) not in types:
+        yield f"its mask is none of {', '.join(types)}"
+
+
+def misfits(conv: Any) -> Iterator[str]:
+    """What of this convolution the op has not, under any mask."""
+    if any(size % 2 == 0 for size in conv.kernel_size):
+        yield "an even kernel, {}x{}".format(*conv.kernel_size)
         return
     if conv.stride != (1, 1):
         yield f"stride {conv.stride}"
@@ -50,10 +58,6 @@ def unmaskable(conv: Any, mask: Any, types: Sequence[str]) -> Iterator[str]:
         yield f"padding {conv.padding} where {kept} keeps the size"
     if nn.utils.parametrize.is_parametrized(conv):
         yield "its weight is parametrized"
-    if not isinstance(mask, Tensor) or mask.dim() != 4 or mask.shape[2:] != conv.kernel_size:
-        yield "its mask is not [K, C, kh, kw]"
-    elif mask_type(mask) not in types:
-        yield f"its mask is none of {', '.join(types)}"
 
 
 def masked(conv: Any, mask: Tensor, x: Tensor, types: Sequence[str], *, called: bool = False) -> Tensor | None:
@@ -61,7 +65,9 @@ def masked(conv: Any, mask: Tensor, x: Tensor, types: Sequence[str], *, called: 
 
     ``called``: whether their code calls ``conv``, so that hooks on it see that.
     """
-    if next(unmaskable(conv, mask, types), None) is not None or x.dim() != 4 or (called and not bare((conv,))):
+    kind = mask_type(mask)
+    if kind is None or kind not in types or x.dim() != 4 or (called and not bare((conv,))):
         return None
-    kind: Any = mask_type(mask)
+    if next(misfits(conv), None) is not None:
+        return None
     return masked_conv2d(x, conv.weight, conv.bias, mask_type=kind, dilation=conv.dilation, groups=conv.groups)

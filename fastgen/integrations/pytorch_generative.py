@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..ops import attention, gated_activation
 from .masking import RASTER, masked, unmaskable
-from .stand_in import StandIn, bare
+from .stand_in import StandIn, bare, laid_out_after
 from .stepping import steps_of
 
 PROJECT = "pytorch-generative"
@@ -74,11 +74,15 @@ class CausalAttention(StandIn):
         return self._proj(y.transpose(2, 3).reshape(len(x), -1, *x.shape[2:]))
 
 
-class AutoregressiveModel(ABC, StandIn):  # ABC first, as their base has it: else no object can change its class
+class AutoregressiveModel(StandIn):
     of, project = "AutoregressiveModel", PROJECT
     does = "sample(): each pixel at the cost of a pixel, drawn by its own function"
     method, takes = "sample", ("n_samples", "conditioned_on")
     has = ("_sample_fn", "_get_conditioned_on")
+
+    @classmethod
+    def concerns(cls, module: Any) -> bool:
+        return laid_out_after(type(module)) is laid_out_after(cls)
 
     @classmethod
     def reasons(cls, module: Any) -> Iterator[str]:
@@ -103,6 +107,12 @@ class AutoregressiveModel(ABC, StandIn):  # ABC first, as their base has it: els
         return image
 
 
+class AbstractModel(ABC, AutoregressiveModel):
+    """The same for classes with ABC before nn.Module, as theirs are: an object only changes its class to one laid out like it."""
+
+    sample = AutoregressiveModel.sample  # here, since ABC, and so what follows it, comes after their classes
+
+
 @contextmanager
 def shape_unlearned(model: Any) -> Iterator[None]:
     """A call of the model in here is not the one from which it takes the shape of its images, as its first call is."""
@@ -116,4 +126,4 @@ def shape_unlearned(model: Any) -> Iterator[None]:
         del model._c
 
 
-STAND_INS = (CausalConv2d, GatedActivation, CausalAttention, AutoregressiveModel)
+STAND_INS = (CausalConv2d, GatedActivation, CausalAttention, AutoregressiveModel, AbstractModel)

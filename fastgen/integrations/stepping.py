@@ -15,8 +15,8 @@ WHOLE = (torch.float32, torch.float64)  # in half precision the order of sums de
 def steps_of(model: nn.Module, image: Tensor) -> Any:
     """`Steps` for images like this one, [N, C, H, W]; None, which is said once, where the model's own loop has to run.
 
-    Their logits are the model's own to rounding: a draw by the same uniforms is the same pixel but where a uniform falls that close to
-    a threshold. Nothing is drawn from torch's generators here.
+    Their logits are the model's own to rounding: a draw by the same uniforms is the same pixel but where a uniform falls that
+    close to a threshold. Nothing is drawn from torch's generators here.
     """
     from ..autoregressive import NotPlannable, plan  # whoever samples nothing need not load it
 

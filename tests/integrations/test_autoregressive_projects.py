@@ -3,6 +3,7 @@
 import copy
 import pickle
 import warnings
+from abc import ABC
 
 import pytest
 import torch
@@ -245,6 +246,37 @@ def test_a_pixel_takes_no_pass_of_the_model(name, no_fallback, monkeypatch):
     monkeypatch.setattr(model.parent_class, "forward", lambda *args: calls.append(0) or forward(*args))
     drawn(model, image)
     assert 0 < len(calls) < 6 < image[0, 0].numel()
+
+
+class AutoregressiveModel(nn.Module):
+    """Their base without ABC."""
+
+    _sample_fn = staticmethod(foreign.coin)
+    sample, _get_conditioned_on = (getattr(foreign.AutoregressiveModel, n) for n in ("sample", "_get_conditioned_on"))
+
+
+class Plain(AutoregressiveModel):
+    def __init__(self):
+        super().__init__()
+        self.conv = foreign.CausalConv2d(True, 1, 1, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(x)
+
+
+class Abstract(ABC, foreign.GatedActivation):
+    pass
+
+
+def test_classes_of_another_layout(no_fallback):
+    """CPython lets an object change its class only where both begin in the same way."""
+    model, image = randomize(Plain()), torch.full((2, 1, 4, 5), -1.0)
+    torch.manual_seed(0)
+    before = model.sample(conditioned_on=image)
+    torch.manual_seed(0)
+    assert torch.equal(fastgen.accelerate(model).sample(conditioned_on=image), before) and mixin_of(model) is not None
+    (row,) = fastgen.report(fastgen.accelerate(Abstract())).rows
+    assert not row.accelerated and row.detail == "its class derives from another than nn.Module first"
 
 
 def test_the_function_that_draws_is_called_once_a_pixel(no_fallback):
