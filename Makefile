@@ -52,6 +52,7 @@ docs: build
 	$(BIN)/python docs/make_score_pictures.py
 	$(BIN)/python docs/make_rooflines.py
 	$(BIN)/python docs/make_unet_profile.py
+	$(BIN)/python docs/make_pixelcnn_time.py
 
 # On a machine whose own python has torch and Triton, and perhaps no network: no .venv.
 gpu:
