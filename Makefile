@@ -14,6 +14,7 @@ PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --maxprocesse
 
 demo: build
 	$(BIN)/fastgen demo --out demo
+	$(BIN)/fastgen demo pixelcnn --out demo
 
 test: build peers lint
 	FASTGEN_REQUIRE=cpu,triton,peers $(PYTEST) -m "not slow" --durations=15
@@ -52,6 +53,7 @@ docs: build
 	$(BIN)/python docs/make_score_pictures.py
 	$(BIN)/python docs/make_rooflines.py
 	$(BIN)/python docs/make_unet_profile.py
+	$(BIN)/python docs/make_pixelcnn_time.py
 
 # On a machine whose own python has torch and Triton, and perhaps no network: no .venv.
 gpu:

@@ -32,13 +32,15 @@ class Provider:
     """One competitor. ``call`` is what a round times, and its result what is checked before.
 
     A floor is a limit of the machine, not a competitor, and is not checked. ``expected`` replaces the workload's own where this
-    provider must return something else (it draws noise of its own).
+    provider must return something else (it draws noise of its own). ``times`` calls make what the others do in one: one is timed,
+    its time multiplied, and the row says so.
     """
 
     name: str
     call: Callable[[], Any]
     role: Role = "baseline"
     expected: tuple[Expectation, ...] = ()
+    times: int = 1
 
 
 @dataclass

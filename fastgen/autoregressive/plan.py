@@ -6,19 +6,21 @@ what lies before each pixel, so a module that looks ahead cannot pass.
 
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..ops._packed_weights import Seen
-from .capture import Captured, NotPlannable, capture, dtype_and_device, evaluating
+from .capture import Captured, NotPlannable, capture, dtype_and_device
 from .causality import color_order
+from .full_network import FullNetwork
 from .network import Convolution
 from .program import Program, compile_network
 
 KEPT = 8  # plans of one module, the last used
+CHECKED = 4  # images that a plan is checked with, of a batch with a condition
 # Largest difference of logits relative to the largest logit, of sums in another order through dozens of layers.
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4}
 COARSE = 5e-2  # with weights, or a module, in half precision
@@ -158,19 +160,22 @@ def _make(
 
 
 def _check(plan: Plan, model: nn.Module, condition: Any, images: int, tolerance: float) -> None:
-    """Raise NotPlannable where the logits of random images are not the module's."""
+    """Raise NotPlannable where the logits of random images, the first of a batch, are not the module's."""
+    images = 1 if condition is None else images
+    samples = torch.arange(min(images, CHECKED))
     generator = torch.Generator().manual_seed(0)
-    shape = (1 if condition is None else images, *plan.shape)
-    image = torch.randint(0, 2, shape, generator=generator).to(plan.device, plan.dtype)  # what every model takes
-    with evaluating(model), torch.no_grad():
-        own = image if plan.captured.rank == 4 else image[:, :, 0]
-        wanted = model(own) if condition is None else model(own, condition)
+    image = torch.randint(0, 2, (len(samples), *plan.shape), generator=generator).to(
+        plan.device, plan.dtype
+    )  # any model's
+    shape = (images, *(plan.shape if plan.captured.rank == 4 else (plan.shape[0], plan.shape[2])))
+    wanted = FullNetwork(model, shape, condition)(image, samples).double()
     if bool((wanted.isnan() | wanted.isposinf()).any()):
         raise ValueError(
             "plan: the model's logits are not finite: there are NaN or infinities in its weights or its condition"
         )
-    found, wanted = plan.logits(image), wanted.reshape(len(image), -1, *plan.shape[1:]).double()
-    off = float((found.double() - wanted).abs().max() / wanted.abs().max().clamp_min(1e-30))
+    constants = tuple(c[: len(samples)] for c in plan.program.constants)  # of every image, or of one that is all's
+    found = replace(plan, program=replace(plan.program, constants=constants)).logits(image)
+    off = float((found.double() - wanted).abs().max() / wanted.abs().max().clamp_min(1e-30)) if images else 0.0
     if not off <= tolerance:
         message = f"planned logits are {off:.1e} from the module's, relative to the largest, of {tolerance:.0e} allowed"
         raise NotPlannable(f"{message}: does it look ahead, or draw something at random?")

@@ -136,7 +136,9 @@ class _Compiler:
         self.nodes.append(Sum(operand.channels, like.height, like.width, terms=(operand,), scales=(1.0,)))
         ready = self.ready[operand.node]
         distance = Distance(operand.dy, operand.dx)  # the signs are all that counts, whatever the resolution
-        self.ready.append(seen_from(ready, distance) or ready)
+        self.ready.append(
+            max(seen_from(ready, distance) or ready, Availability.ROW)
+        )  # a constant's copy is made as rows are
         self.uses[operand.node] += 1
         self.uses.append(1)
         return Operand(len(self.nodes) - 1, operand.channels)

@@ -24,7 +24,8 @@ BREAKS = {
 }
 
 
-LARGE = ("unet_cifar", "sd15_half_width", "vae_decode", "ddim_pipeline")  # many seconds, and the same code
+# many seconds, and the same code
+LARGE = ("unet_cifar", "sd15_half_width", "vae_decode", "ddim_pipeline", "gated", "plus_plus", "pixel_cnn", "snail")
 
 
 def smallest(family: str) -> list[Case]:

@@ -12,12 +12,12 @@ from ..._files import write_atomically
 from .pixel_by_pixel import Drawing
 
 HEADER = ("images", "method", "set-up", "drawing", "whole", "an image", "speed-up")
-METHODS = {"cached": "fastgen, cached", "naive": "plain torch, a pass a pixel"}
+METHODS = {"cached": "fastgen", "naive": "plain torch"}
 
 
 def print_pixel_report(drawings: Sequence[Drawing], findings: Sequence[str]) -> None:
     """Print the table of times and what was found, in sentences."""
-    table = Table(*HEADER, title="Seconds, drawn pixel by pixel (28 x 28 in plain torch: measured of one image)")
+    table = Table(*HEADER, title="Seconds (plain torch: a pass of the network for each pixel)")
     for column in table.columns[2:]:
         column.justify = "right"
     for row in _rows(drawings):
@@ -31,7 +31,12 @@ def print_pixel_report(drawings: Sequence[Drawing], findings: Sequence[str]) -> 
 def write_pixel_report(path: Path, drawings: Sequence[Drawing], findings: Sequence[str]) -> None:
     """Write the same as Markdown, with the pictures and the versions, atomically."""
     lines = ["# fastgen demo pixelcnn", "", "![digits](pixelcnn.png)", "", "Upper halves, completed:", ""]
-    lines += ["![completed](completed.png)", "", "Seconds; of 28 x 28 pixels plain torch draws one image:", ""]
+    lines += [
+        "![completed](completed.png)",
+        "",
+        "Seconds; plain torch takes a pass of the network for each pixel, and draws one image of 28 x 28:",
+        "",
+    ]
     lines += [f"| {' | '.join(HEADER)} |", "|---|---|--:|--:|--:|--:|--:|"]
     lines += [f"| {' | '.join(row)} |" for row in _rows(drawings)]
     lines += ["", *(f"- {line}" for line in findings), ""]
@@ -49,4 +54,4 @@ def _rows(drawings: Sequence[Drawing]) -> Iterator[tuple[str, ...]]:
         other = plain.get(d.what)
         ratio = f"{other.whole / d.whole:.1f}x" if other is not None and other is not d else ""
         times = (d.set_up, d.seconds, d.whole, d.whole / len(d.images))
-        yield d.what, METHODS[d.method], *(f"{seconds:.4f}" for seconds in times), ratio
+        yield d.what, METHODS[d.method], *(f"{seconds:.3f}" for seconds in times), ratio

@@ -65,11 +65,9 @@ def run(args: argparse.Namespace) -> int:
         *_read(DigitJudge(), digits.images, labels),
         *_read(MnistJudge(real), mnist.images, labels),
     ]  # fmt: skip
-    title = "fastgen, cached: {:.2f} s, {:.2f} s of it set-up"
     panels = {
-        f"100 digits of 8 x 8, {title.format(digits.whole, digits.set_up)}": digits.images,
-        f"100 digits of 28 x 28, {title.format(mnist.whole, mnist.set_up)}": mnist.images,
-    }
+        f"{d.what}: {d.whole:.2f} s, {d.set_up:.2f} s of it set-up": d.images for d in (digits, mnist)
+    }  # fmt: skip
     draw_grid(args.out / "pixelcnn.png", [panels])
     drawn = completed.images.unflatten(0, (NUM_CLASSES, COMPLETIONS))
     draw_completions(args.out / "completed.png", halves, drawn, originals, "MNIST" if real else "the model")
