@@ -9,7 +9,7 @@ from fastgen.kernels._philox import philox_4x32
 
 @triton.jit
 def uniform_at(element, step, seed):
-    """The float32 uniform of each ``element`` (int64 [B]) of the stream (``seed`` int64, ``step``): 1 in the fourth word."""
+    """The float32 uniform of each ``element`` (int64 [B]) of stream (``seed`` int64, ``step``); the fourth word is 1."""
     block = element >> 2
     zero = (block ^ block).to(tl.uint32)
     one = zero + tl.full(zero.shape, 1, tl.uint32)

@@ -1,8 +1,8 @@
 """Triton kernel of `categorical_sample`: one program draws ROWS positions of one sample, all of their levels in registers.
 
 Each logit is read once. `top_k` and `top_p` look for a threshold bit by bit, in integers that are ordered as the logits are: the
-largest at or above which there are still k levels, or p of the probability. Of the levels that equal it the first are kept, by their
-rank. The draw is the first level whose cumulative sum passes u times the total.
+largest at or above which there are still k levels, or p of the probability. Of the levels that equal it the first are kept, by
+their rank. The draw is the first level whose cumulative sum passes u times the total.
 """
 
 import math
@@ -30,7 +30,7 @@ TILE = 512  # levels of all rows of a program, where a row is shorter
 def ordered_bits(x, ACC: tl.constexpr):
     """Signed integers in the order of ``x``, equal where it is (-0 is 0)."""
     x = tl.where(x == 0.0, 0.0, x)
-    if ACC == tl.float64:
+    if tl.float64 == ACC:
         bits = x.to(tl.int64, bitcast=True)
         return bits ^ ((bits >> 63) & 0x7FFFFFFFFFFFFFFF)
     else:
@@ -47,7 +47,7 @@ def held(key, bound, weights):
 @triton.jit
 def threshold(key, weights, wanted, ROWS: tl.constexpr, ACC: tl.constexpr):
     """The largest bound [ROWS] at or above which the levels weigh ``wanted``."""
-    if ACC == tl.float64:
+    if tl.float64 == ACC:
         zero = tl.zeros((ROWS,), tl.int64)
         lowest = zero + (-0x7FFFFFFFFFFFFFFF - 1)
         bits: tl.constexpr = 63
@@ -86,8 +86,8 @@ def categorical_sample_kernel(
     LEVELS: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    program = tl.program_id(0).to(tl.int64)
-    n, tile = program // tiles, program % tiles
+    program = tl.program_id(0)  # divided in 32 bits: a division of 64 is a subroutine and has a stack
+    n, tile = (program // tiles).to(tl.int64), (program % tiles).to(tl.int64)
     position = tile * ROWS + tl.arange(0, ROWS)
     level = tl.arange(0, LEVELS)
     there = position < positions

@@ -2,8 +2,8 @@
 
 A program owns BLOCK pixels of one sample and goes through the mixtures one by one, its running sums of exponentials in registers.
 The forward leaves one sum a program, which a second kernel adds in an order that depends on their number alone; no atomics, so the
-same call gives the same bits. The backward goes through the mixtures twice, for the sums and for the gradient, which it writes once;
-the second time its parameters come from the cache.
+same call gives the same bits. The backward goes through the mixtures twice, for the sums and for the gradient, which it writes
+once; the second time its parameters come from the cache.
 """
 
 import math
@@ -47,8 +47,8 @@ def logistic_mixture_kernel(
     BLOCK: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    program = tl.program_id(0).to(tl.int64)
-    n, tile = program // tiles, program % tiles
+    program = tl.program_id(0)  # divided in 32 bits: a division of 64 is a subroutine and has a stack
+    n, tile = (program // tiles).to(tl.int64), (program % tiles).to(tl.int64)
     pixel = tile * BLOCK + tl.arange(0, BLOCK)
     mask = pixel < pixels
     stride = n * 0 + channel_stride  # 64 bits
@@ -108,8 +108,8 @@ def logistic_mixture_bwd_kernel(
     BLOCK: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    program = tl.program_id(0).to(tl.int64)
-    n, tile = program // tiles, program % tiles
+    program = tl.program_id(0)  # divided in 32 bits: a division of 64 is a subroutine and has a stack
+    n, tile = (program // tiles).to(tl.int64), (program % tiles).to(tl.int64)
     pixel = tile * BLOCK + tl.arange(0, BLOCK)
     mask = pixel < pixels
     stride = n * 0 + channel_stride
@@ -181,7 +181,7 @@ def drawn_color(
     if levels is not None:
         steps = tl.cast(levels - 1, ACC) + 0.0 * x
         k = tl.floor((x + 1.0) * 0.5 * steps + 0.5)
-        if ACC == tl.float64:
+        if tl.float64 == ACC:
             x = (2.0 * k - steps) / steps
         else:
             x = tl.div_rn(2.0 * k - steps, steps)
@@ -210,8 +210,8 @@ def logistic_mixture_sample_kernel(
     BLOCK: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    program = tl.program_id(0).to(tl.int64)
-    n, tile = program // tiles, program % tiles
+    program = tl.program_id(0)  # divided in 32 bits: a division of 64 is a subroutine and has a stack
+    n, tile = (program // tiles).to(tl.int64), (program % tiles).to(tl.int64)
     pixel = tile * BLOCK + tl.arange(0, BLOCK)
     mask = pixel < pixels
     stride = n * 0 + channel_stride
@@ -223,7 +223,7 @@ def logistic_mixture_sample_kernel(
         v = read(logits, at + row * stride, mask, ACC)
         not_finite = not_finite | (v - v != 0.0).to(tl.int32)
     top = read(logits, at, mask, ACC)
-    chosen = tl.zeros((BLOCK,), tl.int64)  # the first of the largest
+    chosen = tl.zeros((BLOCK,), tl.int32)  # the first of the largest
     for m in range(mixtures):
         logit = read(logits, at + m * stride, mask, ACC)
         chosen = tl.where(logit > top, m, chosen)
@@ -234,7 +234,7 @@ def logistic_mixture_sample_kernel(
             total += tl.exp((read(logits, at + m * stride, mask, ACC) - top) / tl.cast(temperature, ACC))
         wanted = uniform_at(place, step, seed).to(ACC) * total
         passed = tl.zeros((BLOCK,), ACC)
-        found = tl.full((BLOCK,), -1, tl.int64)
+        found = tl.full((BLOCK,), -1, tl.int32)
         for m in range(mixtures):
             each = tl.exp((read(logits, at + m * stride, mask, ACC) - top) / tl.cast(temperature, ACC))
             passed += each

@@ -1,5 +1,6 @@
 """Arguments of `categorical_sample` for its tests, and how near a draw is to a step of the sum that decides it."""
 
+import importlib
 import itertools
 import math
 from collections.abc import Iterator
@@ -152,6 +153,16 @@ def check_not_finite(kernels, option):
     drawn, log_probs = kernels.categorical_sample(logits, torch.arange(6), 0, 0, *OPTIONS[option], True)
     assert drawn[:4].tolist() == [-1, -1, -1, 39] and log_probs[:3].isnan().all() and log_probs[3] == 0
     assert_drawn(drawn, logits, torch.arange(6), 0, 0, OPTIONS[option])
+
+
+@pytest.mark.parametrize("step", [0, 7, -1, 2**31 + 5])
+@pytest.mark.parametrize("element", [0, 3, 2**34 - 8, 2**40 + 5])
+def check_uniforms(kernels, element, step):
+    """The bits of the reference, over the ends of the words of counter and key."""
+    kernel = importlib.import_module("tests.kernels.uniform")
+    seeds = torch.tensor([0, 1, -5, 2**40 + 3, -(2**63), 2**63 - 1])
+    drawn = kernels.on_device(kernel.uniforms)(seeds, element, step)
+    assert torch.equal(drawn, uniforms(seeds, element, step, kernel.BLOCK))
 
 
 def check_nothing(kernels):

@@ -183,7 +183,8 @@ def test_a_row_without_keys_gives_zero(dtype):
 def test_not_finite_stays_in_its_rows(dtype, value):
     """In a query it spoils that row, in a key all rows of that head, in a value that column of that head: as in torch."""
     shape = (2, 2, 2, 40, 140, 16, 16)
-    for index, place in enumerate(((0, 1, 3, 5), (0, 1, 100, 5), (0, 1, 100, 5))):
+    places = [(0, (0, 1, 3, 5)), *((index, (0, 1, key, 5)) for index in (1, 2) for key in (0, 100, 139))]
+    for index, place in places:  # of the keys also the first and the last, before and behind what is larger
         inputs = tensors(shape, dtype)
         inputs[index][place] = value
         y, expected = attention(*inputs), plain(*(t.double() for t in inputs))

@@ -175,7 +175,7 @@ def test_fakes(shape, layout):
         compare(op.default, make(shape, dtype, layout))
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_compiled(backend):
     torch._dynamo.reset()
     x = laid_out(randn(2, 8, 6, 6, dtype=torch.float32), "channels_last")

@@ -353,7 +353,7 @@ def test_fakes(shape, layout):
     assert_fake(ops.masked_conv2d_bwd.default, backward_arguments((False, True), dtype=torch.float16, **given_))
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_compiled(backend):
     torch._dynamo.reset()
     given_ = tensors((2, 8, 5, 6), 16, (3, 3), 1, torch.float32, "channels_last")
