@@ -40,7 +40,10 @@ OF_SHAPE_ALONE = frozenset(
 )
 
 # What takes long: nobody asks for its numbers, its shape is the value's.
-NOT_COMPUTED = frozenset(f"aten.{name}" for name in ("convolution", "mm", "addmm", "bmm", "baddbmm", "_softmax"))
+NOT_COMPUTED = frozenset(
+    (*(f"aten.{name}" for name in ("convolution", "mm", "addmm", "bmm", "baddbmm", "_softmax")),
+     *(f"fastgen.{name}_fwd" for name in ("masked_conv2d", "gated_activation", "concat_elu")))
+)  # fmt: skip
 
 
 def depends(x: Any) -> bool:
