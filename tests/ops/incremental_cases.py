@@ -241,7 +241,7 @@ SHARED_BYTES = {"incremental.incremental_kernel": 64 * 1024}
 
 
 def gates(arch: int) -> Iterator[Call]:
-    """One kernel for everything, a minute's compilation each time: what differs little is left to the architectures that are slow."""
+    """One kernel for everything, half a minute's compilation each time: what differs little is left to slow tests."""
     network, mixed = everything(8, 8, channels=32, levels=64), small(4, 4, 3, levels=100)
     for name, stored in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         yield Call(f"levels {name}", "incremental_sample", partial(sample_arguments, network, 2, torch.float32, stored))
