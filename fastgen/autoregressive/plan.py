@@ -70,14 +70,21 @@ class Plan:
         """The logits of so many images, pixel by pixel."""
         return Steps(self.program, images)
 
-    def fits(self, model: nn.Module, condition: Any) -> bool:
-        """Whether it is still the module's, for this condition."""
+    def of(self, labels: Tensor) -> "Plan":
+        """Of a plan whose condition is labels, each once and in order: for images with these labels, which are among them."""
+        if len(self.condition) == 1:
+            return self
+        at = torch.searchsorted(self.condition, labels)
+        constants = tuple(c if len(c) == 1 else c[at] for c in self.program.constants)
+        return replace(self, program=replace(self.program, constants=constants))
+
+    def is_of(self, model: nn.Module) -> bool:
+        """Whether it is still the module's."""
         tensors, modules = _tensors(model), list(model.modules())
         if self.seen is None or len(tensors) != len(self.seen) or len(modules) != len(self.modules):
             return False
         same = all(seen() is module for seen, module in zip(self.modules, modules, strict=True))
-        same = same and all(seen.fits(tensor) for seen, tensor in zip(self.seen, tensors, strict=True))
-        return same and _equal(condition, self.condition)
+        return same and all(seen.fits(tensor) for seen, tensor in zip(self.seen, tensors, strict=True))
 
 
 class Steps:
@@ -110,7 +117,8 @@ def plan(
         model: takes images [N, C, H, W], and ``condition`` where one is given; masked convolutions, 1x1 convolutions, attention,
             activations and sums in any arrangement that computes a pixel's logits from the pixels before it in raster order.
         shape: (N, C, H, W) of the images, or (N, C, T); N counts only beside a condition.
-        condition: what the module takes as its second argument.
+        condition: what the module takes as its second argument. Of labels, integers [N], a plan is made for each label and serves
+            any batch of them; of another condition it is made for that alone.
         weights_dtype: in which weights are kept, the module's dtype or for float32 ``torch.bfloat16``: half the memory to read at
             each pixel, at the price of rounding the weights.
 
@@ -120,15 +128,21 @@ def plan(
     if len(shape) not in (3, 4):
         raise ValueError(f"plan: shape must be (N, C, H, W) or (N, C, T), got {tuple(shape)}")
     size = tuple(int(length) for length in shape[1:])
+    by_label = _are_labels(condition, int(shape[0]))
+    key, wanted = (size, weights_dtype, by_label), condition.unique() if by_label else condition
     kept = _PLANS.setdefault(model, [])
-    for index, (key, found) in enumerate(kept):
-        if key == (size, weights_dtype) and found.fits(model, condition):
+    for index, (of, found) in enumerate(kept):
+        if of != key or not found.is_of(model):
+            continue
+        if bool(torch.isin(wanted, found.condition).all()) if by_label else _equal(wanted, found.condition):
             kept.append(kept.pop(index))
-            return found
-    made = _make(model, size, condition, weights_dtype, int(shape[0]))
-    kept.append(((size, weights_dtype), made))
+            return found.of(condition) if by_label else found
+        if by_label:  # one plan for all labels that are asked for
+            wanted = torch.cat([wanted, found.condition]).unique()
+    made = _make(model, size, wanted, weights_dtype, len(wanted) if by_label else int(shape[0]))
+    kept.append((key, made))
     del kept[:-KEPT]
-    return made
+    return made.of(condition) if by_label else made
 
 
 _PLANS: "weakref.WeakKeyDictionary[nn.Module, list[tuple[Any, Plan]]]" = weakref.WeakKeyDictionary()
@@ -179,6 +193,13 @@ def _check(plan: Plan, model: nn.Module, condition: Any, images: int, tolerance:
     if not off <= tolerance:
         message = f"planned logits are {off:.1e} from the module's, relative to the largest, of {tolerance:.0e} allowed"
         raise NotPlannable(f"{message}: does it look ahead, or draw something at random?")
+
+
+def _are_labels(condition: Any, images: int) -> bool:
+    """Whether a condition is an integer for each image."""
+    return (
+        isinstance(condition, Tensor) and condition.dtype == torch.int64 and condition.shape == (images,) and images > 0
+    )
 
 
 def _work(captured: Captured) -> int:

@@ -1,6 +1,7 @@
 """`sample` as a user calls it: every method draws the same pixels, of its seed alone, and what does not fit is said."""
 
 import copy
+import importlib
 import io
 import sys
 import warnings
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from fastgen.autoregressive import NotPlannable, Steps, sample, sampling
+from fastgen.autoregressive.capture import capture
 from fastgen.models import GatedPixelCNN
 
 from ..models.small_autoregressive import SMALL, build
@@ -279,6 +281,23 @@ def test_a_replaced_module_without_weights_is_seen():
     model[1] = nn.Tanh()
     after = sample(model, (3, 1, 5, 5), **options)
     assert after.equal(sample(model, (3, 1, 5, 5), method="naive", **options)) and not after.equal(before)
+
+
+def test_labels_are_planned_once_each(monkeypatch):
+    model, captured = build("gated", num_classes=5), []
+    planning = importlib.import_module("fastgen.autoregressive.plan")  # the function of that name hides it
+    monkeypatch.setattr(
+        planning, "capture", lambda *args, **kw: captured.append(kw["condition"]) or capture(*args, **kw)
+    )
+    for labels in ([3, 1, 3], [1, 3], [3], [4, 1], [0, 4, 3], [2, 0, 1]):
+        shape, condition = (len(labels), 1, 4, 3), torch.tensor(labels)
+        drawn = sample(model, shape, condition=condition, seeds=range(len(labels)), method="cached")
+        assert drawn.equal(sample(model, shape, condition=condition, seeds=range(len(labels)), method="naive"))
+    assert [labels.tolist() for labels in captured] == [[1, 3], [1, 3, 4], [0, 1, 3, 4], [0, 1, 2, 3, 4]]
+    with torch.no_grad():
+        next(model.parameters()).mul_(1.5)
+    sample(model, (1, 1, 4, 3), condition=torch.tensor([2]), seeds=[0], method="cached")
+    assert captured[-1].tolist() == [2], "of changed weights nothing is kept"
 
 
 def test_a_changed_condition_is_seen():

@@ -80,7 +80,7 @@ def test_mnist_digits_are_read_as_asked():
     assert judge.recognised(images, (labels + 1) % 10) <= 0.05
 
 
-AUTOREGRESSIVE = {"digits-pixelcnn": 300_000, "digits-pixelcnn++": 300_000}
+AUTOREGRESSIVE = {"digits-pixelcnn": 300_000, "digits-pixelcnn++": 300_000, "mnist-pixelcnn": 2_000_000}
 
 
 @pytest.mark.parametrize("name", AUTOREGRESSIVE)

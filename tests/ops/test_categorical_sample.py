@@ -288,3 +288,13 @@ def test_registered():
     assert_registered(op, (*arguments, True))
     assert_fake(op, (*arguments, False))
     assert_fake(op, (randn(2, 7), *arguments[1:], True))
+
+
+@pytest.mark.isa
+def test_seeds_are_read_where_they_lie():
+    logits, apart = randn(3, 7, 5, dtype=torch.float32), torch.arange(6)[::2]
+    drawn, near = (
+        torch.ops.fastgen.categorical_sample(logits, seeds, 0, 0, 1.0, 0, 1.0, False)[0]
+        for seeds in (apart, apart.contiguous())
+    )
+    assert torch.equal(drawn, near)
