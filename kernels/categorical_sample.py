@@ -158,11 +158,12 @@ def categorical_sample(
     operands = Operands("categorical_sample", logits)
     if logits.dim() < 2 or not 1 <= logits.shape[1] <= MAX_LEVELS:
         operands.fail(f"logits must be [N, K, *] with K from 1 to {MAX_LEVELS}, got {tuple(logits.shape)}")
-    if element < 0 or not 0 <= temperature < math.inf or top_k < 0 or not 0 < top_p <= 1:
-        operands.fail(
-            "element and top_k must not be negative, temperature finite and not negative and top_p in (0, 1], got "
-            f"{element}, {top_k}, {temperature} and {top_p}"
-        )
+    if element < 0 or top_k < 0:
+        operands.fail(f"{'element' if element < 0 else 'top_k'} must not be negative, got {element}, {top_k}")
+    if not 0 <= temperature < math.inf:
+        operands.fail(f"temperature must be finite and not negative, got {temperature}")
+    if not 0 < top_p <= 1:
+        operands.fail(f"top_p must be in (0, 1], got {top_p}")
     seeds = operands.indices("seeds", seeds)
     n, count, *rest = logits.shape
     positions = math.prod(rest)

@@ -276,9 +276,12 @@ def reasons(op: str, *args: Any) -> list[str]:
 
 def _mixtures(operands: Operands, logits: Tensor, channels: int) -> int:
     """M of ``logits`` for so many colors, every dimension of theirs as it should be."""
-    if channels not in EACH or logits.dim() != 4 or logits.shape[1] < 1 or logits.shape[1] % EACH[channels]:
-        operands.fail(f"logits must be [N, 10 M, H, W] for 3 colors, [N, 3 M, H, W] for 1, got {tuple(logits.shape)}")
-    return logits.shape[1] // EACH[channels]
+    if channels not in EACH:
+        operands.fail(f"channels must be 1 or 3, got {channels}")
+    each = EACH[channels]
+    if logits.dim() != 4 or logits.shape[1] < 1 or logits.shape[1] % each:
+        operands.fail(f"logits of {channels} colors must have {each} channels a mixture, got {tuple(logits.shape)}")
+    return logits.shape[1] // each
 
 
 def _steps(t: Tensor, channels: int, pixels: int) -> tuple[int, int]:
@@ -341,11 +344,12 @@ def logistic_mixture_sample(
 ) -> Tensor:
     operands = Operands("logistic_mixture_sample", logits)
     mixtures = _mixtures(operands, logits, channels)
-    if element < 0 or not 0 <= temperature < math.inf or not (levels == 0 or levels >= 2):
-        operands.fail(
-            "element must not be negative, temperature finite and not negative and levels 0 or at least 2, got "
-            f"{element}, {temperature} and {levels}"
-        )
+    if element < 0:
+        operands.fail(f"element must not be negative, got {element}")
+    if not 0 <= temperature < math.inf:
+        operands.fail(f"temperature must be finite and not negative, got {temperature}")
+    if not (levels == 0 or levels >= 2):
+        operands.fail(f"levels must be 0 or at least 2, got {levels}")
     seeds = operands.indices("seeds", seeds)
     n, pixels = logits.shape[0], math.prod(logits.shape[2:])
     shape = (n, channels, *logits.shape[2:])

@@ -53,6 +53,8 @@ class Follows:
 
     def judge(self, provider: str, outputs: Outputs, all_outputs: dict[str, Outputs]) -> Check:
         p, drawn = self._probabilities, outputs[0].reshape(-1, 1)
+        if drawn.dtype != torch.int64 or bool(((drawn < 0) | (drawn >= p.shape[1])).any()):
+            return Check(provider, False, float("inf"), self._sigmas, "no levels")
         mean, square = p.square().sum(-1), p.pow(3).sum(-1)
         error = (p.gather(1, drawn)[:, 0] - mean).sum().abs() / (square - mean.square()).sum().sqrt()
         ok = bool(error <= self._sigmas) and bool((p.gather(1, drawn) > 0).all())

