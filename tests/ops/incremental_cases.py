@@ -223,9 +223,9 @@ def check_reasons(kernels):
     assert _dispatch.Triton.reasons("incremental_sample", *arguments) == [
         "up to 1024 levels or components fit the registers of a program, got 1025"
     ]
-    mixture = sample_arguments(small(1, 2, levels=9), 1, torch.float64, kind="logistic_mixture", count=3)
+    mixture = sample_arguments(small(1, 2, levels=9), 1, kind="logistic_mixture", count=3)
     assert _dispatch.Triton.reasons("incremental_sample", *mixture) == [
-        "a mixture of logistics in float64 does not fit the registers of a program"
+        "the draw of a mixture of logistics does not fit the registers of a program beside all else"
     ]
     arguments[8] = [0, 1024, 1, 1024, 0, 0, 0]
     assert _dispatch.Triton.reasons("incremental_sample", *arguments) == []
@@ -242,7 +242,7 @@ SHARED_BYTES = {"incremental.incremental_kernel": 64 * 1024}
 
 def gates(arch: int) -> Iterator[Call]:
     """One kernel for everything, half a minute's compilation each time: what differs little is left to slow tests."""
-    network, mixed = everything(8, 8, channels=32, levels=64), small(4, 4, 3, levels=100)
+    network = everything(8, 8, channels=32, levels=64)
     for name, stored in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         yield Call(f"levels {name}", "incremental_sample", partial(sample_arguments, network, 2, torch.float32, stored))
     if arch != 90:
@@ -250,6 +250,4 @@ def gates(arch: int) -> Iterator[Call]:
         yield Call("levels fp64", "incremental_sample", whole)
         few = partial(sample_arguments, network, 2, top_k=5, known=True, return_logits=False)
         yield Call("the likeliest levels fp32", "incremental_sample", few)
-    mixture = partial(sample_arguments, mixed, 2, kind="logistic_mixture", count=10, known=True)
-    yield Call("mixture fp32", "incremental_sample", mixture)
     yield Call("a step fp32", "incremental_step", step_arguments)
