@@ -70,7 +70,7 @@ def draw(found: dict[int, dict[str, float]], title: str) -> Any:
     lines = {
         "naive": ("a pass of the network for each pixel, plain torch (extrapolated from one)", COLOURS["eager"], "o-"),
         "cached": ("fastgen, cached", COLOURS["peer"], "s-"),
-        "floor": ("floor: its row products and the weights that every pixel reads", "#777777", "--"),
+        "floor": ("the same products by the library: of rows, and of each pixel", "#777777", "--"),
     }
     for name, (label, colour, style) in lines.items():
         axis.plot(sizes, [found[size][name] for size in sizes], style, color=colour, label=label)
