@@ -199,9 +199,10 @@ def test_any_shape(data):
     given = dict(zip(OPERANDS, (rest[1], rest[2], rest[3], rest[5], rest[6]), strict=True))
     given = {name: t.double() for name, t in given.items() if t is not None}
     exact = plain(x.double(), weight.double(), padding=int(outputs > 1), **given)
-    # of an output of one number that is half a unit in its last place
-    rounding = {torch.float32: 0.0, torch.bfloat16: 2**-8, torch.float16: 2**-11}[dtype]
-    assert relative(actual, exact) <= BOUND + rounding
+    bound = {torch.float32: BOUND, torch.bfloat16: 3e-3, torch.float16: 5e-4}[dtype]
+    if actual.numel() <= 2 and dtype != torch.float32:  # the rounding of one number, which no others make up for
+        bound = BOUND + {torch.bfloat16: 2**-8, torch.float16: 2**-11}[dtype]
+    assert relative(actual, exact) <= bound
 
 
 @pytest.mark.isa
