@@ -79,6 +79,6 @@ AUTOREGRESSIVE_RECIPES = {
         model=GatedPixelCNN,
         config={"channels": 32, "dilations": [1, 2, 1, 4, 1, 2, 1], "levels": 256, "num_classes": NUM_CLASSES},
         steps=15_000,
-        options=AutoregressiveOptions(batch_size=4, lr=3e-3, warmup=100),
+        options=AutoregressiveOptions(batch_size=16, lr=3e-3, warmup=100),
     ),
 }

@@ -67,7 +67,8 @@ class AutoregressiveModel(nn.Module):
         if self.distribution == "bernoulli":
             nats = F.binary_cross_entropy_with_logits(logits, (x > 0).to(logits.dtype), reduction="none")
         else:
-            nats = F.cross_entropy(logits, self.indices(x), reduction="none")
+            by_level = logits.movedim(1, -1)  # channels-last logits lie so, and need no copy
+            nats = F.cross_entropy(by_level.flatten(0, -2), self.indices(x).flatten(), reduction="none").view(x.shape)
         return -nats.flatten(1).sum(1)
 
     def bits_per_dim(self, x: Tensor, condition: Condition | None = None) -> Tensor:
@@ -207,6 +208,11 @@ class Conditioning(nn.Module):
 def added(x: Tensor, condition: Tensor | None) -> Tensor:
     """x + condition, where there is one."""
     return x if condition is None else x + condition
+
+
+def channels_innermost(x: Tensor) -> Tensor:
+    """``x``, channels-last on a CPU, whose kernels of small images read and write it so without turning it over."""
+    return x.contiguous(memory_format=torch.channels_last) if x.is_cpu else x
 
 
 def split_condition(condition: Condition | None) -> tuple[Tensor | None, Tensor | None]:

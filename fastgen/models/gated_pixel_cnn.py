@@ -16,6 +16,7 @@ from .autoregressive import (
     Condition,
     Conditioning,
     added,
+    channels_innermost,
     check_positive,
     conditioning_config,
     count,
@@ -142,7 +143,7 @@ class GatedPixelCNN(AutoregressiveModel):
         self._check_input(x, condition)
         x = self._scaled(x)
         if self.first is None:
-            vertical, horizontal = self.vertical_in(x), self.horizontal_in(x)
+            vertical, horizontal = (channels_innermost(first(x)) for first in (self.vertical_in, self.horizontal_in))
             for layer in self.layers:
                 vertical, horizontal = layer(vertical, horizontal, condition)
             return self._logits(self.out(F.elu(horizontal)))

@@ -39,16 +39,17 @@ class Layer(nn.Module):
 
 
 class PixelCNN(nn.Module):
-    def __init__(self, inputs, n, dilations=DILATIONS):
+    def __init__(self, inputs, n, dilations=DILATIONS, levels=256):
         super().__init__()
+        self.levels = levels
         self.conv_vstack = Masked(inputs, n, (3, 3), 3)
         self.conv_hstack = Masked(inputs, n, (1, 3), 1)
         self.conv_layers = nn.ModuleList(Layer(n, dilation) for dilation in dilations)
-        self.conv_out = nn.Conv2d(n, 256 * inputs, 1)
+        self.conv_out = nn.Conv2d(n, levels * inputs, 1)
 
     def forward(self, levels):
-        x = levels.to(self.conv_out.weight.dtype) / 255 * 2 - 1
+        x = levels.to(self.conv_out.weight.dtype) / (self.levels - 1) * 2 - 1
         v, h = self.conv_vstack(x), self.conv_hstack(x)
         for layer in self.conv_layers:
             v, h = layer(v, h)
-        return self.conv_out(F.elu(h)).view(len(x), 256, -1, *x.shape[2:])
+        return self.conv_out(F.elu(h)).view(len(x), self.levels, -1, *x.shape[2:])
