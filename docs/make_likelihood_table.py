@@ -81,9 +81,7 @@ def trained(make: Callable[[], AutoregressiveModel], seed: int, steps: int) -> f
     model, images = make(), load_digits("train").images
     if model.distribution == "categorical":
         begin_with_frequencies(model, images)
-    trainer = AutoregressiveTrainer(
-        model, AutoregressiveOptions(seed=seed, lr_decay_steps=steps, **OPTIONS), images
-    )
+    trainer = AutoregressiveTrainer(model, AutoregressiveOptions(seed=seed, lr_decay_steps=steps, **OPTIONS), images)
     trainer.fit(steps)
     return mean_bits_per_dim(trainer.ema.model, load_digits("held_out").images)
 

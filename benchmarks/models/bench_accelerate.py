@@ -13,8 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import fastgen
 
 from ..cases import DTYPES, Case, Provider, Workload, compiled, random_tensor
+from ..openvino_peer import converted
 from ..verify import Values
-from .bench_unet import BOUND, fill_zeros
+from .bench_unet import BOUND, fill_zeros, of_float32
 
 STEPS = 4  # of a pipeline, enough that its time is a step's
 # DDPM on CIFAR-10 (google/ddpm-cifar10-32), Stable Diffusion 1.5 at half its width, and its decoder.
@@ -84,6 +85,17 @@ def output(model: Callable[..., Any], *args: Tensor) -> Tensor:
     return made if isinstance(made, Tensor) else made.sample
 
 
+class Sample(nn.Module):
+    """A model that returns a tensor."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *args: Tensor) -> Tensor:
+        return output(self.model, *args)
+
+
 def build(
     mode: str, layout: str, dtype: str, device: torch.device, shape: tuple[int, ...], allow_compile: bool
 ) -> Workload:
@@ -98,6 +110,11 @@ def build(
         function = compiled(plain, args, allow_compile, notes)
         if function is not None:
             models["compile"] = function
+    if layout == "NCHW":  # it has layouts of its own
+        wanted = tuple(arg.float() if arg.is_floating_point() else arg for arg in args)
+        function = converted(Sample(copy.deepcopy(plain).float()), wanted, dtype, allow_compile, notes)
+        if function is not None:
+            models["openvino"] = functools.partial(of_float32, function, x.float())
     models["fastgen"] = fused
 
     def expected() -> tuple[Tensor]:

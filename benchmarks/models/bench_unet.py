@@ -1,5 +1,6 @@
 """One forward of `fastgen.models.UNet` beside the same model with torch's own norms, convolutions and attention."""
 
+import copy
 import functools
 from typing import Any
 
@@ -10,6 +11,7 @@ from fastgen.models import UNet
 from fastgen.nn import PlainGroupNorm
 
 from ..cases import DTYPES, Case, Provider, Workload, compiled, random_tensor
+from ..openvino_peer import converted
 from ..verify import Values
 
 BOUND = 2e-5  # of a model with Winograd's convolutions, in fp32
@@ -59,6 +61,10 @@ def build(mode: str, layout: str, dtype: str, device: torch.device, allow_compil
         function = compiled(plain, (x, timesteps), allow_compile, notes)
         if function is not None:  # a compiled module has a length, so no truth value
             models["compile"] = function
+    if layout == "NCHW":  # it has layouts of its own
+        function = converted(copy.deepcopy(plain).float(), (x.float(), timesteps), dtype, allow_compile, notes)
+        if function is not None:
+            models["openvino"] = functools.partial(of_float32, function, x.float())
     models["fastgen"] = fused
 
     def expected() -> tuple[torch.Tensor]:
@@ -78,6 +84,11 @@ def build(mode: str, layout: str, dtype: str, device: torch.device, allow_compil
         flops=counter.get_total_flops(),
         notes=notes,
     )
+
+
+def of_float32(function: Any, x: torch.Tensor, _: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+    """``function`` of the arguments in float32, in which OpenVINO takes them whatever it computes in."""
+    return function(x, *(tensor.float() if tensor.is_floating_point() else tensor for tensor in rest))
 
 
 def fill_zeros(model: torch.nn.Module) -> None:
