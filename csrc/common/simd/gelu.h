@@ -1,7 +1,8 @@
 // GELU (Hendrycks and Gimpel 2016), x Phi(x), and its derivative: by the normal distribution function itself, or by tanh.
 //
-// In fp32 Phi(-a) = exp(-a^2 / 2) P(t) with t = 1 / (1 + 0.23 a): P is minimax on a in [0, 13.3], relative error 5e-8, beyond which
-// the exponential is 0. So the tail keeps its digits, and the density that the derivative takes is there already.
+// In fp32 Phi(-a) = exp(-a^2 / 2) P(u) with u = 0.23 a / (1 + 0.23 a): P is minimax on a in [0, 13.3], relative error 5e-8, beyond
+// which the exponential is 0. So the tail keeps its digits, the density that the derivative takes is there already, and near 0,
+// where P begins with 1/2, what u is rounded by counts little.
 #pragma once
 
 #include "common/simd/transcendental.h"
@@ -17,15 +18,17 @@ struct GeluParts {
   Vec<A> value, slope;
 };
 
-inline constexpr float kNormalCoefficients[] = {-7.8409997699e-2f, 2.9012200027e-1f,  -2.7749193267e-1f, 3.0070317196e-1f, -3.2352377776e-2f,
-                                                1.1925333721e-1f,  8.5835561710e-2f, 9.2367242198e-2f,  -2.7028828031e-5f};
+inline constexpr float kNormalCoefficients[] = {-7.7991163647e-2f, 3.3574348031e-1f,  -4.4013674316e-1f, -3.3883895698e-1f, 1.9749957576e0f,
+                                                -3.2105061633e0f,  2.9912374126e0f,   -1.7345284566e0f,  0.5f};
 
 // Phi(x), and exp(-x^2 / 2) in `power`; a NaN stays.
 FASTGEN_INLINE VecF normal_distribution(VecF x, VecF& power) {
   const VecF a = stdx::abs(x);
-  SideBySide<float, 1> e = {a * a * -0.72134752f}, t = {1.0f / madd<float>(a, VecF(0.23f), VecF(1.0f))}, p;
+  VecF scaled = a * 0.23f;
+  stdx::where(scaled > 1e3f, scaled) = 1e3f;  // of infinity u is 1
+  SideBySide<float, 1> e = {a * a * -0.72134752f}, u = {scaled / (scaled + 1.0f)}, p;
   exp2(e);
-  polynomials<float>(kNormalCoefficients, t, p);
+  polynomials<float>(kNormalCoefficients, u, p);
   power = e[0];
   VecF tail = e[0] * p[0];
   stdx::where(x > 0.0f, tail) = 1.0f - tail;
