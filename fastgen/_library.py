@@ -27,6 +27,8 @@ ISA_REASON = "nothing loaded yet"
 CUDA_LOADED = False
 CPU_LIBRARY: ctypes.CDLL | None = None  # the variant in use, for what is called without the dispatcher
 
+any_autocast: Callable[[], bool] = getattr(torch._C, "_is_any_autocast_enabled", lambda: True)
+
 _libraries: list[torch.library.Library] = []  # an op lives as long as the Library that defined it
 
 
@@ -67,7 +69,13 @@ def checked(op: str, kind: str = "") -> Callable[..., Any]:
 
     def call(*args: Any) -> Any:
         check(*args)
-        return function(*args)
+        if not any_autocast():
+            return function(*args)
+        device = next((arg.device.type for arg in args if isinstance(arg, torch.Tensor)), "cpu")
+        if device == "meta" or not torch.is_autocast_enabled(device):
+            return function(*args)
+        with torch.autocast(device, enabled=False):  # the op has its dtypes, and sums in float32
+            return function(*args)
 
     return call
 

@@ -5,10 +5,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .. import _library
+
 # Called for every step of a sampler, so bare. Transforms: vmap, grad and their like; modes: fake tensors, counters of ops.
 transforms_active: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
 modes_active: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
-_any_autocast: Callable[[], bool] = getattr(torch._C, "_is_any_autocast_enabled", lambda: True)
 profiler_active: Callable[[], bool] = torch.autograd._profiler_enabled
 
 
@@ -19,7 +20,7 @@ def watched() -> bool:
 
 def autocast_active(device: torch.device) -> bool:
     """Whether autocast chooses the dtypes on ``device``."""
-    return _any_autocast() and device.type != "meta" and torch.is_autocast_enabled(device.type)
+    return _library.any_autocast() and device.type != "meta" and torch.is_autocast_enabled(device.type)
 
 
 def in_autocast_dtype(t: Tensor) -> Tensor:

@@ -96,6 +96,13 @@ def masked_conv2d(
     if autocast_active(input.device):
         input, weight = in_autocast_dtype(input), in_autocast_dtype(weight)
         bias = None if bias is None else in_autocast_dtype(bias)
+        with torch.autocast(input.device.type, enabled=False):  # what is summed in float32 is to stay so
+            return _typed(input, weight, bias, *geometry)
+    return _typed(input, weight, bias, *geometry)
+
+
+def _typed(input: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) -> Tensor:
+    """Once no autocast is at work."""
     if foreign(input, weight, bias):
         return in_float32("masked_conv2d", _call, input.dtype)(input, weight, bias, *geometry)
     return _call(input, weight, bias, *geometry)

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastgen import _library
 from fastgen.ops import concat_elu
 from fastgen.reference._layout import dense_strides, is_channels_last, output_strides
 
@@ -48,13 +49,17 @@ def test_values_and_gradients(dtype, shape, layout):
 @pytest.mark.isa
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_magnitude(dtype):
-    """Each value to 2 ulp by itself: far out, near 0 where exp(x) - 1 would cancel, denormal."""
+    """Each value to 2 ulp by itself: far out, near 0 where exp(x) - 1 would cancel, denormal.
+
+    Where the CPU has an instruction that rounds to bfloat16, it makes denormals zero.
+    """
     info = torch.finfo(dtype)
     magnitudes = torch.logspace(math.log10(info.tiny) - 2, math.log10(min(info.max, 1e30)), 4001, dtype=torch.float64)
     near = torch.linspace(0.0, 100.0, 4001, dtype=torch.float64)
     x = torch.cat([magnitudes, -magnitudes, near, -near]).to(dtype)
     y, exact = concat_elu(x[:, None]), plain(x[:, None].double())
-    ulp = (exact.abs() * info.eps).clamp_min(info.smallest_normal * info.eps)
+    flushed = dtype == torch.bfloat16 and _library.ISA in ("avx512_bf16", "amx")
+    ulp = (exact.abs() * info.eps).clamp_min(info.smallest_normal * (0.5 if flushed else info.eps))
     assert ((y.double() - exact).abs() <= 2 * ulp).all()
     slopes = gradients(concat_elu, x[:, None], torch.ones(len(x), 2, dtype=dtype))[1]
     exact = gradients(plain, x[:, None].double(), torch.ones(len(x), 2).double())[1]
