@@ -34,12 +34,15 @@ inline std::int64_t round_up(std::int64_t x, std::int64_t unit) { return (x + un
 template <class A>
 struct Singles {
   using Element = A;
-  static constexpr int count = 1;  // terms in one element
+  static constexpr int count = 1;          // terms in one element
+  static constexpr int lanes = kLanes<A>;  // of a panel
+  static constexpr int tall = kTall, deep = 1, unit = kUnit<A>;  // keys, terms and columns are padded to
   FASTGEN_INLINE static Vec<A> madd(A a, const A* b, Vec<A> sum) { return fastgen::madd<A>(in_all_lanes(a), load(b), sum); }
 };
 struct Pairs {
   using Element = std::uint32_t;  // two bfloat16, neighbours in the sum
-  static constexpr int count = 2;
+  static constexpr int count = 2, lanes = kLanes<float>;
+  static constexpr int tall = kTall, deep = 1, unit = kUnit<float>;
   FASTGEN_INLINE static VecF madd(std::uint32_t a, const std::uint32_t* b, VecF sum) {
     return dot_pairs(VecU(a), VecU(b, stdx::element_aligned), sum);
   }

@@ -17,6 +17,17 @@ FASTGEN_INLINE VecF dot_pairs(VecU a, VecU b, VecF sum) {
 #endif
 }
 
+// The first `count` of 2 kWidth numbers as they lie, as pairs; the others are zero, and nothing past them is touched.
+FASTGEN_INLINE VecU load_pairs(const BFloat16* p, std::int64_t count) {
+#if defined(__AVX512F__)
+  return VecU(_mm512_maskz_loadu_epi16(first_lanes(static_cast<int>(count)), p));
+#else
+  alignas(64) std::uint16_t buffer[2 * kWidth<float>] = {};
+  std::memcpy(buffer, p, std::min<std::int64_t>(count, 2 * kWidth<float>) * sizeof(BFloat16));
+  return bits_as<VecU>(buffer);
+#endif
+}
+
 // Lane by lane the pair of `low` and `high`, each rounded to the nearest bfloat16.
 FASTGEN_INLINE VecU make_pairs(VecF low, VecF high) {
 #if defined(__AVX512BF16__)
