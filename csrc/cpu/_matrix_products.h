@@ -94,8 +94,9 @@ void multiply_keys_by_tiles(const std::uint32_t* keys, std::int64_t deep, std::i
     Sums::clear();
     for (std::int64_t e = 0; e < deep; ++e, keys += TiledPairs::words) Sums::add_product(keys, queries + e * tile * lanes);
     Sums::store(scores + k * lanes);
-    done(k, std::min(k + tile, count));
+    if (k > 0) done(k - tile, k);  // not yet for those on their way to memory
   }
+  done((count - 1) / tile * tile, count);
 }
 
 // output[e][lane] = (output[e][lane], or 0 if `fresh`) + the sum over `deep` tiles of values[e][k] weights[k][lane], for `tall` tiles of e.

@@ -195,21 +195,23 @@ struct Block {
     }
     exp2(change);
     for (int v = 0; v < wide; ++v) store(factor + v * kWidth<A>, change[v]);
-    for (std::int64_t k = 0; k < count; k += F::count) {
+    for (auto& v : high) v = -v;
+    const A* from = scores;
+    E* to = weights;
+    for (std::int64_t k = 0; k < count; k += F::count, from += F::count * lanes, to += lanes) {
       Vec<A> weight[F::count][wide];
       for (int j = 0; j < F::count; ++j) {
         if (k + j < count) {
-          for (int v = 0; v < wide; ++v) weight[j][v] = madd<A>(load(scores + (k + j) * lanes + v * kWidth<A>), Vec<A>(scale), -high[v]);
-          exp2(weight[j]);
+          for (int v = 0; v < wide; ++v) weight[j][v] = madd<A>(load(from + j * lanes + v * kWidth<A>), Vec<A>(scale), high[v]);
+          exp2<kTiled<F>>(weight[j]);
         } else {
           for (int v = 0; v < wide; ++v) weight[j][v] = Vec<A>(A(0));
         }
         for (int v = 0; v < wide; ++v) sum[v] += weight[j][v];
       }
       for (int v = 0; v < wide; ++v) {
-        E* to = weights + k / F::count * lanes + v * kWidth<A>;
-        if constexpr (std::is_same_v<E, A>) store(to, weight[0][v]);
-        else make_pairs(weight[0][v], weight[1][v]).copy_to(to, stdx::element_aligned);
+        if constexpr (std::is_same_v<E, A>) store(to + v * kWidth<A>, weight[0][v]);
+        else make_pairs(weight[0][v], weight[1][v]).copy_to(to + v * kWidth<A>, stdx::element_aligned);
       }
     }
     for (int v = 0; v < wide; ++v) {
