@@ -13,7 +13,7 @@ namespace {
 
 // Caches as two threads of a core leave them to each other: half of 32 KB and half of 512 KB.
 constexpr std::int64_t kKeys = 96;             // keys of a block: its scores are 9 KB in fp32 with 8 lanes a vector
-constexpr std::int64_t kTiledKeys = 192;       // the same over matrix tiles: 36 KB of scores
+constexpr std::int64_t kTiledKeys = 128;       // the same over matrix tiles: 24 KB
 constexpr std::int64_t kBlockBytes = 1 << 17;  // of the keys and values of a block at the most
 constexpr std::int64_t kRowBytes = 1 << 16;    // of the queries and outputs of a block of rows, where that is kLeastPanels or more
 constexpr std::int64_t kLeastPanels = 4, kMostPanels = 16;
@@ -117,6 +117,22 @@ class Packed {
   E* memory;
 };
 
+// The largest of `count` rows of vectors, -Inf of none; by two chains, since one is waited for.
+template <class A, int wide>
+FASTGEN_INLINE void largest(const A* rows, std::int64_t row, std::int64_t count, SideBySide<A, wide>& high) {
+  Vec<A> other[wide];
+  for (int v = 0; v < wide; ++v) high[v] = other[v] = Vec<A>(-std::numeric_limits<A>::infinity());
+  for (std::int64_t k = 0; k + 2 <= count; k += 2, rows += 2 * row)
+    for (int v = 0; v < wide; ++v) {
+      high[v] = stdx::max(high[v], load(rows + v * kWidth<A>));
+      other[v] = stdx::max(other[v], load(rows + row + v * kWidth<A>));
+    }
+  for (int v = 0; v < wide; ++v) {
+    if (count % 2) high[v] = stdx::max(high[v], load(rows + v * kWidth<A>));
+    high[v] = stdx::max(high[v], other[v]);
+  }
+}
+
 // What one thread works in: the panels of its rows, and one panel's scores of one block of keys, which become its weights in place.
 template <class F, class A>
 struct Block {
@@ -164,24 +180,17 @@ struct Block {
               std::int64_t count) {
     constexpr A infinity = std::numeric_limits<A>::infinity();
     Vec<A> high[wide], sum[wide], change[wide];
-    for (auto& v : high) v = Vec<A>(-infinity);
     for (auto& v : sum) v = Vec<A>(A(0));
-    const auto raise = [&](std::int64_t first, std::int64_t last) {
-      for (std::int64_t k = first; k < last; ++k)
-        for (int v = 0; v < wide; ++v) high[v] = stdx::max(high[v], load(scores + k * lanes + v * kWidth<A>));
-    };
     A scale = static_cast<A>(p.scale * kLog2E);
     const bool biased = p.mask || (p.causal && key + count > row + 1) || !(scale > 0);  // else the scale waits for the exponential
-    multiply_by_keys<wide>(panel, slot, key, count, [&](std::int64_t first, std::int64_t last) {
-      if (!biased) raise(first, last);
-    });
+    multiply_by_keys<wide>(panel, slot, key, count);
     if (biased) {
       read_bias<A, lanes>(p, n, h, row, rows, key, count, bias);
       for (std::int64_t i = 0; i < count * lanes; i += kWidth<A>)
         store(scores + i, madd<A>(load(scores + i), Vec<A>(scale), load(bias + i) * static_cast<A>(kLog2E)));
       scale = 1;
-      raise(0, count);
     }
+    largest<A, wide>(scores, lanes, count, high);
     A *top = highest + panel * lanes, *all = total + panel * lanes;
     bool same = true;
     for (int v = 0; v < wide; ++v) {
@@ -199,6 +208,9 @@ struct Block {
     const A* from = scores;
     E* to = weights;
     for (std::int64_t k = 0; k < count; k += F::count, from += F::count * lanes, to += lanes) {
+      if constexpr (kTiled<F>) {
+        if (k % kAwake == 0) stay_awake();
+      }
       Vec<A> weight[F::count][wide];
       for (int j = 0; j < F::count; ++j) {
         if (k + j < count) {
@@ -211,7 +223,7 @@ struct Block {
       }
       for (int v = 0; v < wide; ++v) {
         if constexpr (std::is_same_v<E, A>) store(to + v * kWidth<A>, weight[0][v]);
-        else make_pairs(weight[0][v], weight[1][v]).copy_to(to + v * kWidth<A>, stdx::element_aligned);
+        else make_positive_pairs(weight[0][v], weight[1][v]).copy_to(to + v * kWidth<A>, stdx::element_aligned);
       }
     }
     for (int v = 0; v < wide; ++v) {
@@ -221,16 +233,12 @@ struct Block {
     multiply_by_values<wide>(panel, slot, key, count, same);
   }
 
-  // Scores of one panel; done(first, last) sees those of each range of keys.
-  template <int wide, class Done>
-  void multiply_by_keys(std::int64_t panel, std::int64_t slot, std::int64_t key, std::int64_t count, const Done& done) {
+  // The scores of one panel.
+  template <int wide>
+  void multiply_by_keys(std::int64_t panel, std::int64_t slot, std::int64_t key, std::int64_t count) {
     const E *keys = packed.keys(slot, key), *of_panel = queries + panel * panel_size;
-    if constexpr (kTiled<F>) {
-      multiply_keys_by_tiles<wide * kWidth<A> / F::tile>(keys, packed.terms / F::deep, count, of_panel, scores, done);
-    } else {
-      multiply_keys<F, A, wide>(keys, packed.key_row, count, of_panel, packed.terms, scores);
-      done(0, count);
-    }
+    if constexpr (kTiled<F>) multiply_keys_by_tiles(keys, round_up(count, F::tall) / F::tall, packed.terms / F::deep, of_panel, scores);
+    else multiply_keys<F, A, wide>(keys, packed.key_row, count, of_panel, packed.terms, scores);
   }
 
   // The output of one panel, scaled by `factor` unless that is 1 (`same`), and the product of these keys' weights and values.
@@ -244,7 +252,7 @@ struct Block {
       std::fill_n(weights + terms * lanes, (deep - terms) * lanes, E(0));
       for (std::int64_t e = 0; key > 0 && !same && e < p.width; ++e)
         for (int v = 0; v < wide * kWidth<A>; v += kWidth<A>) store(to + e * lanes + v, load(to + e * lanes + v) * load(factor + v));
-      multiply_values_by_tiles<wide * kWidth<A> / F::tile>(values, packed.value_row / F::tall, deep / F::deep, weights, key == 0, to);
+      multiply_values_by_tiles(values, packed.value_row / F::tall, deep / F::deep, weights, key == 0, to);
     } else {
       multiply_values<F, A, wide>(values, packed.value_row, p.width, weights, terms, key == 0 ? nullptr : factor, to);
     }
