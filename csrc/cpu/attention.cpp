@@ -13,7 +13,8 @@ namespace {
 
 // Caches as two threads of a core leave them to each other: half of 32 KB and half of 512 KB.
 constexpr std::int64_t kKeys = 96;             // keys of a block: its scores are 9 KB in fp32 with 8 lanes a vector
-constexpr std::int64_t kTiledKeys = 128;       // the same over matrix tiles: 24 KB
+constexpr std::int64_t kTiledKeys = 64, kTiledKeysOfWide = 192;  // the same over matrix tiles, where there are more than kKeys
+constexpr std::int64_t kSpanBytes = 1 << 20;
 constexpr std::int64_t kBlockBytes = 1 << 17;  // of the keys and values of a block at the most
 constexpr std::int64_t kRowBytes = 1 << 16;    // of the queries and outputs of a block of rows, where that is kLeastPanels or more
 constexpr std::int64_t kLeastPanels = 4, kMostPanels = 16;
@@ -39,7 +40,7 @@ std::int64_t block_length(std::int64_t length, std::int64_t most, std::int64_t u
 }
 
 struct Blocks {
-  std::int64_t rows, row_blocks, keys;
+  std::int64_t rows, row_blocks, keys, span;  // span: keys that the panels of a block of rows go through one after the other
 
   template <class F, class A>
   static Blocks of(const Problem& p) {
@@ -48,8 +49,10 @@ struct Blocks {
     const std::int64_t panels = std::clamp(kRowBytes / (bytes * lanes), kLeastPanels, kMostPanels);
     const std::int64_t share = std::max(p.n * p.heads * p.rows / kItems, kLeastPanels * lanes);
     const std::int64_t rows = block_length(p.rows, std::min(panels * lanes, share), lanes);
-    const std::int64_t keys = kTiled<F> ? kTiledKeys : std::clamp<std::int64_t>(kBlockBytes / bytes / 16 * 16, 32, kKeys);
-    return {rows, (p.rows + rows - 1) / rows, block_length(p.keys, keys, std::max(2, F::deep * F::count))};
+    const std::int64_t tiled = p.keys <= kKeys ? kKeys : p.width <= 96 ? kTiledKeys : kTiledKeysOfWide;
+    const std::int64_t keys = kTiled<F> ? tiled : std::clamp<std::int64_t>(kBlockBytes / bytes / 16 * 16, 32, kKeys);
+    const std::int64_t block = block_length(p.keys, keys, std::max(2, F::deep * F::count));
+    return {rows, (p.rows + rows - 1) / rows, block, kTiled<F> ? std::max(kSpanBytes / (bytes / 2) / block, std::int64_t(1)) * block : block};
   }
 };
 
@@ -209,7 +212,7 @@ struct Block {
     E* to = weights;
     for (std::int64_t k = 0; k < count; k += F::count, from += F::count * lanes, to += lanes) {
       if constexpr (kTiled<F>) {
-        if (k % kAwake == 0) stay_awake();
+        if (k % 48 == 32) stay_awake();
       }
       Vec<A> weight[F::count][wide];
       for (int j = 0; j < F::count; ++j) {
@@ -314,17 +317,19 @@ void forward(const Problem& p, const View& query, const View& key, const View& v
           block.read_queries(panel, query.at<const T>(n, h, row), query, count);
         });
         const std::int64_t keys = p.visible(first + rows);
-        for (std::int64_t k = 0; k < keys; k += blocks.keys) {
-          const std::int64_t count = std::min(blocks.keys, keys - k);
+        for (std::int64_t begin_key = 0; begin_key < keys; begin_key += blocks.span) {
           each_panel([&](std::int64_t panel, std::int64_t row, std::int64_t panel_rows) {
-            if (k == 0) {  // what the next block of rows reads, and what this one writes
+            if (begin_key == 0) {  // what the next block of rows reads, and what this one writes
               const std::int64_t next = row + blocks.rows;
               if (next < p.rows)
                 ask_for_rows(query.at<const T>(n, h, next), query, std::min(panel_rows, p.rows - next), p.depth, [](const T* q) { prefetch(q); });
               ask_for_rows(output.at<T>(n, h, row), output, panel_rows, p.width, [](T* to) { prefetch_to_write(to); });
             }
-            if (k < p.visible(row + panel_rows))
-              with_vectors<F, A>(panel_rows, [&](auto wide) { block.template attend<wide>(panel, slot, n, h, row, panel_rows, k, count); });
+            const std::int64_t end = std::min({keys, begin_key + blocks.span, round_up(p.visible(row + panel_rows), blocks.keys)});
+            with_vectors<F, A>(panel_rows, [&](auto wide) {
+              for (std::int64_t k = begin_key; k < end; k += blocks.keys)
+                block.template attend<wide>(panel, slot, n, h, row, panel_rows, k, std::min(blocks.keys, keys - k));
+            });
           });
         }
         each_panel([&](std::int64_t panel, std::int64_t row, std::int64_t count) {
