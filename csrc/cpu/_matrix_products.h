@@ -51,10 +51,19 @@ template <bool turned>
 template <class F>
 struct Unit {};
 
+template <class F>
+FASTGEN_INLINE void stay_awake() {}
+
 #if FASTGEN_HAS_MATRIX_TILES
 
 template <>
 struct Unit<TiledPairs> : matrix_tiles::Tiles {};
+
+// An Intel's unit that had no product for 1,000 cycles goes to sleep, and the whole core loses as many when it wakes; a product, of
+// whatever is there, keeps it awake. For 200 cycles after each, vectors of fp32 have one port instead of two. So the two kinds of
+// arithmetic go in turns of some hundred cycles.
+template <>
+FASTGEN_INLINE void stay_awake<TiledPairs>() { matrix_tiles::multiply<0, 6, 7>(); }
 
 // The sums of three tiles beside each other, in tiles `at` and following; the factors go through tiles 6 and 7.
 template <int at>
@@ -77,11 +86,6 @@ struct MatrixSums {
   template <int t>
   FASTGEN_INLINE static void store_tile(void* to) { matrix_tiles::store<t>(to, kRow); }
 };
-
-// An Intel's unit that had no product for 1,000 cycles goes to sleep, and the whole core loses as many when it wakes. This is a product, of
-// whatever is there, to be had every kAwake keys of a panel while weights are made.
-inline constexpr std::int64_t kAwake = 48;
-inline void stay_awake() { matrix_tiles::multiply<0, 6, 7>(); }
 
 // begin(sums, i) for i < count, where sums begin, and end(sums, i), where they are stored: those of i after those of i + 1 have begun, so
 // that the unit never waits for memory.

@@ -56,6 +56,14 @@ struct Blocks {
   }
 };
 
+// Asks for rows early, where they lie in whole lines: between short keys memory is what would be waited for.
+template <class T, class Ask>
+void ask_for_rows(T* first, const View& view, std::int64_t rows, std::int64_t columns, const Ask& ask) {
+  if (view.column != 1) return;
+  for (std::int64_t r = 0; r < rows; ++r)
+    for (std::int64_t c = 0; c < columns; c += static_cast<std::int64_t>(64 / sizeof(T))) ask(first + r * view.row + c);
+}
+
 // Keys and values of some heads as the products read them: of each head rows of keys, zeros up to the next whole tile, rows of values.
 // F says how factors are stored; F::count rows of values are one.
 template <class F, class A>
@@ -94,12 +102,17 @@ class Packed {
         E *to_keys = const_cast<E*>(keys(slot, first)), *to_values = const_cast<E*>(values(slot, first));
         if constexpr (kTiled<F>) {
           constexpr std::int64_t tall = F::tall, wide = F::deep * F::count;
-          for (std::int64_t i = 0; i < rows; i += tall)
+          const auto ask = [](const T* next) { prefetch(next); };
+          for (std::int64_t i = 0; i < rows; i += tall) {
+            ask_for_rows(k + (i + tall) * key.row, key, std::min(tall, p.keys - first - i - tall), p.depth, ask);
             for (std::int64_t e = 0; e < p.depth; e += wide, to_keys += F::words)
               read_tile<false>(k + i * key.row + e * key.column, key.row, key.column, rows - i, p.depth - e, to_keys, F::tile);
-          for (std::int64_t i = 0; i < rows; i += wide)
+          }
+          for (std::int64_t i = 0; i < rows; i += wide) {
+            ask_for_rows(v + (i + wide) * value.row, value, std::min(wide, p.keys - first - i - wide), p.width, ask);
             for (std::int64_t e = 0; e < p.width; e += tall, to_values += F::words)
               read_tile<false>(v + i * value.row + e * value.column, value.column, value.row, p.width - e, rows - i, to_values, F::tile);
+          }
         } else if constexpr (std::is_same_v<E, A>) {
           read_panel<A>(k, key.row, key.column, rows, p.depth, to_keys, key_row);
           read_panel<A>(v, value.row, value.column, rows, p.width, to_values, value_row);
@@ -211,9 +224,7 @@ struct Block {
     const A* from = scores;
     E* to = weights;
     for (std::int64_t k = 0; k < count; k += F::count, from += F::count * lanes, to += lanes) {
-      if constexpr (kTiled<F>) {
-        if (k % 48 == 32) stay_awake();
-      }
+      if (k % 48 == 32) stay_awake<F>();
       Vec<A> weight[F::count][wide];
       for (int j = 0; j < F::count; ++j) {
         if (k + j < count) {
@@ -284,14 +295,6 @@ void with_vectors(std::int64_t lanes, G&& g) {
   } else {
     with_width<A>(lanes, g);
   }
-}
-
-// Asks for rows early, where they lie in whole lines: between short keys memory is what would be waited for.
-template <class T, class Ask>
-void ask_for_rows(T* first, const View& view, std::int64_t rows, std::int64_t columns, const Ask& ask) {
-  if (view.column != 1) return;
-  for (std::int64_t r = 0; r < rows; ++r)
-    for (std::int64_t c = 0; c < columns; c += static_cast<std::int64_t>(64 / sizeof(T))) ask(first + r * view.row + c);
 }
 
 template <class T, class F>
