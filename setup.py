@@ -34,7 +34,11 @@ ISA_FLAGS = {
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
     "avx512": ["-mavx2", "-mfma", "-mf16c", *AVX512],
     "avx512_bf16": ["-mavx2", "-mfma", "-mf16c", *AVX512, "-mavx512bf16"],
+    "amx": ["-mavx2", "-mfma", "-mf16c", *AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"],
 }
+# The sources with kernels over matrix tiles (csrc/common/simd/matrix_tiles.h). No compiler makes such code by itself, so that of
+# the others is that of avx512_bf16, and the variant amx takes their objects.
+TILED = ("attention", "conv2d")
 if platform.machine() not in ("x86_64", "AMD64"):
     ISA_FLAGS = {"portable": []}
 
@@ -105,6 +109,7 @@ class Ninja:
     def __init__(self, directory: Path) -> None:
         self.lines: list[str] = ["ninja_required_version = 1.5", f"builddir = {directory}", ""]
         self.targets: list[str] = []
+        self.made: set[str] = set()
         self.rules: dict[str, str] = {}
         self.compilations: list[tuple[str, str]] = []  # what it makes, and the command
         self.links: list[tuple[str, str]] = []
@@ -119,6 +124,10 @@ class Ninja:
     def build(
         self, out: Path | str, rule: str, inputs: list[Path | str], implicit: list[Path] | None = None, **variables: str
     ) -> str:
+        """One step, said once however often it is asked for; returns what it makes."""
+        if str(out) in self.made:
+            return str(out)
+        self.made.add(str(out))
         escaped = [str(path).replace(" ", "$ ") for path in inputs]
         after = f" | {' '.join(map(str, implicit))}" if implicit else ""
         self.lines.append(f"build {str(out).replace(' ', '$ ')}: {rule} {' '.join(escaped)}{after}")
@@ -176,10 +185,11 @@ def describe_build(package: Path, objects: Path) -> Ninja:
     ninja.rule("compile", f"{compiler} $flags {extra} -MMD -MF $out.d -c $in -o $out", depfile=True)
     ninja.rule("link", f"{compiler} -shared {extra} $in -o $out $flags")
     for isa in selected_isas():
-        flags = " ".join([common, warnings, TORCH_TARGET, includes, *ISA_FLAGS[isa]])
-        compiled = [
-            ninja.build(objects / isa / f"{source.stem}.o", "compile", [source], flags=flags) for source in CPU_SOURCES
-        ]
+        compiled = []
+        for source in CPU_SOURCES:
+            of = "avx512_bf16" if isa == "amx" and source.stem not in TILED else isa
+            flags = " ".join([common, warnings, TORCH_TARGET, includes, *ISA_FLAGS[of]])
+            compiled.append(ninja.build(objects / of / f"{source.stem}.o", "compile", [source], flags=flags))
         ninja.library(
             package / "lib" / f"libfastgen_{isa}.so", "link", list(compiled), implicit=[symbols],
             flags=f"-Wl,--version-script={symbols} {torch_link}",

@@ -1,10 +1,12 @@
 // attention, forward: flash attention with query rows in the lanes (_tiles.h).
 //
-// Keys and values are packed once a head, by all threads, into dense rows: widened to fp32, or as pairs of bf16 where there is an
-// instruction for their dot product. Then a thread owns a block of query rows of one head: panels of kLanes rows, transposed once.
-// It goes through the keys in blocks that stay in the second-level cache while the panels go by. A panel's scores of one block of keys
-// stay in the first-level cache: maximum, exponentials, product with the values. A length that fits one block, such as 77, is never
-// rescaled. Blocks depend on the shape alone, so the bits do not depend on the number of threads.
+// Keys and values are packed once a head, by all threads, as the products read them: dense rows of fp32; pairs of bf16 where there is a
+// fast instruction for their dot product; tiles of pairs where there is a matrix unit (_matrix_products.h). Then a thread owns a block of
+// query rows of one head: panels of F::lanes rows, transposed once. The panels go by for a span of keys that stays in the second-level
+// cache; a panel goes through it block by block, and its scores of one block stay in the first-level cache: maximum, exponentials, product
+// with the values. A length that fits one block, such as 77, is never rescaled. Blocks depend on the shape alone, so the bits do not
+// depend on the number of threads.
+#include "_matrix_products.h"
 #include "attention.h"
 
 namespace fastgen::attention {
@@ -18,11 +20,28 @@ constexpr std::int64_t kLeastPanels = 4, kMostPanels = 16;
 constexpr std::int64_t kItems = 64;            // blocks of rows wanted in all, so that many threads have work
 constexpr std::int64_t kPackBytes = 1 << 25;   // of the keys and values that are packed at a time, where that is more than one head
 
-#if defined(__AVX512BF16__)
+// The same over matrix tiles, on an Intel Xeon of 48 KB and 2 MB a core: more keys than kKeys are cut so that the unit is never left for
+// longer than it stays awake, unless values are so wide that bringing their sums back takes more.
+constexpr std::int64_t kTiledKeys = 64, kTiledKeysOfWide = 192, kWideValues = 96;
+constexpr std::int64_t kSpanBytes = 1 << 20;   // of the keys and values of a span
+
+// Whether pairs of bf16 are multiplied as such. An Intel takes four times as long for them as for a multiply-add of fp32.
+#if defined(FASTGEN_EMULATED_PAIRS)  // for a test on any machine
 constexpr bool kHasPairs = true;
+bool pairs_are_fast() { return true; }
+#elif defined(__AVX512BF16__)
+constexpr bool kHasPairs = true;
+bool pairs_are_fast() { return !__builtin_cpu_is("intel"); }
 #else
 constexpr bool kHasPairs = false;
+bool pairs_are_fast() { return false; }
 #endif
+
+template <class F>
+constexpr bool kTiled = std::is_same_v<F, TiledPairs>;
+
+// Only where the maximum of a row grows by more than this, in powers of two, are the sums so far scaled again.
+constexpr int kSlack = 8;
 
 // The lengths of [0, length) cut into equal blocks of at most `most`, each a multiple of `unit`.
 std::int64_t block_length(std::int64_t length, std::int64_t most, std::int64_t unit) {
@@ -31,21 +50,32 @@ std::int64_t block_length(std::int64_t length, std::int64_t most, std::int64_t u
 }
 
 struct Blocks {
-  std::int64_t rows, row_blocks, keys;
+  std::int64_t rows, row_blocks, keys, span;  // span: keys that the panels of a block of rows go through one after the other
 
-  template <class A>
+  template <class F, class A>
   static Blocks of(const Problem& p) {
+    constexpr std::int64_t lanes = F::lanes;
     const std::int64_t bytes = std::max<std::int64_t>(p.depth + p.width, 1) * static_cast<std::int64_t>(sizeof(A));
-    const std::int64_t panels = std::clamp(kRowBytes / (bytes * kLanes<A>), kLeastPanels, kMostPanels);
-    const std::int64_t share = std::max(p.n * p.heads * p.rows / kItems, kLeastPanels * kLanes<A>);
-    const std::int64_t rows = block_length(p.rows, std::min(panels * kLanes<A>, share), kLanes<A>);
-    const std::int64_t keys = std::clamp<std::int64_t>(kBlockBytes / bytes / 16 * 16, 32, kKeys);
-    return {rows, (p.rows + rows - 1) / rows, block_length(p.keys, keys, 2)};
+    const std::int64_t panels = std::clamp(kRowBytes / (bytes * lanes), kLeastPanels, kMostPanels);
+    const std::int64_t share = std::max(p.n * p.heads * p.rows / kItems, kLeastPanels * lanes);
+    const std::int64_t rows = block_length(p.rows, std::min(panels * lanes, share), lanes);
+    const std::int64_t tiled = p.keys <= kKeys ? kKeys : p.width <= kWideValues ? kTiledKeys : kTiledKeysOfWide;
+    const std::int64_t keys = kTiled<F> ? tiled : std::clamp<std::int64_t>(kBlockBytes / bytes / 16 * 16, 32, kKeys);
+    const std::int64_t block = block_length(p.keys, keys, std::max(2, F::deep * F::count));
+    return {rows, (p.rows + rows - 1) / rows, block, kTiled<F> ? std::max(kSpanBytes / (bytes / 2) / block, std::int64_t(1)) * block : block};
   }
 };
 
-// Keys and values of some heads as the products read them, dense: of each head rows of keys, zeros up to the next whole tile, rows of
-// values. F says how factors are stored; F::count rows of values are one.
+// Asks for rows early, where they lie in whole lines: between short keys memory is what would be waited for.
+template <class T, class Ask>
+void ask_for_rows(T* first, const View& view, std::int64_t rows, std::int64_t columns, const Ask& ask) {
+  if (view.column != 1) return;
+  for (std::int64_t r = 0; r < rows; ++r)
+    for (std::int64_t c = 0; c < columns; c += static_cast<std::int64_t>(64 / sizeof(T))) ask(first + r * view.row + c);
+}
+
+// Keys and values of some heads as the products read them: of each head rows of keys, zeros up to the next whole tile, rows of values.
+// F says how factors are stored; F::count rows of values are one.
 template <class F, class A>
 class Packed {
  public:
@@ -53,14 +83,15 @@ class Packed {
   const std::int64_t terms, key_row, value_row, key_rows, head_size, most;  // terms: of one score, in elements; most: heads at a time
 
   explicit Packed(const Problem& problem)
-      : terms((problem.depth + F::count - 1) / F::count),
-        key_row(round_up(terms, kUnit<A>)),
-        value_row(round_up(problem.width, kUnit<A>)),
-        key_rows(round_up(problem.keys, kTall)),
-        head_size(key_rows * key_row + (problem.keys + F::count - 1) / F::count * value_row),
+      : terms(round_up((problem.depth + F::count - 1) / F::count, F::deep)),
+        key_row(round_up(terms, F::unit)),
+        value_row(round_up(problem.width, F::unit)),
+        key_rows(round_up(problem.keys, F::tall)),
+        head_size(key_rows * key_row + round_up((problem.keys + F::count - 1) / F::count, F::deep) * value_row),
         most(std::clamp<std::int64_t>(kPackBytes / std::max<std::int64_t>(head_size * sizeof(E), 1), 1, problem.n * problem.kv_heads)),
         p(problem),
         memory(arena.take_as_it_is<E>(most * head_size)) {
+    if (kTiled<F>) return;  // whose tiles are written whole
     for (std::int64_t slot = 0; slot < most; ++slot) std::fill_n(memory + slot * head_size + p.keys * key_row, (key_rows - p.keys) * key_row, E(0));
   }
 
@@ -73,13 +104,26 @@ class Packed {
     const std::int64_t parts = (p.keys + kKeys - 1) / kKeys;
     parallel(count * parts, count * head_size, [&](std::int64_t begin, std::int64_t end) {
       Arena own;
-      A* staged = std::is_same_v<E, A> ? nullptr : own.take<A>((kKeys + 1) * value_row);
+      A* staged = std::is_same_v<F, Pairs> ? own.take<A>((kKeys + 1) * value_row) : nullptr;
       for (std::int64_t item = begin; item < end; ++item) {
         const std::int64_t slot = item / parts, n = (head + slot) / p.kv_heads, h = (head + slot) % p.kv_heads;
         const std::int64_t first = item % parts * kKeys, rows = std::min(kKeys, p.keys - first);
         const T *k = key.at<const T>(n, h, first), *v = value.at<const T>(n, h, first);
         E *to_keys = const_cast<E*>(keys(slot, first)), *to_values = const_cast<E*>(values(slot, first));
-        if constexpr (std::is_same_v<E, A>) {
+        if constexpr (kTiled<F>) {
+          constexpr std::int64_t tall = F::tall, wide = F::deep * F::count;
+          const auto ask = [](const T* next) { prefetch(next); };
+          for (std::int64_t i = 0; i < rows; i += tall) {
+            ask_for_rows(k + (i + tall) * key.row, key, std::min(tall, p.keys - first - i - tall), p.depth, ask);
+            for (std::int64_t e = 0; e < p.depth; e += wide, to_keys += F::words)
+              read_tile<false>(k + i * key.row + e * key.column, key.row, key.column, rows - i, p.depth - e, to_keys, F::tile);
+          }
+          for (std::int64_t i = 0; i < rows; i += wide) {
+            ask_for_rows(v + (i + wide) * value.row, value, std::min(wide, p.keys - first - i - wide), p.width, ask);
+            for (std::int64_t e = 0; e < p.width; e += tall, to_values += F::words)
+              read_tile<false>(v + i * value.row + e * value.column, value.column, value.row, p.width - e, rows - i, to_values, F::tile);
+          }
+        } else if constexpr (std::is_same_v<E, A>) {
           read_panel<A>(k, key.row, key.column, rows, p.depth, to_keys, key_row);
           read_panel<A>(v, value.row, value.column, rows, p.width, to_values, value_row);
         } else {
@@ -99,10 +143,27 @@ class Packed {
   E* memory;
 };
 
-// What one thread works in: the panels of its rows, and one panel's scores of one block of keys.
+// The largest of `count` rows of vectors, -Inf of none; by two chains, since one is waited for.
+template <class A, int wide>
+FASTGEN_INLINE void largest(const A* rows, std::int64_t row, std::int64_t count, SideBySide<A, wide>& high) {
+  Vec<A> other[wide];
+  for (int v = 0; v < wide; ++v) high[v] = other[v] = Vec<A>(-std::numeric_limits<A>::infinity());
+  for (std::int64_t k = 0; k + 2 <= count; k += 2, rows += 2 * row)
+    for (int v = 0; v < wide; ++v) {
+      high[v] = stdx::max(high[v], load(rows + v * kWidth<A>));
+      other[v] = stdx::max(other[v], load(rows + row + v * kWidth<A>));
+    }
+  for (int v = 0; v < wide; ++v) {
+    if (count % 2) high[v] = stdx::max(high[v], load(rows + v * kWidth<A>));
+    high[v] = stdx::max(high[v], other[v]);
+  }
+}
+
+// What one thread works in: the panels of its rows, and one panel's scores of one block of keys, which become its weights in place.
 template <class F, class A>
 struct Block {
   using E = typename F::Element;
+  static constexpr int lanes = F::lanes;
   Arena arena;
   const Problem& p;
   const Packed<F, A>& packed;
@@ -111,31 +172,31 @@ struct Block {
   A *output, *scores, *bias, *staged, *highest, *total, *factor;
 
   Block(const Problem& problem, const Packed<F, A>& of_keys, const Blocks& b) : p(problem), packed(of_keys) {
-    const std::int64_t panels = b.rows / kLanes<A>, keys_up = round_up(b.keys, kUnit<A>);
-    panel_size = packed.terms * kLanes<A>, output_size = packed.value_row * kLanes<A>;
+    const std::int64_t panels = b.rows / lanes;
+    panel_size = packed.terms * lanes, output_size = packed.value_row * lanes;
     queries = arena.take<E>(panels * panel_size);
     output = arena.take<A>(panels * output_size);
-    scores = arena.take<A>((keys_up + 1) * kLanes<A>);
-    highest = arena.take<A>(b.rows), total = arena.take<A>(b.rows), factor = arena.take<A>(kLanes<A>);
-    bias = arena.take<A>(b.keys * kLanes<A>);
-    if constexpr (std::is_same_v<E, A>) {
-      weights = scores, staged = nullptr;
-    } else {
-      weights = arena.take<E>((keys_up / 2 + 1) * kLanes<A>);
-      staged = arena.take<A>((p.depth + 1) * kLanes<A>);
-    }
+    scores = arena.take<A>((round_up(b.keys, F::unit) + 1) * lanes);
+    weights = reinterpret_cast<E*>(scores);
+    highest = arena.take<A>(b.rows), total = arena.take<A>(b.rows), factor = arena.take<A>(lanes);
+    bias = arena.take<A>(b.keys * lanes);
+    staged = std::is_same_v<F, Pairs> ? arena.take<A>((p.depth + 1) * lanes) : nullptr;
   }
   Block(const Block&) = delete;
 
   template <class T>
   void read_queries(std::int64_t panel, const T* q, const View& view, std::int64_t rows) {
     E* to = queries + panel * panel_size;
-    if constexpr (std::is_same_v<E, A>) {
-      read_panel<A>(q, view.column, view.row, p.depth, rows, to, kLanes<A>);
+    if constexpr (kTiled<F>) {
+      for (std::int64_t e = 0; e < packed.terms; e += F::deep, to += F::deep * lanes)
+        for (std::int64_t r = 0; r < rows; r += F::tile)
+          read_tile<true>(q + r * view.row + e * F::count * view.column, view.row, view.column, rows - r, p.depth - e * F::count, to + r, lanes);
+    } else if constexpr (std::is_same_v<E, A>) {
+      read_panel<A>(q, view.column, view.row, p.depth, rows, to, lanes);
     } else {
-      read_panel<A>(q, view.column, view.row, p.depth, rows, staged, kLanes<A>);
-      if (p.depth % 2) std::fill_n(staged + p.depth * kLanes<A>, kLanes<A>, A(0));
-      pair_rows(staged, kLanes<A>, packed.terms, rows, to);
+      read_panel<A>(q, view.column, view.row, p.depth, rows, staged, lanes);
+      if (p.depth % 2) std::fill_n(staged + p.depth * lanes, lanes, A(0));
+      pair_rows(staged, lanes, packed.terms, rows, to);
     }
   }
 
@@ -145,33 +206,39 @@ struct Block {
               std::int64_t count) {
     constexpr A infinity = std::numeric_limits<A>::infinity();
     Vec<A> high[wide], sum[wide], change[wide];
-    for (auto& v : high) v = Vec<A>(-infinity);
     for (auto& v : sum) v = Vec<A>(A(0));
-    multiply_keys<F, A, wide>(packed.keys(slot, key), packed.key_row, count, queries + panel * panel_size, packed.terms, scores);
     A scale = static_cast<A>(p.scale * kLog2E);
-    if (p.mask || (p.causal && key + count > row + 1) || !(scale > 0)) {  // else the scale waits for the exponential
-      read_bias(p, n, h, row, rows, key, count, bias);
-      for (std::int64_t i = 0; i < count * kLanes<A>; i += kWidth<A>)
+    const bool biased = p.mask || (p.causal && key + count > row + 1) || !(scale > 0);  // else the scale waits for the exponential
+    multiply_by_keys<wide>(panel, slot, key, count);
+    if (biased) {
+      read_bias<A, lanes>(p, n, h, row, rows, key, count, bias);
+      for (std::int64_t i = 0; i < count * lanes; i += kWidth<A>)
         store(scores + i, madd<A>(load(scores + i), Vec<A>(scale), load(bias + i) * static_cast<A>(kLog2E)));
       scale = 1;
     }
-    for (std::int64_t k = 0; k < count; ++k)
-      for (int v = 0; v < wide; ++v) high[v] = stdx::max(high[v], load(scores + k * kLanes<A> + v * kWidth<A>));
-    A *top = highest + panel * kLanes<A>, *all = total + panel * kLanes<A>;
+    largest<A, wide>(scores, lanes, count, high);
+    A *top = highest + panel * lanes, *all = total + panel * lanes;
+    bool same = true;
     for (int v = 0; v < wide; ++v) {
       const Vec<A> before = key == 0 ? Vec<A>(-infinity) : load(top + v * kWidth<A>);
-      high[v] = stdx::max(before, high[v] * scale);
+      high[v] *= scale;
+      stdx::where(!(high[v] > before + A(kSlack)), high[v]) = before;
       store(top + v * kWidth<A>, high[v]);
       stdx::where(high[v] == -infinity, high[v]) = A(0);  // no key so far: every exponential is 0, not that of -Inf + Inf
       change[v] = before - high[v];
+      same = same && stdx::all_of(change[v] == A(0));
     }
     exp2(change);
     for (int v = 0; v < wide; ++v) store(factor + v * kWidth<A>, change[v]);
-    for (std::int64_t k = 0; k < count; k += F::count) {
+    for (auto& v : high) v = -v;
+    const A* from = scores;
+    E* to = weights;
+    for (std::int64_t k = 0; k < count; k += F::count, from += F::count * lanes, to += lanes) {
+      if (k % 48 == 32) stay_awake<F>();
       Vec<A> weight[F::count][wide];
       for (int j = 0; j < F::count; ++j) {
         if (k + j < count) {
-          for (int v = 0; v < wide; ++v) weight[j][v] = madd<A>(load(scores + (k + j) * kLanes<A> + v * kWidth<A>), Vec<A>(scale), -high[v]);
+          for (int v = 0; v < wide; ++v) weight[j][v] = madd<A>(load(from + j * lanes + v * kWidth<A>), Vec<A>(scale), high[v]);
           exp2(weight[j]);
         } else {
           for (int v = 0; v < wide; ++v) weight[j][v] = Vec<A>(A(0));
@@ -179,43 +246,71 @@ struct Block {
         for (int v = 0; v < wide; ++v) sum[v] += weight[j][v];
       }
       for (int v = 0; v < wide; ++v) {
-        E* to = weights + k / F::count * kLanes<A> + v * kWidth<A>;
-        if constexpr (std::is_same_v<E, A>) store(to, weight[0][v]);
-        else make_pairs(weight[0][v], weight[1][v]).copy_to(to, stdx::element_aligned);
+        if constexpr (std::is_same_v<E, A>) store(to + v * kWidth<A>, weight[0][v]);
+        else make_positive_pairs(weight[0][v], weight[1][v]).copy_to(to + v * kWidth<A>, stdx::element_aligned);
       }
     }
     for (int v = 0; v < wide; ++v) {
       A* at = all + v * kWidth<A>;
       store(at, key == 0 ? sum[v] : madd<A>(load(at), load(factor + v * kWidth<A>), sum[v]));
     }
-    multiply_values<F, A, wide>(packed.values(slot, key), packed.value_row, p.width, weights, (count + F::count - 1) / F::count, key == 0 ? nullptr : factor,
-                                output + panel * output_size);
+    multiply_by_values<wide>(panel, slot, key, count, same);
+  }
+
+  // The scores of one panel.
+  template <int wide>
+  void multiply_by_keys(std::int64_t panel, std::int64_t slot, std::int64_t key, std::int64_t count) {
+    const E *keys = packed.keys(slot, key), *of_panel = queries + panel * panel_size;
+    if constexpr (kTiled<F>) multiply_keys_by_tiles(keys, round_up(count, F::tall) / F::tall, packed.terms / F::deep, of_panel, scores);
+    else multiply_keys<F, A, wide>(keys, packed.key_row, count, of_panel, packed.terms, scores);
+  }
+
+  // The output of one panel, scaled by `factor` unless that is 1 (`same`), and the product of these keys' weights and values.
+  template <int wide>
+  void multiply_by_values(std::int64_t panel, std::int64_t slot, std::int64_t key, std::int64_t count, bool same) {
+    const E* values = packed.values(slot, key);
+    A* to = output + panel * output_size;
+    const std::int64_t terms = (count + F::count - 1) / F::count;
+    if constexpr (kTiled<F>) {
+      const std::int64_t deep = round_up(terms, F::deep);
+      std::fill_n(weights + terms * lanes, (deep - terms) * lanes, E(0));
+      for (std::int64_t e = 0; key > 0 && !same && e < p.width; ++e)
+        for (int v = 0; v < wide * kWidth<A>; v += kWidth<A>) store(to + e * lanes + v, load(to + e * lanes + v) * load(factor + v));
+      multiply_values_by_tiles(values, packed.value_row / F::tall, deep / F::deep, weights, key == 0, to);
+    } else {
+      multiply_values<F, A, wide>(values, packed.value_row, p.width, weights, terms, key == 0 ? nullptr : factor, to);
+    }
   }
 
   // The panel's rows of the output, and their logsumexp where that is wanted; 0 and -Inf for a row that saw no key.
   template <class T>
   void write(std::int64_t panel, T* out, const View& view, A* logsumexp, std::int64_t rows) {
-    A *from = output + panel * output_size, *all = total + panel * kLanes<A>, *top = highest + panel * kLanes<A>;
+    A *from = output + panel * output_size, *all = total + panel * lanes, *top = highest + panel * lanes;
     for (std::int64_t r = 0; r < rows; ++r) {
       if (logsumexp != nullptr) logsumexp[r] = static_cast<A>((top[r] + std::log2(all[r])) / kLog2E);
       factor[r] = all[r] == 0 ? A(0) : 1 / all[r];
     }
-    write_panel<A>(from, kLanes<A>, p.width, rows, out, view.column, view.row, factor);
+    write_panel<A>(from, lanes, p.width, rows, out, view.column, view.row, factor);
   }
 };
 
-// Asks for rows early, where they lie in whole lines: between short keys memory is what would be waited for.
-template <class T, class Ask>
-void ask_for_rows(T* first, const View& view, std::int64_t rows, std::int64_t columns, const Ask& ask) {
-  if (view.column != 1) return;
-  for (std::int64_t r = 0; r < rows; ++r)
-    for (std::int64_t c = 0; c < columns; c += static_cast<std::int64_t>(64 / sizeof(T))) ask(first + r * view.row + c);
+// Calls f with the number of vectors that hold `lanes` of a panel as a constant; in whole tiles where those are multiplied.
+template <class F, class A, class G>
+void with_vectors(std::int64_t lanes, G&& g) {
+  if constexpr (kTiled<F>) {
+    constexpr int of_tile = F::tile / kWidth<A>;
+    if (lanes > 2 * F::tile) return g(std::integral_constant<int, 3 * of_tile>());
+    if (lanes > F::tile) return g(std::integral_constant<int, 2 * of_tile>());
+    g(std::integral_constant<int, of_tile>());
+  } else {
+    with_width<A>(lanes, g);
+  }
 }
 
 template <class T, class F>
 void forward(const Problem& p, const View& query, const View& key, const View& value, const View& output, opmath_t<T>* logsumexp) {
   using A = opmath_t<T>;
-  const Blocks blocks = Blocks::of<A>(p);
+  const Blocks blocks = Blocks::of<F, A>(p);
   Packed<F, A> packed(p);
   const std::int64_t all = p.n * p.kv_heads;
   for (std::int64_t begin_head = 0; begin_head < all; begin_head += packed.most) {
@@ -223,28 +318,31 @@ void forward(const Problem& p, const View& query, const View& key, const View& v
     packed.template read<T>(begin_head, slots, key, value);
     parallel(slots * p.group() * blocks.row_blocks, p.work() / all * slots, [&](std::int64_t begin, std::int64_t end) {
       Block<F, A> block(p, packed, blocks);
+      [[maybe_unused]] const Unit<F> unit;
       for (std::int64_t item = begin; item < end; ++item) {
         const std::int64_t head = begin_head * p.group() + item / blocks.row_blocks, n = head / p.heads, h = head % p.heads;
         const std::int64_t slot = head / p.group() - begin_head;
         const std::int64_t first = item % blocks.row_blocks * blocks.rows, rows = std::min(blocks.rows, p.rows - first);
         const auto each_panel = [&](auto&& work) {
-          for (std::int64_t r = 0; r < rows; r += kLanes<A>) work(r / kLanes<A>, first + r, std::min<std::int64_t>(kLanes<A>, rows - r));
+          for (std::int64_t r = 0; r < rows; r += F::lanes) work(r / F::lanes, first + r, std::min<std::int64_t>(F::lanes, rows - r));
         };
         each_panel([&](std::int64_t panel, std::int64_t row, std::int64_t count) {
           block.read_queries(panel, query.at<const T>(n, h, row), query, count);
         });
         const std::int64_t keys = p.visible(first + rows);
-        for (std::int64_t k = 0; k < keys; k += blocks.keys) {
-          const std::int64_t count = std::min(blocks.keys, keys - k);
+        for (std::int64_t begin_key = 0; begin_key < keys; begin_key += blocks.span) {
           each_panel([&](std::int64_t panel, std::int64_t row, std::int64_t panel_rows) {
-            if (k == 0) {  // what the next block of rows reads, and what this one writes
+            if (begin_key == 0) {  // what the next block of rows reads, and what this one writes
               const std::int64_t next = row + blocks.rows;
               if (next < p.rows)
                 ask_for_rows(query.at<const T>(n, h, next), query, std::min(panel_rows, p.rows - next), p.depth, [](const T* q) { prefetch(q); });
               ask_for_rows(output.at<T>(n, h, row), output, panel_rows, p.width, [](T* to) { prefetch_to_write(to); });
             }
-            if (k < p.visible(row + panel_rows))
-              with_width<A>(panel_rows, [&](auto wide) { block.template attend<wide>(panel, slot, n, h, row, panel_rows, k, count); });
+            const std::int64_t end = std::min({keys, begin_key + blocks.span, round_up(p.visible(row + panel_rows), blocks.keys)});
+            with_vectors<F, A>(panel_rows, [&](auto wide) {
+              for (std::int64_t k = begin_key; k < end; k += blocks.keys)
+                block.template attend<wide>(panel, slot, n, h, row, panel_rows, k, std::min(blocks.keys, keys - k));
+            });
           });
         }
         each_panel([&](std::int64_t panel, std::int64_t row, std::int64_t count) {
@@ -270,10 +368,11 @@ std::tuple<Tensor, Tensor> run(const char* op, const Tensor& query, const Tensor
       if (wants_logsumexp) std::fill_n(statistics, logsumexp.numel(), -std::numeric_limits<A>::infinity());
       return;
     }
-    if constexpr (kHasPairs && std::is_same_v<T, BFloat16>)
-      forward<T, Pairs>(p, View(query), View(key), View(value), View(output), statistics);
-    else
-      forward<T, Singles<A>>(p, View(query), View(key), View(value), View(output), statistics);
+    const auto run_by = [&]<class F>() { forward<T, F>(p, View(query), View(key), View(value), View(output), statistics); };
+    if constexpr (matrix_tiles::kAvailable && std::is_same_v<T, BFloat16>) return run_by.template operator()<TiledPairs>();
+    if constexpr (kHasPairs && !matrix_tiles::kAvailable && std::is_same_v<T, BFloat16>)
+      if (pairs_are_fast()) return run_by.template operator()<Pairs>();
+    if constexpr (!matrix_tiles::kAvailable || !std::is_same_v<T, BFloat16>) run_by.template operator()<Singles<A>>();
   });
   return {output, logsumexp};
 }

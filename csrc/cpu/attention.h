@@ -46,26 +46,26 @@ inline Problem make_problem(const char* op, const Tensor& query, const Tensor& k
 
 // What is added to the scores of keys [first, first + count) and rows [row, row + rows), as bias[key][row]: the mask, and -Inf where
 // the row comes before the key.
-template <class A>
+template <class A, int lanes = kLanes<A>>
 void read_bias(const Problem& p, std::int64_t n, std::int64_t h, std::int64_t row, std::int64_t rows, std::int64_t first,
                std::int64_t count, A* bias) {
   constexpr A never = -std::numeric_limits<A>::infinity();
   if (!p.mask) {
-    std::fill_n(bias, count * kLanes<A>, A(0));
+    std::fill_n(bias, count * lanes, A(0));
   } else if (p.mask_dtype == ScalarType::Bool) {
     const bool* mask = p.mask->at<const bool>(n, h, row) + first * p.mask->column;
     for (std::int64_t k = 0; k < count; ++k)
-      for (std::int64_t r = 0; r < kLanes<A>; ++r)
-        bias[k * kLanes<A> + r] = r >= rows || mask[k * p.mask->column + r * p.mask->row] ? A(0) : never;
+      for (std::int64_t r = 0; r < lanes; ++r)
+        bias[k * lanes + r] = r >= rows || mask[k * p.mask->column + r * p.mask->row] ? A(0) : never;
   } else {
     dispatch_dtype("attention", p.mask_dtype, [&]<class M>() {
       const M* mask = p.mask->at<const M>(n, h, row) + first * p.mask->column;
-      read_panel<A>(mask, p.mask->column, p.mask->row, count, rows, bias, kLanes<A>);
+      read_panel<A>(mask, p.mask->column, p.mask->row, count, rows, bias, lanes);
     });
   }
   if (!p.causal) return;
   for (std::int64_t k = 0; k < count; ++k)
-    for (std::int64_t r = 0; r < std::clamp<std::int64_t>(first + k - row, 0, rows); ++r) bias[k * kLanes<A> + r] = never;
+    for (std::int64_t r = 0; r < std::clamp<std::int64_t>(first + k - row, 0, rows); ++r) bias[k * lanes + r] = never;
 }
 
 }  // namespace fastgen::attention

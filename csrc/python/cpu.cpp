@@ -9,6 +9,10 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace {
 
@@ -16,6 +20,22 @@ struct Isa {
   const char* name;
   bool supported;
 };
+
+#if defined(__x86_64__)
+// Whether there are tiles of bfloat16, and the kernel lets this process use them: Linux wants to be asked (arch_prctl(2)), once for all
+// threads, since their 8 KB are saved from then on at every switch that finds them in use.
+bool has_amx() {
+#if defined(__linux__)
+  constexpr unsigned bf16 = 1u << 22, tile = 1u << 24;
+  constexpr long request_permission = 0x1023, tile_data = 18;
+  unsigned a, b, c, d;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & bf16) == 0 || (d & tile) == 0) return false;
+  return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+#else
+  return false;
+#endif
+}
+#endif
 
 // Best first. __builtin_cpu_supports also asks the operating system whether it saves the wide registers.
 std::vector<Isa> isas() {
@@ -25,7 +45,8 @@ std::vector<Isa> isas() {
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   const bool avx512_bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
-  return {{"avx512_bf16", avx512_bf16}, {"avx512", avx512}, {"avx2", avx2}, {"portable", true}};
+  static const bool amx = avx512_bf16 && has_amx();
+  return {{"amx", amx}, {"avx512_bf16", avx512_bf16}, {"avx512", avx512}, {"avx2", avx2}, {"portable", true}};
 #else
   return {{"portable", true}};
 #endif

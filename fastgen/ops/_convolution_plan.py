@@ -56,6 +56,7 @@ RATES = {
     "avx2": Rates(call=12e3, product=17.0, value=0.2, weight=0.2, library_call=10e3, library=16.0, library_weight=0.3),
     "avx512": Rates(call=12e3, product=12.0, value=0.2, weight=0.2, library_call=10e3, library=9.5, library_weight=0.3),
     "avx512_bf16": Rates(call=12e3, product=12.0, value=0.2, weight=0.2, library_call=10e3, library=9.5, library_weight=0.3),
+    "amx": Rates(call=12e3, product=12.0, value=0.2, weight=0.2, library_call=10e3, library=9.5, library_weight=0.3),
 }  # fmt: skip
 
 

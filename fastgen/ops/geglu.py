@@ -26,6 +26,7 @@ PACKED: dict[str, frozenset[torch.dtype]] = {
     "avx2": frozenset({torch.float32, torch.bfloat16, torch.float16}),
     "avx512": frozenset({torch.bfloat16, torch.float16}),
     "avx512_bf16": frozenset({torch.float16}),
+    "amx": frozenset({torch.float16}),
 }
 
 

@@ -27,6 +27,7 @@ PACKED: dict[str, frozenset[torch.dtype]] = {
     "avx2": frozenset({torch.float32, torch.bfloat16, torch.float16}),
     "avx512": frozenset({torch.float32, torch.bfloat16, torch.float16}),
     "avx512_bf16": frozenset({torch.float32, torch.float16}),
+    "amx": frozenset({torch.float32, torch.float16}),
 }
 
 

@@ -61,7 +61,7 @@ FASTGEN_INLINE A sum_vectors(std::int64_t count, const F& f) {
   return sum_lanes<A>((sums[0] + sums[1]) + (sums[2] + sums[3]));
 }
 
-// p * 2^k for integral k with |k| <= 126 (larger where the hardware can); a NaN in either stays.
+// p * 2^k for integral k with |k| <= 126 (larger, and the power below any k, where the hardware can); a NaN in either stays.
 FASTGEN_INLINE VecF scale_by_power(VecF p, VecF k) {
 #if defined(__AVX512F__)
   return VecF(_mm512_scalef_ps(static_cast<__m512>(p), static_cast<__m512>(k)));
@@ -70,6 +70,13 @@ FASTGEN_INLINE VecF scale_by_power(VecF p, VecF k) {
   return p * bits_as<VecF>(VecU((bits_as<VecU>(magic) + 127u) << 23));
 #endif
 }
+
+#if defined(__AVX512F__)
+// x - floor(x), from 0 to 1; 0 of an infinity, a NaN stays.
+FASTGEN_INLINE VecF fraction(VecF x) {
+  return VecF(_mm512_reduce_ps(static_cast<__m512>(x), _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC));
+}
+#endif
 
 // Round to the nearest integer for |x| < 2^22.
 FASTGEN_INLINE VecF round_near(VecF x) {

@@ -62,9 +62,21 @@ FASTGEN_INLINE void prefetch(const T* p) { __builtin_prefetch(p, 0, 3); }
 template <class T>
 FASTGEN_INLINE void prefetch_to_write(T* p) { __builtin_prefetch(p, 1, 3); }
 
+#if defined(__AVX512F__)
+FASTGEN_INLINE __mmask32 first_lanes(int count) { return count >= 32 ? ~0u : (1u << count) - 1u; }
+#endif
+
 // The first `count` < kWidth elements, the other lanes zero; nothing past them is touched.
 template <class T>
 FASTGEN_INLINE Vec<opmath_t<T>> load_part(const T* p, int count) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float>) {
+    return VecF(_mm512_maskz_loadu_ps(static_cast<__mmask16>(first_lanes(count)), p));
+  } else if constexpr (std::is_same_v<T, BFloat16>) {
+    const __m256i raw = _mm256_maskz_loadu_epi16(static_cast<__mmask16>(first_lanes(count)), p);
+    return bits_as<VecF>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16));
+  }
+#endif
   alignas(64) T buffer[kWidth<opmath_t<T>>] = {};
   std::memcpy(buffer, p, count * sizeof(T));
   return load(buffer);
@@ -73,7 +85,15 @@ FASTGEN_INLINE Vec<opmath_t<T>> load_part(const T* p, int count) {
 template <class T>
 FASTGEN_INLINE void store_part(T* p, Vec<opmath_t<T>> v, int count) {
   alignas(64) T buffer[kWidth<opmath_t<T>>];
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float>)
+    return _mm512_mask_storeu_ps(p, static_cast<__mmask16>(first_lanes(count)), static_cast<__m512>(v));
+#endif
   store(buffer, v);
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 2)
+    return _mm256_mask_storeu_epi16(p, static_cast<__mmask16>(first_lanes(count)), _mm256_load_si256(reinterpret_cast<__m256i*>(buffer)));
+#endif
   std::memcpy(p, buffer, count * sizeof(T));
 }
 
