@@ -114,19 +114,23 @@ struct Positions {
 
   bool outside(std::int64_t r) const { return r < 0 || r >= rows || r % period == height; }
 
-  // Where the tiles of the rows from `first` on begin.
-  std::vector<std::int64_t> tiles(std::int64_t first, std::int64_t count) const {
-    std::vector<std::int64_t> of_rows, of_all;
+  // Where the tiles of the rows from `first` on begin. Where channels lie innermost those of two rows alternate, and a pair of them reads
+  // four rows of pixels, not six; where pixels do, a pair writes a cache line of each channel.
+  std::vector<std::int64_t> tiles(std::int64_t first, std::int64_t count, bool channels_last) const {
+    std::vector<std::int64_t> inside, of_rows, of_all;
     for (std::int64_t r = 0; r < count; ++r)
-      if (!outside(first + r))
-        for (std::int64_t x = 0; x < width; x += kTile) of_rows.push_back(r * row + x);
+      if (!outside(first + r)) inside.push_back(r * row);
+    const std::size_t beside = channels_last ? 2 : 1;
+    for (std::size_t r = 0; r < inside.size(); r += beside)
+      for (std::int64_t x = 0; x < width; x += kTile)
+        for (std::size_t k = r; k < std::min(r + beside, inside.size()); ++k) of_rows.push_back(inside[k] + x);
     for (std::int64_t at = 0; at < count * row; at += kTile) of_all.push_back(at);
     return of_rows.size() <= of_all.size() ? of_rows : of_all;
   }
 
   // Calls f(sample, y, x, i, count) with the runs of pixels among `length` positions, the i-th of which begins one.
   template <class F>
-  FASTGEN_INLINE void for_runs(std::int64_t first, std::int64_t at, std::int64_t length, const F& f) const {
+  void for_runs(std::int64_t first, std::int64_t at, std::int64_t length, const F& f) const {
     for (std::int64_t i = 0; i < length;) {
       const std::int64_t r = first + (at + i) / row, x = (at + i) % row, count = std::min(length - i, row - x);
       if (!outside(r) && x < width) f(r / period, r % period, x, i, std::min(count, width - x));
@@ -134,6 +138,33 @@ struct Positions {
     }
   }
 };
+
+// Pixels in a row among the positions of a pair of tiles, and where what becomes of them goes in the image.
+struct Run {
+  std::int64_t sample, position, pixels, to, beside;
+};
+// Two tiles, or the last alone.
+struct Pair {
+  std::int64_t tiles, at[2];
+  std::vector<Run> runs;
+};
+
+template <class K>
+std::vector<Pair> make_pairs_of_tiles(const Positions<K>& g, const Finish<BFloat16>& finish, std::int64_t first, std::int64_t rows) {
+  const std::vector<std::int64_t> tiles = g.tiles(first, rows, finish.p.channels_last);
+  std::vector<Pair> pairs;
+  for (std::size_t t = 0; t < tiles.size(); t += 2) {
+    const bool two = t + 1 < tiles.size(), joined = two && tiles[t + 1] == tiles[t] + kTile;
+    Pair pair{two ? 2 : 1, {tiles[t], tiles[two ? t + 1 : t]}, {}};
+    for (std::int64_t j = 0; j < (joined ? 1 : pair.tiles); ++j)
+      g.for_runs(first, pair.at[j], joined ? 2 * kTile : kTile, [&](std::int64_t n, std::int64_t y, std::int64_t x, std::int64_t i, std::int64_t count) {
+        const auto offset = [&](const auto& image) { return n * image.n + y * K::scale * image.h + x * K::scale * image.w; };
+        pair.runs.push_back({n, j * kTile + i, count, offset(finish.output), finish.residual ? offset(*finish.residual) : 0});
+      });
+    pairs.push_back(std::move(pair));
+  }
+  return pairs;
+}
 
 template <class K, bool kSilu>
 void make_pixels(const Problem& p, const Positions<K>& g, const Image<const BFloat16>& x, std::int64_t first, std::int64_t rows, BFloat16* pixels) {
@@ -160,16 +191,21 @@ void make_pixels(const Problem& p, const Positions<K>& g, const Image<const BFlo
 
 // ---- outputs -----------------------------------------------------------------------------------------------------------------
 
-// The sums of a pair of tiles and kChunk outputs, in each phase of x.
-template <class K>
-struct Sums {
-  alignas(64) float of[K::scale][2 * kTile][kChunk];
-};
+// bias + embedding of `count` outputs of every sample: [N][kChunk].
+inline void take_added(const Problem& p, std::int64_t first, std::int64_t count, float* added) {
+  float bias[kChunk];
+  p.bias.read(0, first, count, 0.0f, bias);
+  for (std::int64_t n = 0; n < p.n; ++n, added += kChunk) {
+    p.embedding.read(n, first, count, 0.0f, added);
+    for (std::int64_t c = 0; c < count; ++c) added[c] += bias[c];
+  }
+}
 
-// `tall` tiles of pixels by `wide` panels of weights. Tiles 0 to 3 are sums, 4 and 5 pixels, 6 and 7 weights.
-template <class K, int tall, int wide>
+// `tall` tiles of pixels by `wide` panels of weights. Tiles 0 to 3 are sums, 4 and 5 pixels, 6 and 7 weights. After each step, while the
+// matrix unit works, beside().
+template <class K, int tall, int wide, class F>
 void multiply_tiles(const Positions<K>& g, const BFloat16* above, const BFloat16* below, const BFloat16* weights, std::int64_t panel,
-                    float* sums) {
+                    float* sums, const F& beside) {
   namespace mt = matrix_tiles;
   mt::zero<0>(), mt::zero<1>(), mt::zero<2>(), mt::zero<3>();
   constexpr std::int64_t bytes = kChunk * sizeof(BFloat16), wide_bytes = kChunk * sizeof(float);
@@ -183,6 +219,7 @@ void multiply_tiles(const Positions<K>& g, const BFloat16* above, const BFloat16
         if constexpr (wide == 2) mt::load<7>(weights + panel, bytes), mt::multiply<1, 4, 7>();
         if constexpr (tall == 2) mt::load<5>(below + at, bytes), mt::multiply<2, 5, 6>();
         if constexpr (tall == 2 && wide == 2) mt::multiply<3, 5, 7>();
+        beside();
       }
   mt::store<0>(sums, wide_bytes);
   if constexpr (wide == 2) mt::store<1>(sums + kPanel, wide_bytes);
@@ -190,88 +227,119 @@ void multiply_tiles(const Positions<K>& g, const BFloat16* above, const BFloat16
   if constexpr (tall == 2 && wide == 2) mt::store<3>(sums + kTile * kChunk + kPanel, wide_bytes);
 }
 
-// A strip of kChunk outputs of pairs of tiles, from sums to the image.
+// The last step of the sums of a pair of tiles and kChunk outputs, one row of phases: from sums to lines of the image, which are a pixel's
+// channels or a channel's pixels. In small pieces, of which multiply_tiles does one after the other beside the next sums.
 template <class K>
-class Strip {
+class Ending {
   static constexpr int scale = K::scale;
 
  public:
-  Strip(const Problem& p, const Positions<K>& g, const Image<BFloat16>& output, const Image<const BFloat16>* residual)
-      : p_(p), g_(g), finish_{p, output, residual} {}
+  alignas(64) float sums[scale][2 * kTile][kChunk];  // [phase of x][position][output]
 
-  Sums<K> sums;
+  explicit Ending(const Finish<BFloat16>& finish) : finish_(finish), last_(finish.p.channels_last) {}
 
-  void take_outputs(std::int64_t first) { first_ = first, count_ = std::min(kChunk, p_.outputs - first), sample_ = -1; }
+  // `added`: [N][kChunk], of `count` outputs from `first` on.
+  void begin(const Pair& pair, int phase_y, std::int64_t first, std::int64_t count, const float* added) {
+    const Image<BFloat16>& output = finish_.output;
+    const Image<const BFloat16>* const residual = finish_.residual;
+    run_ = pair.runs.data(), end_ = run_ + pair.runs.size(), line_ = 0, turned_squares_ = 0;
+    squares_ = last_ ? 0 : pair.tiles * kSquares, count_ = count, added_ = added;
+    to_ = output.at(0, first, phase_y, 0), to_step_ = last_ ? output.w : output.c;
+    if (residual) beside_ = residual->at(0, first, phase_y, 0), beside_step_ = last_ ? residual->w : residual->c;
+    pieces = squares_;
+    for (const Run& run : pair.runs) {
+      const std::int64_t lines = lines_of(run);
+      pieces += lines;
+      for (std::int64_t l = 0; l < lines; ++l) prefetch_to_write(to_ + run.to + l * to_step_);
+      for (std::int64_t l = 0; residual && l < lines; ++l) prefetch(beside_ + run.beside + l * beside_step_);
+    }
+  }
 
-  // The tile that begins at `at`, the first or second of its pair; rows of the phase `phase_y`.
-  void put(std::int64_t first_row, std::int64_t at, int of_pair, int phase_y) {
-    if (!p_.channels_last) turn(of_pair);
-    g_.for_runs(first_row, at, kTile, [&](std::int64_t n, std::int64_t y, std::int64_t x, std::int64_t i, std::int64_t count) {
-      if (n != sample_) finish_.take_channels(n, first_, count_), sample_ = n;
-      const std::int64_t to_y = y * scale + phase_y, to_x = x * scale;
-      if (p_.channels_last)
-        for (std::int64_t j = 0; j < count * scale; ++j)
-          for_vectors<float>(count_, [&](std::int64_t c, auto part) {
-            const float* const sum = sums.of[j % scale][of_pair * kTile + i + j / scale];
-            finish_.put(part, load(sum + c), load(finish_.base + c), n, first_ + c, to_y, to_x + j);
-          });
-      else
-        for (std::int64_t c = 0; c < count_; ++c)
-          for_vectors<float>(count * scale, [&](std::int64_t j, auto part) {
-            finish_.put(part, load(turned_[c] + i * scale + j), VecF(finish_.base[c]), n, first_ + c, to_y, to_x + j);
-          });
-    });
+  // The next of so many pieces, if one is left.
+  std::int64_t pieces = 0;
+  FASTGEN_INLINE bool step() {
+    if (turned_squares_ < squares_) return turn(turned_squares_++), true;
+    if (run_ == end_) return false;
+    put(*run_, line_);
+    if (++line_ == lines_of(*run_)) ++run_, line_ = 0;
+    return true;
   }
 
  private:
-  // Pixels innermost, the phases of x woven together.
-  void turn(int of_pair) {
-    for (int phase = 0; phase < scale; ++phase)
-      for (std::int64_t i = 0; i < kTile; i += kWidthF)
-        for (std::int64_t c = 0; c < kChunk; c += kWidthF) {
-          VecF square[kWidthF];
-          for (std::int64_t k = 0; k < kWidthF; ++k) square[k] = load(sums.of[phase][of_pair * kTile + i + k] + c);
-          transpose(square);
-          for (std::int64_t k = 0; k < kWidthF; ++k) {
-            if constexpr (scale == 1) store(turned_[c + k] + i, square[k]);
-            else for (std::int64_t l = 0; l < kWidthF; ++l) turned_[c + k][(i + l) * scale + phase] = square[k][l];
-          }
-        }
+  static constexpr std::int64_t kSquares = scale * (kTile / kWidthF) * (kChunk / kWidthF);  // of a tile
+
+  FASTGEN_INLINE std::int64_t lines_of(const Run& run) const { return last_ ? run.pixels * scale : count_; }
+
+  FASTGEN_INLINE void put(const Run& run, std::int64_t line) const {
+    BFloat16* const to = to_ + run.to + line * to_step_;
+    const BFloat16* const beside = finish_.residual ? beside_ + run.beside + line * beside_step_ : nullptr;
+    const float* const values = last_ ? sums[line % scale][run.position + line / scale] : turned_[line] + run.position * scale;
+    const float* const added = added_ + run.sample * kChunk;
+    for_vectors<float>(last_ ? count_ : run.pixels * scale, [&](std::int64_t e, auto part) {
+      finish_.put(part, load(values + e), last_ ? load(added + e) : VecF(added[line]), to + e, beside ? beside + e : nullptr);
+    });
   }
 
-  const Problem& p_;
-  const Positions<K>& g_;
-  Finish<BFloat16> finish_;
-  std::int64_t first_ = 0, count_ = 0, sample_ = -1;
-  alignas(64) float turned_[kChunk][scale * kTile + kWidthF];  // the last vector of a run may be read past the tile
+  // A square of sums turned over, pixels innermost, the phases of x woven together.
+  void turn(std::int64_t index) {
+    constexpr std::int64_t across = kChunk / kWidthF;
+    const std::int64_t phase = index % scale, c = index / scale % across * kWidthF, i = index / scale / across * kWidthF;
+    VecF square[kWidthF];
+    for (std::int64_t k = 0; k < kWidthF; ++k) square[k] = load(sums[phase][i + k] + c);
+    transpose(square);
+    for (std::int64_t k = 0; k < kWidthF; ++k) {
+      if constexpr (scale == 1) store(turned_[c + k] + i, square[k]);
+      else for (std::int64_t l = 0; l < kWidthF; ++l) turned_[c + k][(i + l) * scale + phase] = square[k][l];
+    }
+  }
+
+  const Finish<BFloat16>& finish_;
+  const bool last_;
+  const Run *run_ = nullptr, *end_ = nullptr;
+  const float* added_ = nullptr;
+  BFloat16* to_ = nullptr;
+  const BFloat16* beside_ = nullptr;
+  std::int64_t line_ = 0, squares_ = 0, turned_squares_ = 0, count_ = 0, to_step_ = 0, beside_step_ = 0;
+  alignas(64) float turned_[kChunk][2 * scale * kTile + kWidthF];  // the last vector of a run may be read past the tiles
 };
 
 template <class K>
 void make_direct_outputs(const Problem& p, const Positions<K>& g, std::int64_t first_row, std::int64_t rows, const BFloat16* pixels,
-                         const BFloat16* weights, const Image<BFloat16>& output, const Image<const BFloat16>* residual) {
-  const std::vector<std::int64_t> tiles = g.tiles(first_row, rows);
-  const auto count = static_cast<std::int64_t>(tiles.size()), pairs = ceil_div(count, 2);
+                         const BFloat16* weights, const Finish<BFloat16>& finish) {
+  const std::vector<Pair> pairs = make_pairs_of_tiles(g, finish, first_row, rows);
+  const auto count = static_cast<std::int64_t>(pairs.size());
   const std::int64_t panels = ceil_div(p.outputs, kPanel), strips = ceil_div(panels, 2), panel_size = g.blocks * K::count * kTileSize;
-  parallel(strips * pairs, count * p.outputs * p.channels * K::count, [&](std::int64_t begin, std::int64_t end) {
+  parallel(strips * count, rows * g.row * p.outputs * p.channels * K::count, [&](std::int64_t begin, std::int64_t end) {
     const matrix_tiles::Tiles registers;
-    Strip<K> strip(p, g, output, residual);
+    const auto one = std::make_unique<Ending<K>>(finish), other = std::make_unique<Ending<K>>(finish);
+    Ending<K>*now = one.get(), *before = other.get();
+    std::vector<float> added(p.n * kChunk);
     for (std::int64_t i = begin; i < end; ++i) {
-      const std::int64_t panel = i / pairs * 2, tile = i % pairs * 2;
-      const bool tall = tile + 1 < count, wide = panel + 1 < panels;
-      if (i == begin || tile == 0) strip.take_outputs(panel * kPanel);
+      const Pair& pair = pairs[i % count];
+      const std::int64_t panel = i / count * 2, first = panel * kPanel, outputs = std::min(kChunk, p.outputs - first);
+      const bool tall = pair.tiles == 2, wide = panel + 1 < panels;
+      if (i == begin || i % count == 0) {
+        while (before->step()) continue;
+        take_added(p, first, outputs, added.data());
+      }
       for (int phase_y = 0; phase_y < K::scale; ++phase_y) {
+        now->begin(pair, phase_y, first, outputs, added.data());
+        const std::int64_t at_once = ceil_div(before->pieces, g.blocks * K::count * K::scale);
+        const auto beside = [&] { for (std::int64_t k = 0; k < at_once && before->step(); ++k) continue; };
         for (int phase_x = 0; phase_x < K::scale; ++phase_x) {
-          const BFloat16* const first = pixels + ((K::scale == 2 ? phase_y : 0) * g.row + (K::scale == 2 ? phase_x : 0)) * kChunk;
-          const BFloat16* const above = first + tiles[tile] * kChunk;
-          const BFloat16* const below = first + tiles[tall ? tile + 1 : tile] * kChunk;
+          const BFloat16* const corner = pixels + (K::scale == 2 ? phase_y * g.row + phase_x : 0) * kChunk;
+          const BFloat16 *const above = corner + pair.at[0] * kChunk, *const below = corner + pair.at[1] * kChunk;
           const BFloat16* const of = weights + ((phase_y * K::scale + phase_x) * panels + panel) * panel_size;
-          const auto run = tall ? wide ? multiply_tiles<K, 2, 2> : multiply_tiles<K, 2, 1>
-                                : wide ? multiply_tiles<K, 1, 2> : multiply_tiles<K, 1, 1>;
-          run(g, above, below, of, panel_size, strip.sums.of[phase_x][0]);
+          const auto run = [&]<int tiles, int columns>() {
+            multiply_tiles<K, tiles, columns>(g, above, below, of, panel_size, now->sums[phase_x][0], beside);
+          };
+          if (tall) wide ? run.template operator()<2, 2>() : run.template operator()<2, 1>();
+          else wide ? run.template operator()<1, 2>() : run.template operator()<1, 1>();
         }
-        for (int j = 0; j < (tall ? 2 : 1); ++j) strip.put(first_row, tiles[tile + j], j, phase_y);
+        std::swap(now, before);
       }
     }
+    while (before->step()) continue;
   });
 }
 
@@ -282,13 +350,14 @@ void forward_direct(Call& call, const Tensor& packed) {
   const Image<const BFloat16> x = image_of<BFloat16>(call.input);
   const Image<BFloat16> y(call.output, static_cast<BFloat16*>(call.output.mutable_data_ptr()));
   const std::optional<Image<const BFloat16>> r = image_of<BFloat16>(call.residual);
+  const Finish<BFloat16> finish{p, y, r ? &*r : nullptr};
   Tensor memory = empty_contiguous({g.blocks * g.plane}, ScalarType::BFloat16);
   auto* const pixels = static_cast<BFloat16*>(memory.mutable_data_ptr());
   const auto* const weights = static_cast<const BFloat16*>(packed.data_ptr());
   for (std::int64_t first = 0; first < g.rows; first += g.rows_of_group) {
     const std::int64_t rows = std::min(g.rows_of_group, g.rows - first);
     make_pixels<K, kSilu>(p, g, x, first, rows, pixels);
-    make_direct_outputs<K>(p, g, first, rows, pixels, weights, y, r ? &*r : nullptr);
+    make_direct_outputs<K>(p, g, first, rows, pixels, weights, finish);
   }
 }
 

@@ -71,9 +71,11 @@ class Source {
   }
 
  private:
+  // For a row of S: bfloat16 has no more than eight bits.
+  template <class S>
   FASTGEN_INLINE static VecF map(VecF x, VecF scale, VecF shift) {
     const VecF y = madd<float>(x, scale, shift);
-    if constexpr (kSilu) return silu<float>(y);
+    if constexpr (kSilu) return silu<float, std::is_same_v<S, BFloat16>>(y);
     return y;
   }
 
@@ -83,7 +85,7 @@ class Source {
       const T* const in = x_.at(sample_, first_, y, x);
       for (std::int64_t c = 0; c < count_; c += 64 / static_cast<std::int64_t>(sizeof(T))) prefetch(in + kAhead * x_.w + c);
       for_vectors<float>(count_, [&](std::int64_t c, auto at) {
-        store(out + c, map(at.load(in + c), load(scale_ + c), load(shift_ + c)));
+        store(out + c, map<S>(at.load(in + c), load(scale_ + c), load(shift_ + c)));
       });
       for (std::int64_t c = ceil_div(count_, kWidthF) * kWidthF; c < kChunk; c += kWidthF) store(out + c, VecF(0.0f));
     }
@@ -97,7 +99,7 @@ class Source {
         for (std::int64_t i = 0; i < kWidthF; ++i) {
           const std::int64_t channel = c + i;
           square[i] = VecF(0.0f);
-          if (channel < count_) square[i] = map(at.load(x_.at(sample_, first_ + channel, y, x)), VecF(scale_[channel]), VecF(shift_[channel]));
+          if (channel < count_) square[i] = map<S>(at.load(x_.at(sample_, first_ + channel, y, x)), VecF(scale_[channel]), VecF(shift_[channel]));
         }
         transpose(square);
         for (std::int64_t i = 0; i < std::min(kWidthF, p_.width - x); ++i) store(out + (x + i) * kChunk + c, square[i]);
