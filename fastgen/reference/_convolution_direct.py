@@ -4,6 +4,8 @@ Pixels are rounded to bfloat16 once the affine map and the activation are applie
 `csrc/cpu/_convolution_direct.h` says how.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,28 +24,32 @@ def taps(kernel: int, scale: int) -> int:
     return 4 if scale == 2 else kernel**2
 
 
-def packed_shape(weight: Tensor | torch.Size, scale: int) -> tuple[int, ...]:
-    k, c, kernel = (weight.shape if isinstance(weight, Tensor) else weight)[:3]
+def packed_shape(weight: Sequence[int], scale: int) -> tuple[int, ...]:
+    """Of a weight of that shape."""
+    k, c, kernel = weight[:3]
     return scale**2, -(-k // PANEL), -(-c // BLOCK), taps(kernel, scale), BLOCK // 2, 2 * PANEL
 
 
 def pack(weight: Tensor, scale: int) -> Tensor:
-    """The kernels of every phase, in bfloat16, as :func:`packed_shape`: pairs of channels side by side, zeros beyond the last channel
-    and the last output."""
+    """The kernels of every phase, in bfloat16: pairs of channels side by side, zeros beyond the last channel and the last output."""
     kernels = weight.double()[None]
     if scale == 2:
         sums = torch.tensor(SUMS, dtype=torch.float64, device=weight.device)
         kernels = torch.einsum("piy,kcyx,qjx->pqkcij", sums, weight.double(), sums).flatten(0, 1)
     phases, k, c = kernels.shape[:3]
     kernels = F.pad(kernels.flatten(3), (0, 0, 0, -c % BLOCK, 0, -k % PANEL))
-    tiles = kernels.reshape(phases, -(-k // PANEL), PANEL, -(-c // BLOCK), BLOCK // 2, 2, -1).permute(0, 1, 3, 6, 4, 2, 5)
+    tiles = kernels.reshape(phases, -(-k // PANEL), PANEL, -(-c // BLOCK), BLOCK // 2, 2, -1).permute(
+        0, 1, 3, 6, 4, 2, 5
+    )
     return tiles.flatten(5).to(torch.bfloat16, memory_format=torch.contiguous_format)
 
 
 def unpack(packed: Tensor, k: int, c: int) -> Tensor:
     """[phases, k, c, side, side] of weights so packed."""
     phases, panels, blocks, count = packed.shape[:4]
-    kernels = packed.unflatten(5, (PANEL, 2)).permute(0, 1, 5, 2, 4, 6, 3)  # [phases, panels, outputs, blocks, pairs, 2, taps]
+    kernels = packed.unflatten(5, (PANEL, 2)).permute(
+        0, 1, 5, 2, 4, 6, 3
+    )  # [phases, panels, outputs, blocks, pairs, 2, taps]
     side = round(count**0.5)
     return kernels.reshape(phases, panels * PANEL, blocks * BLOCK, side, side)[:, :k, :c]
 
@@ -71,7 +77,9 @@ def direct(
         height, width = y.shape[2:]
         padded = F.pad(y, (1, 1, 1, 1))
         phases = [
-            F.conv2d(padded[:, :, p : p + height + 1, q : q + width + 1], kernels[2 * p + q]) for p in (0, 1) for q in (0, 1)
+            F.conv2d(padded[:, :, p : p + height + 1, q : q + width + 1], kernels[2 * p + q])
+            for p in (0, 1)
+            for q in (0, 1)
         ]
         y = F.pixel_shuffle(torch.stack(phases, 2).flatten(1, 2), 2)
     return in_layout(epilogue(y, bias, embedding, residual, output_scale), input)
@@ -102,7 +110,9 @@ def check_direct(
     require(op, input.dtype == torch.bfloat16, "input must be bfloat16")
     fits = packed.dtype == torch.bfloat16 and packed.dim() == 6 and packed.is_contiguous()
     counts = (4,) if scale == 2 else (1, 9)
-    fits = fits and packed.shape[3] in counts and (packed.shape[0], *packed.shape[4:]) == (scale**2, BLOCK // 2, 2 * PANEL)
+    fits = (
+        fits and packed.shape[3] in counts and (packed.shape[0], *packed.shape[4:]) == (scale**2, BLOCK // 2, 2 * PANEL)
+    )
     require(op, fits, "packed must be what the packing op returns")
     fits = out_channels >= 1 and tuple(packed.shape[1:3]) == (-(-out_channels // PANEL), -(-input.shape[1] // BLOCK))
     require(op, fits, f"packed must be for {input.shape[1]} channels and out_channels={out_channels}")
@@ -113,4 +123,4 @@ def check_direct(
 
 
 def empty_packed(weight: Tensor, scale: int) -> Tensor:
-    return weight.new_empty(packed_shape(weight, scale), dtype=torch.bfloat16)
+    return weight.new_empty(packed_shape(weight.shape, scale), dtype=torch.bfloat16)
