@@ -128,7 +128,10 @@ def harmless(op: str, name: str, how: str, arguments: dict[str, Any]) -> bool:
     packed in blocks."""
     if op in ("conv2d_pack", "conv2d_direct_pack"):
         return how == "the meta device" or (how.startswith(("dimension 0", "dimension 1")) and "empty" not in how)
-    return name == "packed" and (op, how) in (("conv2d_packed", "dimension 0 of one"), ("conv2d_direct", "dimension 3 of one"))
+    return name == "packed" and (op, how) in (
+        ("conv2d_packed", "dimension 0 of one"),
+        ("conv2d_direct", "dimension 3 of one"),
+    )
 
 
 def whole_numbers(*shape: int, seed: int) -> Tensor:
