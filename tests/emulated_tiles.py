@@ -1,5 +1,5 @@
-"""Kernels over matrix tiles on a machine without a matrix unit: built with the emulation of `csrc/common/simd/matrix_tiles.h`, for a
-process that has loaded no others.
+"""Kernels over matrix tiles on a machine without a matrix unit: built with the emulation of
+`csrc/common/simd/matrix_tiles.h`, for a process that has loaded no others.
 """
 
 import os

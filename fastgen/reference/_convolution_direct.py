@@ -31,7 +31,7 @@ def packed_shape(weight: Sequence[int], scale: int) -> tuple[int, ...]:
 
 
 def pack(weight: Tensor, scale: int) -> Tensor:
-    """The kernels of every phase, in bfloat16: pairs of channels side by side, zeros beyond the last channel and the last output."""
+    """The kernels of every phase in bfloat16: pairs of channels side by side, zeros beyond the last channel and output."""
     kernels = weight.double()[None]
     if scale == 2:
         sums = torch.tensor(SUMS, dtype=torch.float64, device=weight.device)

@@ -119,13 +119,12 @@ REFUSED = [
     ("conv2d_direct_pack", {"weight": torch.zeros(4, 6, 3, 1)}, r"weight must be \[K, C, 3, 3\] or \[K, C, 1, 1\]"),
     ("conv2d_direct", {"input": torch.zeros(2, 6, 5, 7)}, "input must be bfloat16"),
     ("conv2d_direct", {"out_channels": 17}, "packed must be for 6 channels and out_channels=17"),
-    ("conv2d_direct", {"packed": torch.zeros(1, 1, 1, 4, 16, 32, dtype=torch.bfloat16)}, "packed must be what the packing op returns"),
+    ("conv2d_direct", {"packed": torch.zeros(1, 1, 1, 4, 16, 32).bfloat16()}, "packed must be what the packing op returns"),
 ]  # fmt: skip
 
 
 def harmless(op: str, name: str, how: str, arguments: dict[str, Any]) -> bool:
-    """A weight may have any number of channels and be packed on any device; that of one point or tap is a 1x1 kernel's; channels are
-    packed in blocks."""
+    """A weight may have any number of channels and be packed on any device; that of one point or tap is a 1x1 kernel's."""
     if op in ("conv2d_pack", "conv2d_direct_pack"):
         return how == "the meta device" or (how.startswith(("dimension 0", "dimension 1")) and "empty" not in how)
     return name == "packed" and (op, how) in (

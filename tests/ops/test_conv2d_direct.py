@@ -1,5 +1,5 @@
-"""`conv2d_direct` and `upsample_conv2d_direct`: convolutions in bfloat16 by matrix tiles. Where there is no matrix unit the reference
-answers, and the kernels run in the last test, over emulated tiles."""
+"""`conv2d_direct` and `upsample_conv2d_direct`: convolutions in bfloat16 by matrix tiles. Where there is no matrix unit the
+reference answers, and the kernels run in the last test, over emulated tiles."""
 
 import math
 import re
@@ -35,8 +35,8 @@ from .numerics import (
 
 BF16 = torch.bfloat16
 FAMILIES = [("conv2d", 1), ("conv2d", 3), ("upsample_conv2d", 3)]
-# [N, C, H, W], K: one pixel, one column, rows shorter and longer than a tile and of whole tiles; channels and outputs that leave a block,
-# a panel and a pair of panels part empty.
+# [N, C, H, W], K: one pixel, one column, rows shorter and longer than a tile and of whole tiles; channels and outputs that leave
+# a block, a panel and a pair of panels part empty.
 SHAPES = [
     ((1, 1, 1, 1), 1), ((3, 20, 1, 1), 17), ((2, 3, 5, 7), 5), ((2, 33, 13, 1), 40), ((1, 70, 9, 34), 48), ((2, 32, 16, 16), 64),
     ((1, 320, 4, 6), 16), ((1, 8, 3, 32), 33),
