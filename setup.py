@@ -38,7 +38,7 @@ ISA_FLAGS = {
 }
 # The sources with kernels over matrix tiles (csrc/common/simd/matrix_tiles.h). No compiler makes such code by itself, so that of
 # the others is that of avx512_bf16, and the variant amx takes their objects.
-TILED = ("attention", "conv2d")
+TILED = ("attention", "conv2d", "upsample_conv2d")
 if platform.machine() not in ("x86_64", "AMD64"):
     ISA_FLAGS = {"portable": []}
 

@@ -234,6 +234,10 @@ SCHEMAS: dict[str, dict[str, str]] = {
         "conv2d_pack": "(Tensor weight, int outputs) -> Tensor",
         # conv2d_fwd of stride 1, the size kept, by weights so packed
         "conv2d_packed": "(Tensor input, Tensor packed, int out_channels, Tensor? bias, Tensor? input_scale, Tensor? input_shift, int activation, Tensor? embedding, Tensor? residual, float output_scale) -> Tensor",
+        # the weights of a 3x3 or 1x1 kernel for matrix tiles, [1, panels, C / 32, taps, 16, 32] in bfloat16, pairs of channels side by side
+        "conv2d_direct_pack": "(Tensor weight) -> Tensor",
+        # conv2d_packed of a bfloat16 image by weights so packed
+        "conv2d_direct": "(Tensor input, Tensor packed, int out_channels, Tensor? bias, Tensor? input_scale, Tensor? input_shift, int activation, Tensor? embedding, Tensor? residual, float output_scale) -> Tensor",
     },
     "masked_conv2d": {
         # conv(input, weight) + bias of stride 1, the size kept, by the taps of the mask alone, whichever way is fastest
@@ -254,6 +258,9 @@ SCHEMAS: dict[str, dict[str, str]] = {
         "upsample_conv2d_pack": "(Tensor weight, int outputs) -> Tensor",
         # upsample_conv2d_fwd by weights so packed
         "upsample_conv2d_packed": "(Tensor input, Tensor packed, int out_channels, Tensor? bias, Tensor? input_scale, Tensor? input_shift, int activation, Tensor? embedding, Tensor? residual, float output_scale) -> Tensor",
+        # the same of matrix tiles, [4, panels, C / 32, 4, 16, 32] in bfloat16: the 2x2 sums that each phase of the output sees
+        "upsample_conv2d_direct_pack": "(Tensor weight) -> Tensor",
+        "upsample_conv2d_direct": "(Tensor input, Tensor packed, int out_channels, Tensor? bias, Tensor? input_scale, Tensor? input_shift, int activation, Tensor? embedding, Tensor? residual, float output_scale) -> Tensor",
     },
     "incremental": {
         # images [N, C, H, W] drawn pixel by pixel by a program; pixels that are `known` are as given; `levels` are the values of a categorical

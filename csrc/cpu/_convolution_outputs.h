@@ -25,9 +25,14 @@ struct Finish {
   // Neighbours along the innermost dimension: pixels or channels.
   template <class At>
   FASTGEN_INLINE void put(At at, VecF value, VecF added, std::int64_t n, std::int64_t c, std::int64_t y, std::int64_t x) const {
+    put(at, value, added, output.at(n, c, y, x), residual ? residual->at(n, c, y, x) : nullptr);
+  }
+  // To `to`, with what is at `beside` unless that is nullptr.
+  template <class At>
+  FASTGEN_INLINE void put(At at, VecF value, VecF added, T* to, const T* beside) const {
     value += added;
-    if (residual) value += at.load(residual->at(n, c, y, x));
-    at.store(output.at(n, c, y, x), value * p.output_scale);
+    if (beside) value += at.load(beside);
+    at.store(to, value * p.output_scale);
   }
 };
 

@@ -1,48 +1,17 @@
-// A convolution by tiles, its problem and its first step: pixels to values.
+// The first step of a convolution by Winograd's tiles: pixels to values.
 //
-// A thread owns chunks of kChunk channels of rows of tiles. The rows of pixels below a row of tiles are staged once, in fp32, channels
-// innermost, whatever layout and dtype they have in memory, with the affine map and the activation applied and zeros around the
-// image; the transform runs over vectors of channels.
+// A thread owns chunks of kChunk channels of rows of tiles. The rows of pixels below a row of tiles are staged once
+// (_convolution_problem.h), in fp32, with zeros around the image; the transform runs over vectors of channels.
 #pragma once
 
-#include <memory>
-
 #include "_convolution.h"
+#include "_convolution_problem.h"
 
 namespace fastgen::convolution {
 
-inline constexpr std::int64_t kChunk = 32;  // channels that a transform takes at a time
 // Values and products of a group of rows: half as much again as the packed weights, which each group reads once, within these. On an
 // EPYC 7xx3 128 channels want 2 to 4 MiB (second-level caches), 320 channels at 64x64 24 MiB (one group: 0.8 of the time of three).
 inline constexpr std::int64_t kLeastGroup = 2 << 20, kMostGroup = 64 << 20;
-inline constexpr std::int64_t kAhead = 8;  // pixels between what is staged and what is asked of memory, channels-last
-inline constexpr std::int64_t kWidthF = kWidth<float>;
-
-// Height and width are those of the input; the output has `scale` times as many rows and columns.
-struct Problem {
-  std::int64_t n, channels, outputs, height, width;
-  bool channels_last, silu;
-  float output_scale;
-  Parameter input_scale, input_shift, bias, embedding;
-};
-
-// A tensor [N, C, H, W] of any strides whose innermost dimension, channels or columns, is dense.
-template <class T>
-struct Image {
-  T* data = nullptr;
-  std::int64_t n = 0, c = 0, h = 0, w = 0;
-
-  Image(const Tensor& t, T* first) : data(first), n(t.stride(0)), c(t.stride(1)), h(t.stride(2)), w(t.stride(3)) {}
-  T* at(std::int64_t sample, std::int64_t channel, std::int64_t y, std::int64_t x) const {
-    return data + sample * n + channel * c + y * h + x * w;
-  }
-};
-
-// `t`, or a dense copy where its innermost dimension is not dense.
-inline Tensor readable(const Tensor& t, bool channels_last) {
-  const std::int64_t inner = channels_last ? 1 : 3;
-  return t.size(inner) == 1 || t.stride(inner) == 1 ? t : copy_dense(t, channels_last);
-}
 
 // Rows of tiles of all samples, one after the other, in groups; values [points][tiles][C] and products [blocks][tiles][K] of one.
 template <class G>
@@ -72,15 +41,11 @@ class Stage {
 
  public:
   Stage(const Problem& p, const Image<const T>& x, std::int64_t tiles_of_row)
-      : p_(p), x_(x), row_((tiles_of_row * m + 2 * G::halo) * kChunk), memory_(new float[G::side * row_]) {}
+      : p_(p), source_(p, x), row_((tiles_of_row * m + 2 * G::halo) * kChunk), memory_(new float[G::side * row_]) {}
 
   const float* row(int i) const { return memory_.get() + i * row_; }
 
-  void take_channels(std::int64_t sample, std::int64_t first, std::int64_t count) {
-    sample_ = sample, first_ = first, count_ = count;
-    p_.input_scale.read(sample, first, count, 1.0f, scale_);
-    p_.input_shift.read(sample, first, count, 0.0f, shift_);
-  }
+  void take_channels(std::int64_t sample, std::int64_t first, std::int64_t count) { source_.take_channels(sample, first, count); }
 
   // The rows of pixels of a row of tiles; `next`: it lies below the last one, whose lowest rows are its first.
   void fill(std::int64_t row_of_tiles, bool next) {
@@ -90,12 +55,6 @@ class Stage {
   }
 
  private:
-  FASTGEN_INLINE static VecF map(VecF x, VecF scale, VecF shift) {
-    const VecF y = madd<float>(x, scale, shift);
-    if constexpr (kSilu) return silu<float>(y);
-    return y;
-  }
-
   void fill_row(std::int64_t y, float* out) const {
     if (y < 0 || y >= p_.height) {
       std::memset(out, 0, row_ * sizeof(float));
@@ -104,37 +63,13 @@ class Stage {
     float* const inside = out + G::halo * kChunk;
     std::memset(out, 0, G::halo * kChunk * sizeof(float));
     std::memset(inside + p_.width * kChunk, 0, (row_ - (p_.width + G::halo) * kChunk) * sizeof(float));
-    p_.channels_last ? fill_channels_last(y, inside) : fill_contiguous(y, inside);
-  }
-
-  void fill_channels_last(std::int64_t y, float* out) const {
-    for (std::int64_t x = 0; x < p_.width; ++x, out += kChunk) {
-      const T* const in = x_.at(sample_, first_, y, x);
-      for (std::int64_t c = 0; c < count_; c += 64 / static_cast<std::int64_t>(sizeof(T))) prefetch(in + kAhead * x_.w + c);
-      for_vectors<float>(count_, [&](std::int64_t c, auto at) {
-        store(out + c, map(at.load(in + c), load(scale_ + c), load(shift_ + c)));
-      });
-    }
-  }
-
-  void fill_contiguous(std::int64_t y, float* out) const {
-    for (std::int64_t c = 0; c < count_; c += kWidthF)
-      for_vectors<float>(p_.width, [&](std::int64_t x, auto at) {
-        VecF square[kWidthF];
-        for (std::int64_t i = 0; i < kWidthF; ++i) {
-          const std::int64_t channel = std::min(c + i, count_ - 1);  // beyond the last nothing is read later
-          square[i] = map(at.load(x_.at(sample_, first_ + channel, y, x)), VecF(scale_[channel]), VecF(shift_[channel]));
-        }
-        transpose(square);
-        for (std::int64_t i = 0; i < std::min(kWidthF, p_.width - x); ++i) store(out + (x + i) * kChunk + c, square[i]);
-      });
+    source_.read_row(y, inside);
   }
 
   const Problem& p_;
-  const Image<const T>& x_;
-  std::int64_t row_, sample_ = 0, first_ = 0, count_ = 0;
+  Source<T, kSilu> source_;
+  std::int64_t row_;
   std::unique_ptr<float[]> memory_;
-  alignas(64) float scale_[kChunk] = {}, shift_[kChunk] = {};
 };
 
 // A row of tiles, `count` channels: the columns are transformed once and shared by neighbouring tiles, then each tile's rows.

@@ -4,7 +4,9 @@
 // value of each row, and does rows x vectors multiply-adds. Panels of weights pass through the first-level cache once a block of
 // channels, while the values of all rows stay in the second; the rows are shared out evenly over blocks of at most kRows, so that
 // none is computed in vain. Sums run over the channels of a block from zero, which keeps their errors small, and block after block in
-// order: the same bits whoever computes them. Short lines are taken several to a block.
+// order: the same bits whoever computes them. Short lines are taken several to a block. With AVX-512 a few rows use up weights faster than
+// they come by themselves: the first blocks of rows ask for those of the next panels (16 rows of 640 channels, Xeon with 2 MB of
+// second-level cache: 1.28 times as fast; 64 rows and more: the same).
 #include "_product.h"
 
 #include <algorithm>
@@ -16,18 +18,22 @@ namespace {
 // Sixteen vector registers hold 6 x 2 sums of AVX2, thirty-two 14 x 2 of AVX-512; SSE2 has four vectors a panel.
 #if defined(__AVX512F__)
 constexpr int kRows = 14, kPanels = 2;
+constexpr bool kAsk = true;  // for the weights of the next panels
 #elif defined(__AVX2__)
 constexpr int kRows = 6, kPanels = 1;
+constexpr bool kAsk = false;
 #else
 constexpr int kRows = 2, kPanels = 1;
+constexpr bool kAsk = false;
 #endif
 constexpr int kVectors = static_cast<int>(kPanel) / kWidth<float>;  // of a panel
 constexpr std::int64_t kChannels = 256;  // of a block: 16 KB of weights beside the values of 6 rows, 6 KB
 
-// `rows` rows times `panels` panels over `channels` of `lines` of p. Adds to what is there unless `fresh`.
+// `rows` rows times `panels` panels over `channels` of `lines` of p. Adds to what is there unless `fresh`. Asks for what is at `ahead`,
+// a panel.
 template <int rows, int panels>
 void block(const Product& p, const float* values, const float* weights, float* products, std::int64_t lines, std::int64_t channels,
-           bool fresh) {
+           bool fresh, [[maybe_unused]] const float* ahead) {
   const std::int64_t value_stride = p.value_stride, panel_stride = p.panel_stride, product_stride = p.product_stride;
   constexpr int vectors = panels * kVectors;
   VecF sum[rows][vectors];
@@ -37,6 +43,7 @@ void block(const Product& p, const float* values, const float* weights, float* p
     for (int v = 0; v < vectors; ++v) sum[r][v] = VecF(0.0f);
   for (std::int64_t l = 0; l < lines; ++l, values += p.value_line, weights += p.weight_line)
     for (std::int64_t c = 0; c < channels; ++c) {
+      if constexpr (kAsk) prefetch(ahead + c * kPanel);
       VecF w[vectors];
 #pragma GCC unroll 16
       for (int v = 0; v < vectors; ++v)
@@ -57,7 +64,7 @@ void block(const Product& p, const float* values, const float* weights, float* p
     }
 }
 
-using Block = void (*)(const Product&, const float*, const float*, float*, std::int64_t, std::int64_t, bool);
+using Block = void (*)(const Product&, const float*, const float*, float*, std::int64_t, std::int64_t, bool, const float*);
 
 template <int panels, int... rows>
 constexpr auto blocks_of(std::integer_sequence<int, rows...>) {
@@ -81,8 +88,9 @@ void multiply(const Product& p, std::int64_t first, std::int64_t last) {
       for (std::int64_t g = 0; g < groups; ++g) {
         const std::int64_t row = g * p.rows / groups, rows = (g + 1) * p.rows / groups - row;
         const Block run = whole ? kBlocks<kPanels>[rows - 1] : kBlocks<1>[rows - 1];
+        const float* const ahead = weights + (kPanels + g % kPanels) * p.panel_stride;
         run(p, p.values + row * p.value_stride + line * p.value_line + begin, weights, p.products + row * p.product_stride + panel * kPanel,
-            lines, end - begin, i == 0 && !p.add);
+            lines, end - begin, i == 0 && !p.add, ahead);
       }
     }
   }

@@ -2,6 +2,9 @@
 // phases of the output read one transform of the small image. Its weights are [4 (m + 1)^2, panels, C, kPanel].
 #include "_convolution_pack.h"
 #include "_convolution_packed.h"
+#if FASTGEN_HAS_MATRIX_TILES
+#include "_convolution_direct.h"
+#endif
 
 namespace fastgen::convolution {
 namespace {
@@ -15,10 +18,25 @@ Tensor upsample_conv2d_packed(const Tensor& input, const Tensor& packed, std::in
                            output_scale);
 }
 
+#if FASTGEN_HAS_MATRIX_TILES
+Tensor upsample_conv2d_direct_pack(const Tensor& weight) { return pack_weight_direct<2>("upsample_conv2d_direct_pack", weight); }
+
+Tensor upsample_conv2d_direct(const Tensor& input, const Tensor& packed, std::int64_t out_channels, OptionalTensor bias, OptionalTensor input_scale,
+                     OptionalTensor input_shift, std::int64_t activation, OptionalTensor embedding, OptionalTensor residual,
+                     double output_scale) {
+  return forward_packed_direct<2>("upsample_conv2d_direct", input, packed, out_channels, bias, input_scale, input_shift, activation, embedding,
+                                  residual, output_scale);
+}
+#endif
+
 }  // namespace
 }  // namespace fastgen::convolution
 
 STABLE_TORCH_LIBRARY_IMPL(fastgen, CPU, m) {
   m.impl("upsample_conv2d_pack", TORCH_BOX(&fastgen::convolution::upsample_conv2d_pack));
   m.impl("upsample_conv2d_packed", TORCH_BOX(&fastgen::convolution::upsample_conv2d_packed));
+#if FASTGEN_HAS_MATRIX_TILES
+  m.impl("upsample_conv2d_direct_pack", TORCH_BOX(&fastgen::convolution::upsample_conv2d_direct_pack));
+  m.impl("upsample_conv2d_direct", TORCH_BOX(&fastgen::convolution::upsample_conv2d_direct));
+#endif
 }

@@ -17,7 +17,7 @@ from ..reference import _convolution as reference
 from ..reference._layout import opmath_dtype
 from . import _convolution_plan
 from ._check import check_floating, fail, shape_of
-from ._convolution_plan import ConvolutionPlan
+from ._convolution_plan import DIRECT, ConvolutionPlan
 from ._dtypes import foreign, in_float32
 from ._packed_weights import WEIGHTS
 from ._watchers import autocast_active, watched
@@ -39,6 +39,13 @@ class Operands(NamedTuple):
 
     def tensors(self) -> tuple[Tensor | None, ...]:
         return self.bias, self.input_scale, self.input_shift, self.embedding, self.residual
+
+    def passes(self, dtype: torch.dtype) -> tuple[int, int]:
+        """How often plain torch goes through the image and through the output for these; low precision is widened and rounded."""
+        before = (self.input_scale is not None) + (self.input_shift is not None) + (self.activation != 0)
+        after = (self.embedding is not None) + (self.residual is not None) + (self.output_scale != 1.0)
+        rounded = 0 if dtype == torch.float32 else 2
+        return before + rounded * (before > 0), after + rounded * (after > 0)
 
 
 class Checked(NamedTuple):
@@ -192,16 +199,18 @@ class Convolution:
     def _compute(self, input: Tensor, weight: Tensor, geometry: tuple[Any, ...], operands: Operands) -> Tensor:
         """A call that the kernels can take. The plan is made at each: a compiled graph follows the weight and the switches."""
         kept = WEIGHTS.find(weight)
-        outputs = _convolution_plan.choose(self.scale, input, weight, kept).outputs
+        outputs = _convolution_plan.choose(self.scale, input, weight, kept, *operands.passes(input.dtype)).outputs
         if outputs == 0:
             return self._library_laid_out(input, weight, geometry, operands)
+        direct = outputs == DIRECT
         packed = kept.get((self.scale, outputs))
         if packed is None:
-            packed = WEIGHTS.make(weight, (self.scale, outputs), lambda w: self._op("pack")(w, outputs))
+            make = self._op("direct_pack" if direct else "pack")
+            packed = WEIGHTS.make(weight, (self.scale, outputs), make if direct else lambda w: make(w, outputs))
         residual = operands.residual
         if residual is not None and residual.dtype is not input.dtype:
             operands = operands._replace(residual=residual.to(input.dtype))
-        return self._op("packed")(input, packed, weight.shape[0], *operands)
+        return self._op("direct" if direct else "packed")(input, packed, weight.shape[0], *operands)
 
 
 _NONE = Operands(None, None, None, 0, None, None, 1.0)

@@ -5,7 +5,7 @@ affine map and an activation before them, sums and a scale after them. What its 
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import _convolution
+from . import _convolution, _convolution_direct
 from ._check import check_floats, require
 from ._convolution import check_image, check_operands, empty, epilogue, in_layout, prologue
 from ._layout import opmath_dtype
@@ -131,6 +131,68 @@ def upsample_conv2d_pack_fake(weight: Tensor, outputs: int) -> Tensor:
 
 
 def upsample_conv2d_packed_fake(
+    input: Tensor,
+    packed: Tensor,
+    out_channels: int,
+    bias: Tensor | None,
+    input_scale: Tensor | None,
+    input_shift: Tensor | None,
+    activation: int,
+    embedding: Tensor | None,
+    residual: Tensor | None,
+    output_scale: float,
+) -> Tensor:
+    return empty(input, out_channels, output_size(input))
+
+
+def upsample_conv2d_direct_pack(weight: Tensor) -> Tensor:
+    return _convolution_direct.pack(weight, 2)
+
+
+def upsample_conv2d_direct(
+    input: Tensor,
+    packed: Tensor,
+    out_channels: int,
+    bias: Tensor | None,
+    input_scale: Tensor | None,
+    input_shift: Tensor | None,
+    activation: int,
+    embedding: Tensor | None,
+    residual: Tensor | None,
+    output_scale: float,
+) -> Tensor:
+    return _convolution_direct.direct(
+        input, packed, out_channels, bias, input_scale, input_shift, activation, embedding, residual, output_scale, 2
+    )
+
+
+def upsample_conv2d_direct_pack_check(weight: Tensor) -> None:
+    _convolution_direct.check_pack("upsample_conv2d_direct_pack", weight, 2)
+
+
+def upsample_conv2d_direct_check(
+    input: Tensor,
+    packed: Tensor,
+    out_channels: int,
+    bias: Tensor | None,
+    input_scale: Tensor | None,
+    input_shift: Tensor | None,
+    activation: int,
+    embedding: Tensor | None,
+    residual: Tensor | None,
+    output_scale: float,
+) -> None:
+    op = "upsample_conv2d_direct"
+    _convolution_direct.check_direct(
+        op, input, packed, out_channels, bias, input_scale, input_shift, activation, embedding, residual, 2
+    )
+
+
+def upsample_conv2d_direct_pack_fake(weight: Tensor) -> Tensor:
+    return _convolution_direct.empty_packed(weight, 2)
+
+
+def upsample_conv2d_direct_fake(
     input: Tensor,
     packed: Tensor,
     out_channels: int,

@@ -85,7 +85,19 @@ def forward_arguments() -> tuple:
     return given["input"], given["weight"], *geometry, bias, scale, shift, 1, embedding, residual, 0.5
 
 
+def direct_arguments(shape=(2, 6, 5, 7), k=4, kernel=3, activation=1, scale=0.5, weight=None, family="conv2d") -> tuple:
+    """Arguments of `conv2d_direct`, or of the other family's, all of them given."""
+    given = operands(shape, k, torch.bfloat16, 2 if family == "upsample_conv2d" else 1)
+    bias, input_scale, input_shift, embedding, residual = (given[name] for name in OPERANDS)
+    weight = weight_of(shape, k, kernel, torch.bfloat16) if weight is None else weight
+    packed = getattr(torch.ops.fastgen, f"{family}_direct_pack")(weight)
+    x = randn(*shape, dtype=torch.bfloat16)
+    return x, packed, k, bias, input_scale, input_shift, activation, embedding, residual, scale
+
+
 UNSEEN = {
+    "conv2d_direct_pack": lambda: (weight_of((1, 6), 4, 3, torch.float32),),
+    "conv2d_direct": direct_arguments,
     "conv2d_fwd": forward_arguments,
     "conv2d_pack": lambda: (weight_of((1, 6), 4, 3, torch.float32), 4),
     "conv2d_packed": packed_arguments,
@@ -104,14 +116,21 @@ REFUSED = [
     ("conv2d_packed", {"activation": -1}, "activation"),
     ("conv2d_packed", {"input": torch.zeros(2, 6, 5, 7, dtype=torch.float64)}, "input must be float32, bfloat16 or float16"),
     ("conv2d_packed", {"residual": torch.zeros(2, 4, 5, 7, dtype=torch.float16)}, "residual must have the dtype of input"),
+    ("conv2d_direct_pack", {"weight": torch.zeros(4, 6, 3, 1)}, r"weight must be \[K, C, 3, 3\] or \[K, C, 1, 1\]"),
+    ("conv2d_direct", {"input": torch.zeros(2, 6, 5, 7)}, "input must be bfloat16"),
+    ("conv2d_direct", {"out_channels": 17}, "packed must be for 6 channels and out_channels=17"),
+    ("conv2d_direct", {"packed": torch.zeros(1, 1, 1, 4, 16, 32).bfloat16()}, "packed must be what the packing op returns"),
 ]  # fmt: skip
 
 
 def harmless(op: str, name: str, how: str, arguments: dict[str, Any]) -> bool:
-    """A weight may have any number of channels and be packed on any device; that of one point is a 1x1 kernel's."""
-    if op == "conv2d_pack":
+    """A weight may have any number of channels and be packed on any device; that of one point or tap is a 1x1 kernel's."""
+    if op in ("conv2d_pack", "conv2d_direct_pack"):
         return how == "the meta device" or (how.startswith(("dimension 0", "dimension 1")) and "empty" not in how)
-    return op == "conv2d_packed" and name == "packed" and how == "dimension 0 of one"
+    return name == "packed" and (op, how) in (
+        ("conv2d_packed", "dimension 0 of one"),
+        ("conv2d_direct", "dimension 3 of one"),
+    )
 
 
 def whole_numbers(*shape: int, seed: int) -> Tensor:

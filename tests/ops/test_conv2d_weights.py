@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import fastgen
+from fastgen import _library
 from fastgen.ops import conv2d, conv2d_memory_limit, conv2d_plan
 from fastgen.ops._convolution_plan import packed_bytes
 from fastgen.ops._packed_weights import WEIGHTS
@@ -269,14 +270,16 @@ def test_exact_turns_winograd_off_for_all_threads_and_back():
     [
         (((1, 320, 64, 64), (320, 320, 3, 3), {"padding": 1}), 4, "times as fast as the library"),
         (((1, 3, 64, 64), (128, 3, 3, 3), {"padding": 1}), 0, "faster for this shape"),
-        (((1, 64, 64, 64), (128, 64, 1, 1), {}), 1, "a 1x1 kernel is a matrix product"),
+        (((1, 64, 64, 64), (128, 64, 1, 1), {}), 1, "times as fast as the library"),
         (((1, 64, 64, 64), (64, 64, 3, 3), {"padding": 1, "stride": 2}), 0, "stride 1"),
         (((1, 64, 64, 64), (64, 32, 3, 3), {"padding": 1, "groups": 2}), 0, "one group"),
         (((1, 64, 64, 64), (64, 64, 3, 3), {}), 0, "padding that keeps the size"),
         (((1, 64, 64, 64), (64, 64, 5, 5), {"padding": 2}), 0, "3x3 and 1x1, not 5x5"),
     ],
 )
-def test_plans(arguments, outputs, reason):
+def test_plans(arguments, outputs, reason, monkeypatch):
+    """By the table of one variant, whichever is loaded."""
+    monkeypatch.setattr(_library, "ISA", "avx2")
     shape, weight_shape, geometry = arguments
     plan = conv2d_plan(torch.zeros(shape), torch.zeros(weight_shape), **geometry)
     assert plan.outputs == outputs and reason in plan.reason

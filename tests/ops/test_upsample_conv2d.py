@@ -267,7 +267,7 @@ def test_exact_is_as_exact_as_the_library(height):
         plan = upsample_conv2d_plan(x, weight)
         assert plan.outputs == 0 and "set_exact" in plan.reason
         for layout in LAYOUTS:
-            assert relative(upsample_conv2d(laid_out(x, layout), weight), exact) <= 3e-7
+            assert relative(upsample_conv2d(laid_out(x, layout), weight), exact) <= 4e-7
     assert upsample_conv2d_plan(x, weight).outputs > 0
 
 

@@ -20,6 +20,7 @@ SHAPES = [
 
 plain = functools.partial(conv2d_cases.plain, upsample=True)
 packed_arguments = functools.partial(conv2d_cases.packed_arguments, family="upsample_conv2d")
+direct_arguments = functools.partial(conv2d_cases.direct_arguments, family="upsample_conv2d")
 
 
 def example(dtype: torch.dtype) -> dict[str, Any]:
@@ -38,6 +39,8 @@ def forward_arguments() -> tuple:
 
 
 UNSEEN = {
+    "upsample_conv2d_direct_pack": lambda: (weight_of((1, 6), 4, 3, torch.float32),),
+    "upsample_conv2d_direct": direct_arguments,
     "upsample_conv2d_fwd": forward_arguments,
     "upsample_conv2d_pack": lambda: (weight_of((1, 6), 4, 3, torch.float32), 4),
     "upsample_conv2d_packed": packed_arguments,
@@ -51,12 +54,14 @@ REFUSED = [
     ("upsample_conv2d_packed", {"activation": -1}, "activation"),
     ("upsample_conv2d_packed", {"input": torch.zeros(2, 6, 5, 7, dtype=torch.float64)}, "input must be float32"),
     ("upsample_conv2d_packed", {"residual": torch.zeros(2, 4, 5, 7)}, "residual must have"),
+    ("upsample_conv2d_direct_pack", {"weight": torch.zeros(4, 6, 1, 1)}, r"weight must be \[K, C, 3, 3\]"),
+    ("upsample_conv2d_direct", {"residual": torch.zeros(2, 4, 5, 7).bfloat16()}, "residual must have"),
 ]  # fmt: skip
 
 
 def harmless(op: str, name: str, how: str, arguments: dict[str, Any]) -> bool:
     """A weight may have any number of channels and be packed on any device."""
-    return op == "upsample_conv2d_pack" and (
+    return op in ("upsample_conv2d_pack", "upsample_conv2d_direct_pack") and (
         how == "the meta device" or (how.startswith(("dimension 0", "dimension 1")) and "empty" not in how)
     )
 
