@@ -1,5 +1,7 @@
-"""`attention` over matrix tiles, and over pairs of bfloat16, on any machine that has a compiler: built with their emulation and held to
-the tests of the op."""
+"""`attention` over matrix tiles and over pairs of bfloat16, on any machine that has a compiler.
+
+Built with the emulation of either, and held to the tests of the op.
+"""
 
 import os
 import re
@@ -65,7 +67,9 @@ def test_emulated(what, tmp_path):
     library = str(tmp_path / f"lib/libfastgen_{isa()}.so")
     options = ["-q", "-m", "isa", "-p", "no:cacheprovider", str(ROOT / "tests/ops/test_attention.py")]
     options += ["-k", "dtype2 or not_finite or packed or any_shape"]
-    result = fresh.run(TESTING, library, *options, check=False, timeout=900, FASTGEN_ISA="reference", FASTGEN_REQUIRE="")
+    result = fresh.run(
+        TESTING, library, *options, check=False, timeout=900, FASTGEN_ISA="reference", FASTGEN_REQUIRE=""
+    )
     assert result.returncode == 0, (result.stdout + result.stderr)[-6000:]
     passed = re.search(r"(\d+) passed", result.stdout)
     assert passed and int(passed.group(1)) >= 45
