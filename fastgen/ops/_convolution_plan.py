@@ -72,9 +72,9 @@ def _for_all(library: Library) -> dict[torch.dtype, Library]:
 _PASS = 0.15  # nanoseconds of plain torch for an element, each time that it goes through an image
 
 # Variant -> rates. avx2: EPYC 7xx3 (Zen 3), both layouts, 3 to 1280 channels, 1x1 to 64x64, where half precision is not the
-# library's strength and our product takes every 1x1 kernel. avx512, avx512_bf16, amx: a Xeon with AMX, channels-last, the same shapes, halves
-# of one thread's times; the first two beside a library that was told to use no more than they do, but for bfloat16 of
-# avx512_bf16, where an EPYC's library is 2.7 times as fast (it runs pairs at twice the rate). portable leans to the library.
+# library's strength and our product takes every 1x1 kernel. avx512, avx512_bf16, amx: a Xeon with AMX, channels-last, the same
+# shapes, halves of one thread's times; the first two beside a library that was told to use no more than they do, but for bfloat16
+# of avx512_bf16, where an EPYC's library is 2.7 times as fast (it runs pairs at twice the rate). portable leans to the library.
 _ZEN3 = Library(call=10e3, product=16.0, weight=0.3, single=math.inf)
 _OLD = Library(call=10e3, product=20.0, weight=0.3, single=math.inf)
 _XEON = Library(call=20e3, product=6.8, weight=0.1, single=6.9)

@@ -37,11 +37,13 @@ def conv2d(
     :func:`fastgen.ops.group_norm_affine` this is GroupNorm, SiLU and convolution.
 
     On the CPU, without gradients, 3x3 kernels of stride 1 and padding 1 go through Winograd's F(4x4, 3x3) or F(2x2, 3x3) in
-    fp32 wherever a table says that they are faster, and 1x1 kernels through one matrix product. Everything else, float64,
-    gradients and autocast included, is the library's convolution in plain torch. :func:`conv2d_plan` says which, and why.
+    fp32 wherever a table says that they are faster, and 1x1 kernels through one matrix product; in bfloat16, where the processor
+    has matrix tiles (AMX), either goes directly through those. Everything else, float64, gradients and autocast included, is the
+    library's convolution in plain torch. :func:`conv2d_plan` says which, and why.
 
     The error of Winograd's algorithms, in fp32, is at most 2e-5 of the norm of the output; for weights and inputs that cancel, of
-    the norm of the convolution of their magnitudes. ``fastgen.set_exact(True)`` turns them off.
+    the norm of the convolution of their magnitudes. ``fastgen.set_exact(True)`` turns them off; matrix tiles round no more than the
+    library does, and stay.
 
     Packed weights, in fp32 four times the memory of the weight's elements for F(4x4) and 1.8 times for F(2x2), are made at the
     first call and kept until the weight changes or dies. An operation in place under ``no_grad``, `load_state_dict` and a new

@@ -30,9 +30,10 @@ def upsample_conv2d(
     Of each 2x2 pixels of the output one sees a kernel of 2x2 sums of the weights on the small input, its own of four, so that 4
     multiplications are left of 9. On the CPU, without gradients, they go through Winograd's F(4x4, 3x3) or F(2x2, 3x3) in fp32
     wherever a table says that they are faster: the four kernels share one transformed input, and 1.56 or 2.25 multiplications are
-    left. Where they are not, and with gradients, a float32 image that is large enough is one transposed convolution of the library;
-    all else is the library's convolution of the upsampled image. :func:`upsample_conv2d_plan` says which,
-    and why.
+    left; in bfloat16, where the processor has matrix tiles (AMX), those 4 go directly through them, by sums of weights that are
+    rounded to bfloat16. Where neither is faster, and with gradients, a float32 image that is large enough is one transposed
+    convolution of the library; all else is the library's convolution of the upsampled image. :func:`upsample_conv2d_plan` says
+    which, and why.
 
     The error, what turns Winograd off and the packed weights are as in :func:`conv2d`; those take, in fp32, 11.1 times the memory
     of the weight's elements for F(4x4) and 4 times for F(2x2). :func:`conv2d_memory_limit` counts them in.

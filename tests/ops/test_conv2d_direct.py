@@ -34,12 +34,13 @@ from .numerics import (
 )
 
 BF16 = torch.bfloat16
+KERNEL = torch._C._dispatch_has_kernel_for_dispatch_key("fastgen::conv2d_direct", "CPU")
 FAMILIES = [("conv2d", 1), ("conv2d", 3), ("upsample_conv2d", 3)]
 # [N, C, H, W], K: one pixel, one column, rows shorter and longer than a tile and of whole tiles; channels and outputs that leave
 # a block, a panel and a pair of panels part empty.
 SHAPES = [
     ((1, 1, 1, 1), 1), ((3, 20, 1, 1), 17), ((2, 3, 5, 7), 5), ((2, 33, 13, 1), 40), ((1, 70, 9, 34), 48), ((2, 32, 16, 16), 64),
-    ((1, 320, 4, 6), 16), ((1, 8, 3, 32), 33),
+    ((1, 320, 4, 6), 16), ((1, 8, 3, 32), 33), ((1, 40, 3, 7), 100),
 ]  # fmt: skip
 
 
@@ -138,9 +139,10 @@ def test_any_strides(family, kernel, kind):
     x, packed, *rest = direct_arguments((2, 40, 8, 12), 48, kernel, family=family)
     x, rest[-2] = strided(x, kind), strided(randn(2, 48, size * 8, size * 12, dtype=BF16), kind)
     actual = run(family, x, packed, *rest)
-    rest[-2] = rest[-2].contiguous()
-    assert torch.equal(actual, run(family, x, packed, *rest))
-    assert torch.equal(actual, run(family, x.contiguous(), packed, *rest))
+    other = run(family, x.contiguous(), packed, *rest[:-2], rest[-2].contiguous(), rest[-1])
+    assert (
+        torch.equal(actual, other) if KERNEL else relative(actual, other) <= 1e-3
+    )  # the library's bits follow the layout
 
 
 @pytest.mark.isa
