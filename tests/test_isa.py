@@ -23,9 +23,15 @@ def variants() -> list[str]:
     return [isa for isa in [*built, "reference"] if isa != _library.ISA]
 
 
+# What differs from avx512_bf16 in the conversions of bfloat16 alone.
+LIKE_ANOTHER = {"avx512"}
+
+
 @pytest.mark.long
 @requires_cpu
-@pytest.mark.parametrize("isa", variants())
+@pytest.mark.parametrize(
+    "isa", [pytest.param(isa, marks=pytest.mark.slow) if isa in LIKE_ANOTHER else isa for isa in variants()]
+)
 def test_variant(isa):
     options = ["-q", "-m", "isa", "-p", "no:cacheprovider", str(Path(__file__).parent / "ops")]
     if isa == "reference":
