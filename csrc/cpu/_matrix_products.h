@@ -51,65 +51,79 @@ template <bool turned>
 template <class F>
 struct Unit {};
 
+template <class F>
+FASTGEN_INLINE void stay_awake() {}
+
 #if FASTGEN_HAS_MATRIX_TILES
 
 template <>
 struct Unit<TiledPairs> : matrix_tiles::Tiles {};
 
-// The sums of `columns` tiles beside each other, in tiles 0, 1, ...; a of one tile, b of `columns`.
-template <int columns>
+// An Intel's unit that had no product for 1,000 cycles goes to sleep, and the whole core loses as many when it wakes; a product, of
+// whatever is there, keeps it awake. For 200 cycles after each, vectors of fp32 have one port instead of two. So the two kinds of
+// arithmetic go in turns of some hundred cycles.
+template <>
+FASTGEN_INLINE void stay_awake<TiledPairs>() { matrix_tiles::multiply<0, 6, 7>(); }
+
+// The sums of three tiles beside each other, in tiles `at` and following; the factors go through tiles 6 and 7.
+template <int at>
 struct MatrixSums {
   static constexpr int kRow = TiledPairs::lanes * sizeof(float);
 
-  static void clear() { each([]<int c>() { matrix_tiles::zero<c>(); }); }
-  static void load(const float* from) {
-    each([&]<int c>() { matrix_tiles::load<c>(from + c * matrix_tiles::kWords, kRow); });
-  }
-  static void store(float* to) {
-    each([&]<int c>() { matrix_tiles::store<c>(to + c * matrix_tiles::kWords, kRow); });
-  }
+  static void clear() { matrix_tiles::zero<at>(), matrix_tiles::zero<at + 1>(), matrix_tiles::zero<at + 2>(); }
+  static void load(const float* from) { load_tile<at>(from), load_tile<at + 1>(from + 16), load_tile<at + 2>(from + 32); }
+  static void store(float* to) { store_tile<at>(to), store_tile<at + 1>(to + 16), store_tile<at + 2>(to + 32); }
   static void add_product(const std::uint32_t* a, const std::uint32_t* b) {
-    matrix_tiles::load<columns>(a, 4 * matrix_tiles::kWords);
-    each([&]<int c>() {
-      matrix_tiles::load<columns + 1 + c>(b + c * matrix_tiles::kWords, kRow);
-      matrix_tiles::multiply<c, columns, columns + 1 + c>();
-    });
+    matrix_tiles::load<6>(a, 4 * matrix_tiles::kWords);
+    load_tile<7>(b), matrix_tiles::multiply<at, 6, 7>();
+    load_tile<7>(b + 16), matrix_tiles::multiply<at + 1, 6, 7>();
+    load_tile<7>(b + 32), matrix_tiles::multiply<at + 2, 6, 7>();
   }
 
  private:
-  template <class F>
-  FASTGEN_INLINE static void each(const F& f) {
-    [&]<int... c>(std::integer_sequence<int, c...>) { (f.template operator()<c>(), ...); }(std::make_integer_sequence<int, columns>());
-  }
+  template <int t>
+  FASTGEN_INLINE static void load_tile(const void* from) { matrix_tiles::load<t>(from, kRow); }
+  template <int t>
+  FASTGEN_INLINE static void store_tile(void* to) { matrix_tiles::store<t>(to, kRow); }
 };
 
-// scores[k][lane] = the sum over `deep` tiles of keys[k][e] queries[e][lane] for k < count, in whole tiles; then done(first, last) for
-// the scores of each tile's keys.
-template <int columns, class Done>
-void multiply_keys_by_tiles(const std::uint32_t* keys, std::int64_t deep, std::int64_t count, const std::uint32_t* queries, float* scores,
-                            const Done& done) {
-  using Sums = MatrixSums<columns>;
-  constexpr int tile = TiledPairs::tile, lanes = TiledPairs::lanes;
-  for (std::int64_t k = 0; k < count; k += tile) {
-    Sums::clear();
-    for (std::int64_t e = 0; e < deep; ++e, keys += TiledPairs::words) Sums::add_product(keys, queries + e * tile * lanes);
-    Sums::store(scores + k * lanes);
-    done(k, std::min(k + tile, count));
+// begin(sums, i) for i < count, where sums begin, and end(sums, i), where they are stored: those of i after those of i + 1 have begun, so
+// that the unit never waits for memory.
+template <class Begin, class End>
+FASTGEN_INLINE void alternate(std::int64_t count, const Begin& begin, const End& end) {
+  const MatrixSums<0> even;
+  const MatrixSums<3> odd;
+  begin(even, 0);
+  for (std::int64_t i = 1; i < count; i += 2) {
+    begin(odd, i);
+    end(even, i - 1);
+    if (i + 1 == count) return end(odd, i);
+    begin(even, i + 1);
+    end(odd, i);
   }
+  end(even, count - 1);
+}
+
+// scores[k][lane] = the sum over `deep` tiles of keys[k][e] queries[e][lane] for `tall` tiles of keys.
+inline void multiply_keys_by_tiles(const std::uint32_t* keys, std::int64_t tall, std::int64_t deep, const std::uint32_t* queries, float* scores) {
+  constexpr int size = TiledPairs::tile * TiledPairs::lanes;
+  const auto begin = [&](auto sums, std::int64_t i) {
+    sums.clear();
+    for (std::int64_t e = 0; e < deep; ++e) sums.add_product(keys + (i * deep + e) * TiledPairs::words, queries + e * size);
+  };
+  alternate(tall, begin, [&](auto sums, std::int64_t i) { sums.store(scores + i * size); });
 }
 
 // output[e][lane] = (output[e][lane], or 0 if `fresh`) + the sum over `deep` tiles of values[e][k] weights[k][lane], for `tall` tiles of e.
-template <int columns>
-void multiply_values_by_tiles(const std::uint32_t* values, std::int64_t tall, std::int64_t deep, const std::uint32_t* weights, bool fresh,
-                              float* output) {
-  using Sums = MatrixSums<columns>;
-  constexpr int tile = TiledPairs::tile, lanes = TiledPairs::lanes;
-  for (std::int64_t e = 0; e < tall; ++e, output += tile * lanes) {
-    if (fresh) Sums::clear();
-    else Sums::load(output);
-    for (std::int64_t k = 0; k < deep; ++k) Sums::add_product(values + (k * tall + e) * TiledPairs::words, weights + k * tile * lanes);
-    Sums::store(output);
-  }
+inline void multiply_values_by_tiles(const std::uint32_t* values, std::int64_t tall, std::int64_t deep, const std::uint32_t* weights, bool fresh,
+                                     float* output) {
+  constexpr int size = TiledPairs::tile * TiledPairs::lanes;
+  const auto begin = [&](auto sums, std::int64_t i) {
+    if (fresh) sums.clear();
+    else sums.load(output + i * size);
+    for (std::int64_t k = 0; k < deep; ++k) sums.add_product(values + (k * tall + i) * TiledPairs::words, weights + k * size);
+  };
+  alternate(tall, begin, [&](auto sums, std::int64_t i) { sums.store(output + i * size); });
 }
 
 #endif

@@ -97,11 +97,13 @@ template <class A, class T>
     const std::int64_t across = std::min(w, columns - j);
     std::int64_t i = 0;
     if constexpr (std::is_same_v<opmath_t<T>, A>) {
-      for (; row == 1 && i + w <= rows; i += w) {
+      for (; row == 1 && i < rows; i += w) {
+        const std::int64_t down = std::min(w, rows - i);
+        const auto column_of = [&](const T* p) { return down == w ? load(p) : load_part(p, static_cast<int>(down)); };
         Vec<A> square[w];
-        for (std::int64_t k = 0; k < w; ++k) square[k] = k < across ? load(from + i + (j + k) * column) : Vec<A>(A(0));
+        for (std::int64_t k = 0; k < w; ++k) square[k] = k < across ? column_of(from + i + (j + k) * column) : Vec<A>(A(0));
         transpose(square);
-        for (std::int64_t k = 0; k < w; ++k) store(to + (i + k) * to_row + j, square[k]);
+        for (std::int64_t k = 0; k < down; ++k) store(to + (i + k) * to_row + j, square[k]);
       }
     }
     for (; i < rows; ++i)
@@ -128,11 +130,16 @@ template <class A, class T>
   for (std::int64_t j = 0; j < columns; j += w) {
     const std::int64_t across = std::min(w, columns - j);
     std::int64_t i = 0;
-    for (; row == 1 && i + w <= rows; i += w) {
+    for (; row == 1 && i < rows; i += w) {
+      const std::int64_t down = std::min(w, rows - i);
       Vec<A> square[w];
-      for (std::int64_t k = 0; k < w; ++k) square[k] = value(i + k, j);
+      for (std::int64_t k = 0; k < w; ++k) square[k] = k < down ? value(i + k, j) : Vec<A>(A(0));
       transpose(square);
-      for (std::int64_t k = 0; k < across; ++k) store(to + i + (j + k) * column, square[k]);
+      for (std::int64_t k = 0; k < across; ++k) {
+        T* const at = to + i + (j + k) * column;
+        if (down == w) store(at, square[k]);
+        else store_part(at, square[k], static_cast<int>(down));
+      }
     }
     for (; i < rows; ++i) {
       const Vec<A> rest = value(i, j);

@@ -13,7 +13,8 @@ namespace {
 
 // Caches as two threads of a core leave them to each other: half of 32 KB and half of 512 KB.
 constexpr std::int64_t kKeys = 96;             // keys of a block: its scores are 9 KB in fp32 with 8 lanes a vector
-constexpr std::int64_t kTiledKeys = 192;       // the same over matrix tiles: 36 KB of scores
+constexpr std::int64_t kTiledKeys = 64, kTiledKeysOfWide = 192;  // the same over matrix tiles, where there are more than kKeys
+constexpr std::int64_t kSpanBytes = 1 << 20;
 constexpr std::int64_t kBlockBytes = 1 << 17;  // of the keys and values of a block at the most
 constexpr std::int64_t kRowBytes = 1 << 16;    // of the queries and outputs of a block of rows, where that is kLeastPanels or more
 constexpr std::int64_t kLeastPanels = 4, kMostPanels = 16;
@@ -39,7 +40,7 @@ std::int64_t block_length(std::int64_t length, std::int64_t most, std::int64_t u
 }
 
 struct Blocks {
-  std::int64_t rows, row_blocks, keys;
+  std::int64_t rows, row_blocks, keys, span;  // span: keys that the panels of a block of rows go through one after the other
 
   template <class F, class A>
   static Blocks of(const Problem& p) {
@@ -48,10 +49,20 @@ struct Blocks {
     const std::int64_t panels = std::clamp(kRowBytes / (bytes * lanes), kLeastPanels, kMostPanels);
     const std::int64_t share = std::max(p.n * p.heads * p.rows / kItems, kLeastPanels * lanes);
     const std::int64_t rows = block_length(p.rows, std::min(panels * lanes, share), lanes);
-    const std::int64_t keys = kTiled<F> ? kTiledKeys : std::clamp<std::int64_t>(kBlockBytes / bytes / 16 * 16, 32, kKeys);
-    return {rows, (p.rows + rows - 1) / rows, block_length(p.keys, keys, std::max(2, F::deep * F::count))};
+    const std::int64_t tiled = p.keys <= kKeys ? kKeys : p.width <= 96 ? kTiledKeys : kTiledKeysOfWide;
+    const std::int64_t keys = kTiled<F> ? tiled : std::clamp<std::int64_t>(kBlockBytes / bytes / 16 * 16, 32, kKeys);
+    const std::int64_t block = block_length(p.keys, keys, std::max(2, F::deep * F::count));
+    return {rows, (p.rows + rows - 1) / rows, block, kTiled<F> ? std::max(kSpanBytes / (bytes / 2) / block, std::int64_t(1)) * block : block};
   }
 };
+
+// Asks for rows early, where they lie in whole lines: between short keys memory is what would be waited for.
+template <class T, class Ask>
+void ask_for_rows(T* first, const View& view, std::int64_t rows, std::int64_t columns, const Ask& ask) {
+  if (view.column != 1) return;
+  for (std::int64_t r = 0; r < rows; ++r)
+    for (std::int64_t c = 0; c < columns; c += static_cast<std::int64_t>(64 / sizeof(T))) ask(first + r * view.row + c);
+}
 
 // Keys and values of some heads as the products read them: of each head rows of keys, zeros up to the next whole tile, rows of values.
 // F says how factors are stored; F::count rows of values are one.
@@ -91,12 +102,17 @@ class Packed {
         E *to_keys = const_cast<E*>(keys(slot, first)), *to_values = const_cast<E*>(values(slot, first));
         if constexpr (kTiled<F>) {
           constexpr std::int64_t tall = F::tall, wide = F::deep * F::count;
-          for (std::int64_t i = 0; i < rows; i += tall)
+          const auto ask = [](const T* next) { prefetch(next); };
+          for (std::int64_t i = 0; i < rows; i += tall) {
+            ask_for_rows(k + (i + tall) * key.row, key, std::min(tall, p.keys - first - i - tall), p.depth, ask);
             for (std::int64_t e = 0; e < p.depth; e += wide, to_keys += F::words)
               read_tile<false>(k + i * key.row + e * key.column, key.row, key.column, rows - i, p.depth - e, to_keys, F::tile);
-          for (std::int64_t i = 0; i < rows; i += wide)
+          }
+          for (std::int64_t i = 0; i < rows; i += wide) {
+            ask_for_rows(v + (i + wide) * value.row, value, std::min(wide, p.keys - first - i - wide), p.width, ask);
             for (std::int64_t e = 0; e < p.width; e += tall, to_values += F::words)
               read_tile<false>(v + i * value.row + e * value.column, value.column, value.row, p.width - e, rows - i, to_values, F::tile);
+          }
         } else if constexpr (std::is_same_v<E, A>) {
           read_panel<A>(k, key.row, key.column, rows, p.depth, to_keys, key_row);
           read_panel<A>(v, value.row, value.column, rows, p.width, to_values, value_row);
@@ -116,6 +132,22 @@ class Packed {
   Arena arena;
   E* memory;
 };
+
+// The largest of `count` rows of vectors, -Inf of none; by two chains, since one is waited for.
+template <class A, int wide>
+FASTGEN_INLINE void largest(const A* rows, std::int64_t row, std::int64_t count, SideBySide<A, wide>& high) {
+  Vec<A> other[wide];
+  for (int v = 0; v < wide; ++v) high[v] = other[v] = Vec<A>(-std::numeric_limits<A>::infinity());
+  for (std::int64_t k = 0; k + 2 <= count; k += 2, rows += 2 * row)
+    for (int v = 0; v < wide; ++v) {
+      high[v] = stdx::max(high[v], load(rows + v * kWidth<A>));
+      other[v] = stdx::max(other[v], load(rows + row + v * kWidth<A>));
+    }
+  for (int v = 0; v < wide; ++v) {
+    if (count % 2) high[v] = stdx::max(high[v], load(rows + v * kWidth<A>));
+    high[v] = stdx::max(high[v], other[v]);
+  }
+}
 
 // What one thread works in: the panels of its rows, and one panel's scores of one block of keys, which become its weights in place.
 template <class F, class A>
@@ -164,24 +196,17 @@ struct Block {
               std::int64_t count) {
     constexpr A infinity = std::numeric_limits<A>::infinity();
     Vec<A> high[wide], sum[wide], change[wide];
-    for (auto& v : high) v = Vec<A>(-infinity);
     for (auto& v : sum) v = Vec<A>(A(0));
-    const auto raise = [&](std::int64_t first, std::int64_t last) {
-      for (std::int64_t k = first; k < last; ++k)
-        for (int v = 0; v < wide; ++v) high[v] = stdx::max(high[v], load(scores + k * lanes + v * kWidth<A>));
-    };
     A scale = static_cast<A>(p.scale * kLog2E);
     const bool biased = p.mask || (p.causal && key + count > row + 1) || !(scale > 0);  // else the scale waits for the exponential
-    multiply_by_keys<wide>(panel, slot, key, count, [&](std::int64_t first, std::int64_t last) {
-      if (!biased) raise(first, last);
-    });
+    multiply_by_keys<wide>(panel, slot, key, count);
     if (biased) {
       read_bias<A, lanes>(p, n, h, row, rows, key, count, bias);
       for (std::int64_t i = 0; i < count * lanes; i += kWidth<A>)
         store(scores + i, madd<A>(load(scores + i), Vec<A>(scale), load(bias + i) * static_cast<A>(kLog2E)));
       scale = 1;
-      raise(0, count);
     }
+    largest<A, wide>(scores, lanes, count, high);
     A *top = highest + panel * lanes, *all = total + panel * lanes;
     bool same = true;
     for (int v = 0; v < wide; ++v) {
@@ -195,21 +220,24 @@ struct Block {
     }
     exp2(change);
     for (int v = 0; v < wide; ++v) store(factor + v * kWidth<A>, change[v]);
-    for (std::int64_t k = 0; k < count; k += F::count) {
+    for (auto& v : high) v = -v;
+    const A* from = scores;
+    E* to = weights;
+    for (std::int64_t k = 0; k < count; k += F::count, from += F::count * lanes, to += lanes) {
+      if (k % 48 == 32) stay_awake<F>();
       Vec<A> weight[F::count][wide];
       for (int j = 0; j < F::count; ++j) {
         if (k + j < count) {
-          for (int v = 0; v < wide; ++v) weight[j][v] = madd<A>(load(scores + (k + j) * lanes + v * kWidth<A>), Vec<A>(scale), -high[v]);
-          exp2(weight[j]);
+          for (int v = 0; v < wide; ++v) weight[j][v] = madd<A>(load(from + j * lanes + v * kWidth<A>), Vec<A>(scale), high[v]);
+          exp2<kTiled<F>>(weight[j]);
         } else {
           for (int v = 0; v < wide; ++v) weight[j][v] = Vec<A>(A(0));
         }
         for (int v = 0; v < wide; ++v) sum[v] += weight[j][v];
       }
       for (int v = 0; v < wide; ++v) {
-        E* to = weights + k / F::count * lanes + v * kWidth<A>;
-        if constexpr (std::is_same_v<E, A>) store(to, weight[0][v]);
-        else make_pairs(weight[0][v], weight[1][v]).copy_to(to, stdx::element_aligned);
+        if constexpr (std::is_same_v<E, A>) store(to + v * kWidth<A>, weight[0][v]);
+        else make_positive_pairs(weight[0][v], weight[1][v]).copy_to(to + v * kWidth<A>, stdx::element_aligned);
       }
     }
     for (int v = 0; v < wide; ++v) {
@@ -219,16 +247,12 @@ struct Block {
     multiply_by_values<wide>(panel, slot, key, count, same);
   }
 
-  // Scores of one panel; done(first, last) sees those of each range of keys.
-  template <int wide, class Done>
-  void multiply_by_keys(std::int64_t panel, std::int64_t slot, std::int64_t key, std::int64_t count, const Done& done) {
+  // The scores of one panel.
+  template <int wide>
+  void multiply_by_keys(std::int64_t panel, std::int64_t slot, std::int64_t key, std::int64_t count) {
     const E *keys = packed.keys(slot, key), *of_panel = queries + panel * panel_size;
-    if constexpr (kTiled<F>) {
-      multiply_keys_by_tiles<wide * kWidth<A> / F::tile>(keys, packed.terms / F::deep, count, of_panel, scores, done);
-    } else {
-      multiply_keys<F, A, wide>(keys, packed.key_row, count, of_panel, packed.terms, scores);
-      done(0, count);
-    }
+    if constexpr (kTiled<F>) multiply_keys_by_tiles(keys, round_up(count, F::tall) / F::tall, packed.terms / F::deep, of_panel, scores);
+    else multiply_keys<F, A, wide>(keys, packed.key_row, count, of_panel, packed.terms, scores);
   }
 
   // The output of one panel, scaled by `factor` unless that is 1 (`same`), and the product of these keys' weights and values.
@@ -242,7 +266,7 @@ struct Block {
       std::fill_n(weights + terms * lanes, (deep - terms) * lanes, E(0));
       for (std::int64_t e = 0; key > 0 && !same && e < p.width; ++e)
         for (int v = 0; v < wide * kWidth<A>; v += kWidth<A>) store(to + e * lanes + v, load(to + e * lanes + v) * load(factor + v));
-      multiply_values_by_tiles<wide * kWidth<A> / F::tile>(values, packed.value_row / F::tall, deep / F::deep, weights, key == 0, to);
+      multiply_values_by_tiles(values, packed.value_row / F::tall, deep / F::deep, weights, key == 0, to);
     } else {
       multiply_values<F, A, wide>(values, packed.value_row, p.width, weights, terms, key == 0 ? nullptr : factor, to);
     }
@@ -273,14 +297,6 @@ void with_vectors(std::int64_t lanes, G&& g) {
   }
 }
 
-// Asks for rows early, where they lie in whole lines: between short keys memory is what would be waited for.
-template <class T, class Ask>
-void ask_for_rows(T* first, const View& view, std::int64_t rows, std::int64_t columns, const Ask& ask) {
-  if (view.column != 1) return;
-  for (std::int64_t r = 0; r < rows; ++r)
-    for (std::int64_t c = 0; c < columns; c += static_cast<std::int64_t>(64 / sizeof(T))) ask(first + r * view.row + c);
-}
-
 template <class T, class F>
 void forward(const Problem& p, const View& query, const View& key, const View& value, const View& output, opmath_t<T>* logsumexp) {
   using A = opmath_t<T>;
@@ -304,17 +320,19 @@ void forward(const Problem& p, const View& query, const View& key, const View& v
           block.read_queries(panel, query.at<const T>(n, h, row), query, count);
         });
         const std::int64_t keys = p.visible(first + rows);
-        for (std::int64_t k = 0; k < keys; k += blocks.keys) {
-          const std::int64_t count = std::min(blocks.keys, keys - k);
+        for (std::int64_t begin_key = 0; begin_key < keys; begin_key += blocks.span) {
           each_panel([&](std::int64_t panel, std::int64_t row, std::int64_t panel_rows) {
-            if (k == 0) {  // what the next block of rows reads, and what this one writes
+            if (begin_key == 0) {  // what the next block of rows reads, and what this one writes
               const std::int64_t next = row + blocks.rows;
               if (next < p.rows)
                 ask_for_rows(query.at<const T>(n, h, next), query, std::min(panel_rows, p.rows - next), p.depth, [](const T* q) { prefetch(q); });
               ask_for_rows(output.at<T>(n, h, row), output, panel_rows, p.width, [](T* to) { prefetch_to_write(to); });
             }
-            if (k < p.visible(row + panel_rows))
-              with_vectors<F, A>(panel_rows, [&](auto wide) { block.template attend<wide>(panel, slot, n, h, row, panel_rows, k, count); });
+            const std::int64_t end = std::min({keys, begin_key + blocks.span, round_up(p.visible(row + panel_rows), blocks.keys)});
+            with_vectors<F, A>(panel_rows, [&](auto wide) {
+              for (std::int64_t k = begin_key; k < end; k += blocks.keys)
+                block.template attend<wide>(panel, slot, n, h, row, panel_rows, k, std::min(blocks.keys, keys - k));
+            });
           });
         }
         each_panel([&](std::int64_t panel, std::int64_t row, std::int64_t count) {

@@ -28,7 +28,7 @@ FASTGEN_INLINE VecU load_pairs(const BFloat16* p, std::int64_t count) {
 #endif
 }
 
-// Lane by lane the pair of `low` and `high`, each rounded to the nearest bfloat16.
+// Lane by lane the pair of `low` and `high`, each rounded to the nearest bfloat16, of two the even one.
 FASTGEN_INLINE VecU make_pairs(VecF low, VecF high) {
 #if defined(__AVX512BF16__)
   alignas(64) static constexpr std::uint16_t order[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
@@ -43,6 +43,17 @@ FASTGEN_INLINE VecU make_pairs(VecF low, VecF high) {
     return y;
   };
   return rounded(low) | (rounded(high) << 16);
+#endif
+}
+
+// The same for positive numbers, of two nearest the larger one: three instructions where an Intel's conversion takes five.
+FASTGEN_INLINE VecU make_positive_pairs(VecF low, VecF high) {
+#if defined(__AVX512BF16__)
+  const auto rounded = [](VecF x) { return static_cast<__m512i>(VecU(bits_as<VecU>(x) + 0x8000u)); };
+  const __m512i high_halves = _mm512_set4_epi32(0x0f0e0f0e, 0x0b0a0b0a, 0x07060706, 0x03020302);  // of each lane, to both
+  return VecU(_mm512_mask_shuffle_epi8(rounded(high), 0x3333333333333333u, rounded(low), high_halves));
+#else
+  return make_pairs(low, high);
 #endif
 }
 
