@@ -2,9 +2,9 @@
 //
 // Like the products of _tiles.h they have query rows in the lanes. What is broadcast from there is the left factor here, in tiles of 16
 // rows of 32 numbers along the sum, 1 KB each and one after the other: 16 keys by their depth, 16 columns of values by the keys. The
-// right factor are rows of kLanes pairs, of queries and of weights. One tile of the left is multiplied with three of the right, which
-// keeps three sums in flight; a product takes 16 cycles, its loads ten. Whatever pads a tile is zero in both factors, so nothing that
-// is not a number gets out of its row.
+// right factor are rows of 48 pairs, of queries and of weights. One tile of the left is multiplied with three of the right into three
+// sums; six tiles hold the sums of two such rows in turns, since what is waited for is memory: 16 cycles a product, ten a load, twenty
+// a store. Whatever pads a tile is zero in both factors, so nothing that is not a number gets out of its row.
 #pragma once
 
 #include "_tiles.h"

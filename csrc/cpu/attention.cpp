@@ -1,10 +1,11 @@
 // attention, forward: flash attention with query rows in the lanes (_tiles.h).
 //
-// Keys and values are packed once a head, by all threads, into dense rows: widened to fp32, or as pairs of bf16 where there is an
-// instruction for their dot product. Then a thread owns a block of query rows of one head: panels of kLanes rows, transposed once.
-// It goes through the keys in blocks that stay in the second-level cache while the panels go by. A panel's scores of one block of keys
-// stay in the first-level cache: maximum, exponentials, product with the values. A length that fits one block, such as 77, is never
-// rescaled. Blocks depend on the shape alone, so the bits do not depend on the number of threads.
+// Keys and values are packed once a head, by all threads, as the products read them: dense rows of fp32; pairs of bf16 where there is a
+// fast instruction for their dot product; tiles of pairs where there is a matrix unit (_matrix_products.h). Then a thread owns a block of
+// query rows of one head: panels of F::lanes rows, transposed once. The panels go by for a span of keys that stays in the second-level
+// cache; a panel goes through it block by block, and its scores of one block stay in the first-level cache: maximum, exponentials, product
+// with the values. A length that fits one block, such as 77, is never rescaled. Blocks depend on the shape alone, so the bits do not
+// depend on the number of threads.
 #include "_matrix_products.h"
 #include "attention.h"
 
@@ -13,18 +14,27 @@ namespace {
 
 // Caches as two threads of a core leave them to each other: half of 32 KB and half of 512 KB.
 constexpr std::int64_t kKeys = 96;             // keys of a block: its scores are 9 KB in fp32 with 8 lanes a vector
-constexpr std::int64_t kTiledKeys = 64, kTiledKeysOfWide = 192;  // the same over matrix tiles, where there are more than kKeys
-constexpr std::int64_t kSpanBytes = 1 << 20;
 constexpr std::int64_t kBlockBytes = 1 << 17;  // of the keys and values of a block at the most
 constexpr std::int64_t kRowBytes = 1 << 16;    // of the queries and outputs of a block of rows, where that is kLeastPanels or more
 constexpr std::int64_t kLeastPanels = 4, kMostPanels = 16;
 constexpr std::int64_t kItems = 64;            // blocks of rows wanted in all, so that many threads have work
 constexpr std::int64_t kPackBytes = 1 << 25;   // of the keys and values that are packed at a time, where that is more than one head
 
-#if defined(__AVX512BF16__)
+// The same over matrix tiles, on an Intel Xeon of 48 KB and 2 MB a core: more keys than kKeys are cut so that the unit is never left for
+// longer than it stays awake, unless values are so wide that bringing their sums back takes more.
+constexpr std::int64_t kTiledKeys = 64, kTiledKeysOfWide = 192, kWideValues = 96;
+constexpr std::int64_t kSpanBytes = 1 << 20;   // of the keys and values of a span
+
+// Whether pairs of bf16 are multiplied as such. An Intel takes four times as long for them as for a multiply-add of fp32.
+#if defined(FASTGEN_EMULATED_PAIRS)  // for a test on any machine
 constexpr bool kHasPairs = true;
+bool pairs_are_fast() { return true; }
+#elif defined(__AVX512BF16__)
+constexpr bool kHasPairs = true;
+bool pairs_are_fast() { return !__builtin_cpu_is("intel"); }
 #else
 constexpr bool kHasPairs = false;
+bool pairs_are_fast() { return false; }
 #endif
 
 template <class F>
@@ -49,7 +59,7 @@ struct Blocks {
     const std::int64_t panels = std::clamp(kRowBytes / (bytes * lanes), kLeastPanels, kMostPanels);
     const std::int64_t share = std::max(p.n * p.heads * p.rows / kItems, kLeastPanels * lanes);
     const std::int64_t rows = block_length(p.rows, std::min(panels * lanes, share), lanes);
-    const std::int64_t tiled = p.keys <= kKeys ? kKeys : p.width <= 96 ? kTiledKeys : kTiledKeysOfWide;
+    const std::int64_t tiled = p.keys <= kKeys ? kKeys : p.width <= kWideValues ? kTiledKeys : kTiledKeysOfWide;
     const std::int64_t keys = kTiled<F> ? tiled : std::clamp<std::int64_t>(kBlockBytes / bytes / 16 * 16, 32, kKeys);
     const std::int64_t block = block_length(p.keys, keys, std::max(2, F::deep * F::count));
     return {rows, (p.rows + rows - 1) / rows, block, kTiled<F> ? std::max(kSpanBytes / (bytes / 2) / block, std::int64_t(1)) * block : block};
@@ -358,12 +368,11 @@ std::tuple<Tensor, Tensor> run(const char* op, const Tensor& query, const Tensor
       if (wants_logsumexp) std::fill_n(statistics, logsumexp.numel(), -std::numeric_limits<A>::infinity());
       return;
     }
-    if constexpr (matrix_tiles::kAvailable && std::is_same_v<T, BFloat16>)
-      forward<T, TiledPairs>(p, View(query), View(key), View(value), View(output), statistics);
-    else if constexpr (kHasPairs && std::is_same_v<T, BFloat16>)
-      forward<T, Pairs>(p, View(query), View(key), View(value), View(output), statistics);
-    else
-      forward<T, Singles<A>>(p, View(query), View(key), View(value), View(output), statistics);
+    const auto run_by = [&]<class F>() { forward<T, F>(p, View(query), View(key), View(value), View(output), statistics); };
+    if constexpr (matrix_tiles::kAvailable && std::is_same_v<T, BFloat16>) return run_by.template operator()<TiledPairs>();
+    if constexpr (kHasPairs && !matrix_tiles::kAvailable && std::is_same_v<T, BFloat16>)
+      if (pairs_are_fast()) return run_by.template operator()<Pairs>();
+    if constexpr (!matrix_tiles::kAvailable || !std::is_same_v<T, BFloat16>) run_by.template operator()<Singles<A>>();
   });
   return {output, logsumexp};
 }
