@@ -60,10 +60,9 @@ FASTGEN_INLINE void polynomials(const A (&coefficients)[count], const SideBySide
     for (int i = 0; i < n; ++i) y[i] = madd<A>(y[i], x[i], Vec<A>(coefficients[k]));
 }
 
-// 2^r, minimax with 1 at 0: on [-1/2, 1/2] with a relative error of 9e-8, or 1e-4 with `kLow`; on [0, 1] with one of 8e-8, or 3e-6.
+// 2^r, minimax with 1 at 0: on [-1/2, 1/2] with a relative error of 9e-8, or 1e-4 with `kLow`; on [0, 1] with one of 8e-8.
 inline constexpr float kPowerCoefficients[] = {1.32647271e-3f, 9.67151264e-3f, 5.55073374e-2f, 2.40222421e-1f, 6.93146978e-1f, 1.0f};
 inline constexpr float kFractionPowerCoefficients[] = {1.86713007e-3f, 9.01703032e-3f, 5.57999131e-2f, 2.40164450e-1f, 6.93151312e-1f, 1.0f};
-inline constexpr float kLowFractionPowerCoefficients[] = {1.34266843e-2f, 5.22424742e-2f, 2.41280205e-1f, 6.93044845e-1f, 1.0f};
 inline constexpr float kLowPowerCoefficients[] = {5.50089305e-2f, 2.42210961e-1f, 6.93282927e-1f, 1.0f};
 
 // A number in all lanes of one register: without this the compiler reads it from memory at every use, which takes more time than the
@@ -82,18 +81,12 @@ FASTGEN_INLINE VecF held(float value) {
   return v;
 }
 
-template <bool kLow>
-constexpr const auto& fraction_power_coefficients() {
-  if constexpr (kLow) return kLowFractionPowerCoefficients;
-  else return kFractionPowerCoefficients;
-}
-
-// 2^x of each for x <= 127: plainly 0 where it would be less than a normal, as for -Inf; a NaN stays. `kLow` may stop at 3e-6.
-template <bool kLow = false, int n>
+// 2^x of each for x <= 127: plainly 0 where it would be less than a normal, as for -Inf; a NaN stays.
+template <int n>
 FASTGEN_INLINE void exp2(SideBySide<float, n>& x) {
   VecF r[n], p[n];
 #if defined(__AVX512F__)  // the hardware takes the fraction, scales by the power below x, and goes below the normals
-  constexpr const auto& coefficients = fraction_power_coefficients<kLow>();
+  constexpr const auto& coefficients = kFractionPowerCoefficients;
   for (int i = 0; i < n; ++i) r[i] = fraction(x[i]);
 #else
   constexpr const auto& coefficients = kPowerCoefficients;
@@ -112,7 +105,7 @@ FASTGEN_INLINE void exp2(SideBySide<float, n>& x) {
   for (int i = 0; i < n; ++i) x[i] = p[i] * bits_as<VecF>(VecU(bits_as<VecU>(x[i]) << 23));
 #endif
 }
-template <bool kLow = false, int n>
+template <int n>
 FASTGEN_INLINE void exp2(SideBySide<double, n>& x) {
   for (int k = 0; k < n; ++k) x[k] = Vec<double>([&](auto i) { return std::exp2(static_cast<double>(x[k][i])); });
 }
