@@ -202,6 +202,23 @@ def test_large_scores_do_not_overflow():
     torch.testing.assert_close(far, inputs[2].mean(2, keepdim=True).expand_as(far), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.isa
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_maxima_that_grow_and_fall(dtype):
+    """From block to block of the keys by many powers of two, of some rows by few: sums so far are scaled again, or are all that counts."""
+    query, key, value = tensors((1, 2, 2, 70, 400, 16, 24), torch.float64)
+    growth = torch.linspace(0, 6, 400, dtype=torch.float64).view(400, 1)
+    for slope in (growth, growth.flip(0), 6 - (growth - 3).abs()):
+        direction = query[:, :, :1] / query[:, :, :1].norm(
+            dim=-1, keepdim=True
+        )  # the first row's own, and others' in part
+        inputs = [t.to(dtype) for t in (query, key + slope * direction, value)]
+        for scale in (0.25, 2.0):
+            exact = plain(*(t.double() for t in inputs), scale=scale)
+            actual, beside = attention(*inputs, scale=scale), plain(*inputs, scale=scale)
+            assert_bar(actual, beside, exact, SLACK.get(dtype, 1e-4))
+
+
 @pytest.mark.parametrize("sizes", [(0, 2, 3, 4), (2, 0, 3, 4), (2, 2, 0, 4), (2, 2, 3, 0)])
 def test_nothing(sizes):
     n, heads, rows, keys = sizes

@@ -65,7 +65,9 @@ def test_emulated(what, tmp_path):
     library = str(tmp_path / f"lib/libfastgen_{isa()}.so")
     options = ["-q", "-m", "isa", "-p", "no:cacheprovider", str(ROOT / "tests/ops/test_attention.py")]
     options += ["-k", "dtype2 or not_finite or packed or any_shape"]
-    result = fresh.run(TESTING, library, *options, check=False, timeout=900, FASTGEN_ISA="reference", FASTGEN_REQUIRE="")
+    result = fresh.run(
+        TESTING, library, *options, check=False, timeout=900, FASTGEN_ISA="reference", FASTGEN_REQUIRE=""
+    )
     assert result.returncode == 0, (result.stdout + result.stderr)[-6000:]
     passed = re.search(r"(\d+) passed", result.stdout)
     assert passed and int(passed.group(1)) >= 45
