@@ -205,7 +205,7 @@ def test_large_scores_do_not_overflow():
 @pytest.mark.isa
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_maxima_that_grow_and_fall(dtype):
-    """From block to block of the keys by many powers of two, of some rows by few: sums so far are scaled again, or are all that counts."""
+    """From block to block of the keys, by many powers of two and by few: sums so far are scaled again, or are all that counts."""
     query, key, value = tensors((1, 2, 2, 70, 400, 16, 24), torch.float64)
     growth = torch.linspace(0, 6, 400, dtype=torch.float64).view(400, 1)
     for slope in (growth, growth.flip(0), 6 - (growth - 3).abs()):

@@ -1,5 +1,7 @@
-"""`attention` over matrix tiles, and over pairs of bfloat16, on any machine that has a compiler: built with their emulation and held to
-the tests of the op."""
+"""`attention` over matrix tiles and over pairs of bfloat16, on any machine that has a compiler.
+
+Built with the emulation of either, and held to the tests of the op.
+"""
 
 import os
 import re
