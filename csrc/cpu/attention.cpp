@@ -239,7 +239,7 @@ struct Block {
       for (int j = 0; j < F::count; ++j) {
         if (k + j < count) {
           for (int v = 0; v < wide; ++v) weight[j][v] = madd<A>(load(from + j * lanes + v * kWidth<A>), Vec<A>(scale), high[v]);
-          exp2(weight[j]);
+          short_exp2<A>(weight[j]);
         } else {
           for (int v = 0; v < wide; ++v) weight[j][v] = Vec<A>(A(0));
         }
