@@ -164,13 +164,14 @@ def build(
 
 
 def telling(model: AutoregressiveModel, shape: tuple[int, ...]) -> AutoregressiveModel:
-    """With logits of deviation 2, of levels: where all are near 0, as at the beginning, whatever is drawn is as likely."""
+    """With logits of deviation 2 around 0: where all are alike, as at the beginning, what is drawn is as likely or certain."""
     if model.distribution == "logistic_mixture":
         return model
     with torch.no_grad():
-        deviation = model(random_tensor((1, *shape[1:]), torch.device("cpu"), "fp32", seed=5).clamp(-1, 1)).std()
+        logits = model(random_tensor((1, *shape[1:]), torch.device("cpu"), "fp32", seed=5).clamp(-1, 1))
+        model.get_parameter("out.bias").sub_(logits.mean())
         for parameter in model.get_submodule("out").parameters():
-            parameter *= 2 / deviation
+            parameter *= 2 / logits.std()
     return model
 
 
