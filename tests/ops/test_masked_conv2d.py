@@ -332,6 +332,7 @@ def test_groups_of_few_channels_are_the_librarys():
     assert not plan.packed and (_library.ISA == "portable" or "few channels" in plan.reason)
 
 
+@pytest.mark.isa
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast(dtype):
     given_ = [t.requires_grad_() for t in tensors((2, 8, 5, 6), 16, (3, 3), 1, torch.float32)]
