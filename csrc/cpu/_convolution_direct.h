@@ -351,8 +351,8 @@ void forward_direct(Call& call, const Tensor& packed) {
   const Image<BFloat16> y(call.output, static_cast<BFloat16*>(call.output.mutable_data_ptr()));
   const std::optional<Image<const BFloat16>> r = image_of<BFloat16>(call.residual);
   const Finish<BFloat16> finish{p, y, r ? &*r : nullptr};
-  Tensor memory = empty_contiguous({g.blocks * g.plane}, ScalarType::BFloat16);
-  auto* const pixels = static_cast<BFloat16*>(memory.mutable_data_ptr());
+  const Scratch<BFloat16> memory(g.blocks * g.plane);
+  BFloat16* const pixels = memory.get();
   const auto* const weights = static_cast<const BFloat16*>(packed.data_ptr());
   for (std::int64_t first = 0; first < g.rows; first += g.rows_of_group) {
     const std::int64_t rows = std::min(g.rows_of_group, g.rows - first);

@@ -43,7 +43,7 @@ void make_outputs(const Problem& p, const Groups<G>& g, std::int64_t first_row, 
   const std::int64_t chunks = ceil_div(p.outputs, kChunk), columns = g.tiles_of_row * m * scale;
   parallel(rows * chunks, rows * g.tiles_of_row * p.outputs * G::blocks, [&](std::int64_t begin, std::int64_t end) {
     Finish<T> finish{p, output, residual};
-    const std::unique_ptr<float[]> staged(p.channels_last ? nullptr : new float[m * scale * columns * kChunk]);  // [rows][columns][kChunk]
+    const Scratch<float> staged(p.channels_last ? 0 : m * scale * columns * kChunk);  // [rows][columns][kChunk]
     for (std::int64_t i = begin; i < end; ++i) {
       const std::int64_t row = i / chunks, first = i % chunks * kChunk, count = std::min(kChunk, p.outputs - first);
       const std::int64_t sample = (first_row + row) / g.rows_of_image, top = (first_row + row) % g.rows_of_image * m;

@@ -33,8 +33,8 @@ void forward(Call& call, const Tensor& packed) {
   const Image<const T> x = image_of<T>(call.input);
   const Image<T> y(call.output, static_cast<T*>(call.output.mutable_data_ptr()));
   const std::optional<Image<const T>> r = image_of<T>(call.residual);
-  Tensor memory = empty_contiguous({G::points * g.values_of_point + G::blocks * g.products_of_block}, ScalarType::Float);
-  float* const values = static_cast<float*>(memory.mutable_data_ptr());
+  const Scratch<float> memory(G::points * g.values_of_point + G::blocks * g.products_of_block);
+  float* const values = memory.get();
   float* const products = values + G::points * g.values_of_point;
   const auto* const weights = static_cast<const float*>(packed.data_ptr());
   for (std::int64_t first = 0; first < g.rows; first += g.rows_of_group) {

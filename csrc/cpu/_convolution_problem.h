@@ -5,9 +5,8 @@
 // in what is staged, whatever layout and dtype they have in memory.
 #pragma once
 
-#include <memory>
-
 #include "_product.h"
+#include "common/scratch.h"
 #include "common/tensor.h"
 
 namespace fastgen::convolution {

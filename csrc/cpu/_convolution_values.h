@@ -41,7 +41,7 @@ class Stage {
 
  public:
   Stage(const Problem& p, const Image<const T>& x, std::int64_t tiles_of_row)
-      : p_(p), source_(p, x), row_((tiles_of_row * m + 2 * G::halo) * kChunk), memory_(new float[G::side * row_]) {}
+      : p_(p), source_(p, x), row_((tiles_of_row * m + 2 * G::halo) * kChunk), memory_(G::side * row_) {}
 
   const float* row(int i) const { return memory_.get() + i * row_; }
 
@@ -69,7 +69,7 @@ class Stage {
   const Problem& p_;
   Source<T, kSilu> source_;
   std::int64_t row_;
-  std::unique_ptr<float[]> memory_;
+  Scratch<float> memory_;
 };
 
 // A row of tiles, `count` channels: the columns are transformed once and shared by neighbouring tiles, then each tile's rows.

@@ -3,10 +3,9 @@
 
 #include <algorithm>
 #include <limits>
-#include <memory>
-#include <new>
 
 #include "_tiles.h"
+#include "common/scratch.h"
 #include "common/tensor.h"
 
 namespace fastgen::tiles {
@@ -49,6 +48,13 @@ inline Tensor empty_in_order_of(const Tensor& like, const std::vector<std::int64
 // Memory of one call or thread.
 class Arena {
  public:
+  Arena() = default;
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+  ~Arena() {
+    for (const scratch::Block& block : kept_) scratch::pool().give_back(block);
+  }
+
   // All zero at first: what pads a panel stays zero, since nobody writes there.
   template <class X>
   X* take(std::int64_t count) {
@@ -59,16 +65,13 @@ class Arena {
   template <class X>
   X* take_as_it_is(std::int64_t count) {
     const auto bytes = static_cast<std::size_t>(count) * sizeof(X) + kMore;
-    kept_.emplace_back(static_cast<char*>(::operator new(bytes, std::align_val_t(64))));
-    return reinterpret_cast<X*>(kept_.back().get());
+    kept_.push_back(scratch::pool().take(bytes));
+    return static_cast<X*>(kept_.back().memory);
   }
 
  private:
   static constexpr std::size_t kMore = 64;  // a vector: the last row of a panel may be read as whole ones
-  struct Free {
-    void operator()(char* p) const { ::operator delete(p, std::align_val_t(64)); }
-  };
-  std::vector<std::unique_ptr<char, Free>> kept_;
+  std::vector<scratch::Block> kept_;
 };
 
 }  // namespace fastgen::tiles

@@ -25,18 +25,6 @@ constexpr std::int64_t kPackBytes = 1 << 25;   // of the keys and values that ar
 constexpr std::int64_t kTiledKeys = 64, kTiledKeysOfWide = 192, kWideValues = 96;
 constexpr std::int64_t kSpanBytes = 1 << 20;   // of the keys and values of a span
 
-// Whether pairs of bf16 are multiplied as such. An Intel takes four times as long for them as for a multiply-add of fp32.
-#if defined(FASTGEN_EMULATED_PAIRS)  // for a test on any machine
-constexpr bool kHasPairs = true;
-bool pairs_are_fast() { return true; }
-#elif defined(__AVX512BF16__)
-constexpr bool kHasPairs = true;
-bool pairs_are_fast() { return !__builtin_cpu_is("intel"); }
-#else
-constexpr bool kHasPairs = false;
-bool pairs_are_fast() { return false; }
-#endif
-
 template <class F>
 constexpr bool kTiled = std::is_same_v<F, TiledPairs>;
 

@@ -8,6 +8,18 @@ namespace fastgen::attention {
 
 using namespace tiles;
 
+// Whether pairs of bf16 are multiplied as such, where there is no matrix unit. An Intel takes four times as long for them as for a multiply-add of fp32.
+#if defined(FASTGEN_EMULATED_PAIRS)  // for a test on any machine
+inline constexpr bool kHasPairs = true;
+inline bool pairs_are_fast() { return true; }
+#elif defined(__AVX512BF16__)
+inline constexpr bool kHasPairs = true;
+inline bool pairs_are_fast() { return !__builtin_cpu_is("intel"); }
+#else
+inline constexpr bool kHasPairs = false;
+inline bool pairs_are_fast() { return false; }
+#endif
+
 struct Problem {
   std::int64_t n, heads, kv_heads, rows, keys, depth, width;  // depth: of queries and keys; width: of values
   bool causal;

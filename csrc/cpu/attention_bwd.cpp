@@ -29,25 +29,27 @@ struct Chunks {
 };
 
 // Panels of a block of rows: queries and gradients both ways, and the gradient of the queries.
-template <class A>
+template <class F, class A>
 std::int64_t panels_of(const Problem& p) {
-  const std::int64_t bytes = (3 * p.depth + 2 * p.width) * static_cast<std::int64_t>(sizeof(A)) * kLanes<A>;
+  const std::int64_t factors = 2 * (p.depth + p.width) * static_cast<std::int64_t>(sizeof(typename F::Element)) / F::count;
+  const std::int64_t bytes = (factors + p.depth * static_cast<std::int64_t>(sizeof(A))) * F::lanes;
   return std::clamp(kRowBytes / std::max<std::int64_t>(bytes, 1), kLeastPanels, kMostPanels);
 }
 
 // to[k][e] += sum over rows i of from[k][i] right[i][e] for k < count and e < columns; `from` lies in panels of rows, as scores do.
-template <class A>
-void multiply_rows(const A* from, std::int64_t panel_size, std::int64_t rows, const A* right, std::int64_t count, std::int64_t columns, A* to,
-                   std::int64_t to_row) {
+template <class F, class A>
+void multiply_rows(const typename F::Element* from, std::int64_t panel_size, std::int64_t rows, const typename F::Element* right,
+                   std::int64_t count, std::int64_t columns, A* to, std::int64_t to_row) {
+  constexpr std::int64_t lanes = F::lanes, terms = lanes / F::count;  // of a panel
   for (std::int64_t e = 0; e < columns; e += kLanes<A>)
     with_width<A>(columns - e, [&](auto width) {
       constexpr int wide = width;
       for (std::int64_t k = 0; k < count; k += kTall) {
         Tile<A, wide> sum;
         clear<A, wide>(sum);
-        for (std::int64_t r = 0; r < rows; r += kLanes<A>)
-          multiply<Singles<A>, A, wide>(from + r / kLanes<A> * panel_size + k * kLanes<A>, kLanes<A>, 1, right + r * to_row + e, to_row,
-                                        std::min<std::int64_t>(kLanes<A>, rows - r), sum);
+        for (std::int64_t r = 0; r < rows; r += lanes)
+          multiply<F, A, wide>(from + r / lanes * panel_size + k * terms, terms, 1, right + r / F::count * to_row + e, to_row,
+                               (std::min(lanes, rows - r) + F::count - 1) / F::count, sum);
         for (int i = 0; i < kTall; ++i)
           for (int v = 0; v < wide; ++v) {
             A* at = to + (k + i) * to_row + e + v * kWidth<A>;
@@ -58,35 +60,70 @@ void multiply_rows(const A* from, std::int64_t panel_size, std::int64_t rows, co
 }
 
 // What one thread works in: a chunk of keys and values with their gradients, and a block of rows.
-template <class A>
+template <class F, class A>
 struct Chunk {
-  using F = Singles<A>;
+  using E = typename F::Element;
+  static constexpr std::int64_t lanes = F::lanes;
+  static constexpr bool paired = F::count == 2;
   Arena arena;
   const Problem& p;
-  std::int64_t key_row, value_row, most_keys;
-  A *keys, *values, *d_keys, *d_values;                      // [keys][key_row or value_row]
-  A *queries, *grads, *query_rows, *grad_rows, *d_queries;   // panels [E][lanes]; rows [L][E]; panels
-  A *weights, *d_scores, *bias, *staged;                     // panels [keys][lanes]; one panel; one panel [Ev][lanes]
-  A *logsumexp, *delta, *ones;                               // of each row; logsumexp in powers of two
+  std::int64_t key_row, value_row, most_keys, key_terms, value_terms;  // terms: of a sum over e
+  E *keys, *values, *key_columns;                        // [keys][terms]; [keys / count][key_row], as a sum over keys reads them
+  A *d_keys, *d_values;                                  // [keys][key_row or value_row]
+  E *queries, *grads, *query_rows, *grad_rows;           // panels [terms][lanes]; [L / count][key_row or value_row]
+  E *weights, *d_scores, *d_score_pairs;                 // panels [keys][lanes / count]; of one panel [keys / count][lanes]
+  A *d_queries, *scores, *d_weights, *bias, *outputs;    // panels [E][lanes]; of one panel [keys][lanes], [Ev][lanes]
+  A *logsumexp, *delta, *ones, *staged;                  // of each row, logsumexp in powers of two; rows that are to be paired
 
-  Chunk(const Problem& problem, const Chunks& chunks) : p(problem), most_keys(chunks.keys) {
-    const std::int64_t rows = std::min(panels_of<A>(p) * kLanes<A>, round_up(p.rows, kLanes<A>));
-    key_row = round_up(p.depth, kUnit<A>), value_row = round_up(p.width, kUnit<A>);
-    for (A** at : {&keys, &d_keys}) *at = arena.take<A>(most_keys * key_row);
-    for (A** at : {&values, &d_values}) *at = arena.take<A>(most_keys * value_row);
-    for (A** at : {&queries, &query_rows, &d_queries}) *at = arena.take<A>(rows * key_row);
-    for (A** at : {&grads, &grad_rows}) *at = arena.take<A>(rows * value_row);
-    for (A** at : {&weights, &d_scores}) *at = arena.take<A>(rows * kKeys);
-    bias = arena.take<A>(kKeys * kLanes<A>), staged = arena.take<A>(value_row * kLanes<A>);
-    logsumexp = arena.take<A>(rows), delta = arena.take<A>(rows), ones = arena.take<A>(kLanes<A>);
-    std::fill_n(ones, kLanes<A>, A(1));
+  Chunk(const Problem& problem, const Chunks& chunks)
+      : p(problem),
+        key_row(round_up(p.depth, F::unit)),
+        value_row(round_up(p.width, F::unit)),
+        most_keys(chunks.keys),
+        key_terms((p.depth + F::count - 1) / F::count),
+        value_terms((p.width + F::count - 1) / F::count) {
+    const std::int64_t rows = std::min(panels_of<F, A>(p) * lanes, round_up(p.rows, lanes));
+    keys = arena.take<E>(most_keys * key_row), values = arena.take<E>(most_keys * value_row);
+    d_keys = arena.take<A>(most_keys * key_row), d_values = arena.take<A>(most_keys * value_row);
+    queries = arena.take<E>(rows * key_row), query_rows = arena.take<E>(rows * key_row);
+    grads = arena.take<E>(rows * value_row), grad_rows = arena.take<E>(rows * value_row);
+    d_queries = arena.take<A>(rows * key_row);
+    for (E** at : {&weights, &d_scores}) *at = arena.take<E>(rows * kKeys);
+    for (A** at : {&scores, &d_weights, &bias}) *at = arena.take<A>(kKeys * lanes);
+    outputs = arena.take<A>(value_row * lanes);
+    logsumexp = arena.take<A>(rows), delta = arena.take<A>(rows), ones = arena.take<A>(lanes);
+    std::fill_n(ones, lanes, A(1));
+    key_columns = paired ? arena.take<E>(most_keys * key_row) : keys;
+    d_score_pairs = paired ? arena.take<E>(kKeys * lanes) : nullptr;
+    staged = paired ? arena.take<A>((std::max(key_row, value_row) + 1) * (lanes + 1)) : nullptr;
   }
   Chunk(const Chunk&) = delete;
 
+  // x[rows][columns], one of them at most `lanes`, as the factor of a sum over its rows; those two by two where they are paired.
+  template <class T>
+  void read_to_sum_over_rows(const T* x, std::int64_t row, std::int64_t column, std::int64_t rows, std::int64_t columns, E* to, std::int64_t to_row) {
+    if constexpr (paired) {
+      read_panel<A>(x, row, column, rows, columns, staged, to_row);
+      if (rows % 2) std::fill_n(staged + rows * to_row, to_row, A(0));
+      pair_rows(staged, to_row, (rows + 1) / 2, columns, to);
+    } else {
+      read_panel<A>(x, row, column, rows, columns, to, to_row);
+    }
+  }
+
+  // The same as the factor of a sum over its columns.
+  template <class T>
+  void read_to_sum_over_columns(const T* x, std::int64_t row, std::int64_t column, std::int64_t rows, std::int64_t columns, E* to, std::int64_t to_row) {
+    if constexpr (paired) read_pairs(x, row, column, rows, columns, to, to_row);
+    else read_panel<A>(x, row, column, rows, columns, to, to_row);
+  }
+
   template <class T>
   void begin(const T* k, const View& k_view, const T* v, const View& v_view, std::int64_t count) {
-    read_panel<A>(k, k_view.row, k_view.column, count, p.depth, keys, key_row);
-    read_panel<A>(v, v_view.row, v_view.column, count, p.width, values, value_row);
+    read_to_sum_over_columns(k, k_view.row, k_view.column, count, p.depth, keys, key_row);
+    read_to_sum_over_columns(v, v_view.row, v_view.column, count, p.width, values, value_row);
+    for (std::int64_t i = 0; paired && i < count; i += lanes)
+      read_to_sum_over_rows(k + i * k_view.row, k_view.row, k_view.column, std::min(lanes, count - i), p.depth, key_columns + i / F::count * key_row, key_row);
     std::fill_n(d_keys, most_keys * key_row, A(0));
     std::fill_n(d_values, most_keys * value_row, A(0));
   }
@@ -95,49 +132,72 @@ struct Chunk {
   template <class T>
   void read_rows(std::int64_t at, std::int64_t rows, const T* q, const View& q_view, const T* grad, const View& grad_view, const T* out,
                  const View& out_view, const A* statistics) {
-    read_panel<A>(q, q_view.column, q_view.row, p.depth, rows, queries + at * key_row, kLanes<A>);
-    read_panel<A>(q, q_view.row, q_view.column, rows, p.depth, query_rows + at * key_row, key_row);
-    read_panel<A>(grad, grad_view.column, grad_view.row, p.width, rows, grads + at * value_row, kLanes<A>);
-    read_panel<A>(grad, grad_view.row, grad_view.column, rows, p.width, grad_rows + at * value_row, value_row);
-    read_panel<A>(out, out_view.column, out_view.row, p.width, rows, staged, kLanes<A>);
-    for (std::int64_t r = 0; r < rows; ++r) {
-      const A value = statistics[r];  // of a row without keys every weight is 0
-      logsumexp[at + r] = value == -std::numeric_limits<A>::infinity() ? -value : static_cast<A>(value * kLog2E);
+    E *to_queries = queries + at * key_terms, *to_grads = grads + at * value_terms;
+    read_to_sum_over_rows(q, q_view.row, q_view.column, rows, p.depth, query_rows + at / F::count * key_row, key_row);
+    read_to_sum_over_rows(grad, grad_view.row, grad_view.column, rows, p.width, grad_rows + at / F::count * value_row, value_row);
+    read_to_sum_over_rows(q, q_view.column, q_view.row, p.depth, rows, to_queries, lanes);
+    read_to_sum_over_rows(grad, grad_view.column, grad_view.row, p.width, rows, to_grads, lanes);
+    const A* grads_of_panel = [&] {  // as numbers: staged just now
+      if constexpr (paired) return staged;
+      else return to_grads;
+    }();
+    read_panel<A>(out, out_view.column, out_view.row, p.width, rows, outputs, lanes);
+    for (std::int64_t r = 0; r < lanes; ++r) {
+      const A value = r < rows ? statistics[r] : -std::numeric_limits<A>::infinity();
+      logsumexp[at + r] = value == -std::numeric_limits<A>::infinity() ? -value : static_cast<A>(value * kLog2E);  // no key: weights of 0
     }
     for (std::int64_t r = 0; r < rows; r += kWidth<A>) {
       Vec<A> sum(A(0));
-      for (std::int64_t e = 0; e < p.width; ++e)
-        sum = madd<A>(load(grads + at * value_row + e * kLanes<A> + r), load(staged + e * kLanes<A> + r), sum);
+      for (std::int64_t e = 0; e < p.width; ++e) sum = madd<A>(load(grads_of_panel + e * lanes + r), load(outputs + e * lanes + r), sum);
       store(delta + at + r, sum);
     }
   }
 
-  // Weights and d_scores of keys [key, key + count), at `offset` in the chunk, for one panel; and its part of d_queries.
+  // Weights and d_scores of keys [key, key + count), at `offset` in the chunk, for one panel; and its part of d_queries. The d_scores go
+  // to `all_scores` too, rows of S, where that is wanted.
   template <int wide>
   void differentiate(std::int64_t at, std::int64_t n, std::int64_t h, std::int64_t row, std::int64_t rows, std::int64_t offset, std::int64_t key,
-                     std::int64_t count) {
-    A *weight = weights + at * kKeys, *d_score = d_scores + at * kKeys;
-    multiply_keys<F, A, wide>(keys + offset * key_row, key_row, count, queries + at * key_row, p.depth, weight);
-    multiply_keys<F, A, wide>(values + offset * value_row, value_row, count, grads + at * value_row, p.width, d_score);
+                     std::int64_t count, A* all_scores) {
+    multiply_keys<F, A, wide>(keys + offset * key_row, key_row, count, queries + at * key_terms, key_terms, scores);
+    multiply_keys<F, A, wide>(values + offset * value_row, value_row, count, grads + at * value_terms, value_terms, d_weights);
     const Vec<A> scale(static_cast<A>(p.scale * kLog2E));
     const bool biased = p.mask || (p.causal && key + count > row + 1);
-    if (biased) read_bias(p, n, h, row, rows, key, count, bias);
-    for (std::int64_t k = 0; k < count; ++k) {
-      Vec<A> probability[wide];
-      for (int v = 0; v < wide; ++v) {
-        const std::int64_t i = k * kLanes<A> + v * kWidth<A>, lane = at + v * kWidth<A>;
-        const Vec<A> score = load(weight + i);
-        if (biased) probability[v] = madd<A>(score, scale, load(bias + i) * static_cast<A>(kLog2E)) - load(logsumexp + lane);
-        else probability[v] = madd<A>(score, scale, -load(logsumexp + lane));
+    if (biased) read_bias<A, lanes>(p, n, h, row, rows, key, count, bias);
+    E *weight = weights + at / F::count * kKeys, *d_score = d_scores + at / F::count * kKeys;
+    for (std::int64_t k = 0; k < count; k += F::count) {
+      Vec<A> probability[F::count][wide], change[F::count][wide];
+      for (int j = 0; j < F::count; ++j) {
+        if (k + j == count) {
+          for (int v = 0; v < wide; ++v) change[j][v] = Vec<A>(A(0));
+          break;
+        }
+        for (int v = 0; v < wide; ++v) {
+          const std::int64_t i = (k + j) * lanes + v * kWidth<A>;
+          const Vec<A> lse = load(logsumexp + at + v * kWidth<A>);
+          probability[j][v] = biased ? madd<A>(load(scores + i), scale, load(bias + i) * static_cast<A>(kLog2E)) - lse : madd<A>(load(scores + i), scale, -lse);
+        }
+        exp2(probability[j]);
+        for (int v = 0; v < wide; ++v) {
+          const std::int64_t i = (k + j) * lanes + v * kWidth<A>;
+          change[j][v] = probability[j][v] * (load(d_weights + i) - load(delta + at + v * kWidth<A>));
+          if (all_scores != nullptr) store(d_weights + i, change[j][v]);
+          store_factor(weight, i, probability[j][v]), store_factor(d_score, i, change[j][v]);
+        }
       }
-      exp2(probability);
-      for (int v = 0; v < wide; ++v) {
-        const std::int64_t i = k * kLanes<A> + v * kWidth<A>;
-        store(weight + i, probability[v]);
-        store(d_score + i, probability[v] * (load(d_score + i) - load(delta + at + v * kWidth<A>)));
-      }
+      if constexpr (paired)
+        for (int v = 0; v < wide; ++v)
+          make_pairs(change[0][v], change[1][v]).copy_to(d_score_pairs + k / 2 * lanes + v * kWidth<A>, stdx::element_aligned);
     }
-    multiply_values<F, A, wide>(keys + offset * key_row, key_row, p.depth, d_score, count, ones, d_queries + at * key_row);
+    if (all_scores != nullptr) write_panel<A>(d_weights, lanes, count, rows, all_scores, 1, p.keys);
+    const E* of_keys = paired ? d_score_pairs : d_score;
+    multiply_values<F, A, wide>(key_columns + offset / F::count * key_row, key_row, p.depth, of_keys, (count + F::count - 1) / F::count, ones,
+                                d_queries + at * key_row);
+  }
+
+  // Number i of a panel of factors.
+  FASTGEN_INLINE static void store_factor(E* panel, std::int64_t i, Vec<A> x) {
+    if constexpr (paired) store(reinterpret_cast<BFloat16*>(panel) + i, x);
+    else store(panel + i, x);
   }
 };
 
@@ -146,14 +206,15 @@ struct Tensors {
   View grad, query, key, value, output, d_query, d_key, d_value;
 };
 
-template <class T>
+template <class T, class F>
 void backward(const Problem& p, const Chunks& chunks, const Tensors& t, const opmath_t<T>* logsumexp, opmath_t<T>* d_query_parts,
               opmath_t<T>* d_scores) {
   using A = opmath_t<T>;
+  constexpr std::int64_t lanes = F::lanes, panel_size = kKeys * lanes / F::count;
   const A scale = static_cast<A>(p.scale);
-  const std::int64_t most_rows = panels_of<A>(p) * kLanes<A>;
+  const std::int64_t most_rows = panels_of<F, A>(p) * lanes;
   parallel(p.n * p.kv_heads * chunks.count, p.work(), [&](std::int64_t begin, std::int64_t end) {
-    Chunk<A> chunk(p, chunks);
+    Chunk<F, A> chunk(p, chunks);
     for (std::int64_t item = begin; item < end; ++item) {
       const std::int64_t part = item % chunks.count, n = item / chunks.count / p.kv_heads, kv = item / chunks.count % p.kv_heads;
       const std::int64_t first = part * chunks.keys, count = std::min(chunks.keys, p.keys - first);
@@ -162,9 +223,9 @@ void backward(const Problem& p, const Chunks& chunks, const Tensors& t, const op
         for (std::int64_t row = 0; row < p.rows; row += most_rows) {
           const std::int64_t rows = std::min(most_rows, p.rows - row);
           const auto each_panel = [&](auto&& work) {
-            for (std::int64_t at = 0; at < rows; at += kLanes<A>) work(at, row + at, std::min<std::int64_t>(kLanes<A>, rows - at));
+            for (std::int64_t at = 0; at < rows; at += lanes) work(at, row + at, std::min(lanes, rows - at));
           };
-          std::fill_n(chunk.d_queries, round_up(rows, kLanes<A>) * chunk.key_row, A(0));
+          std::fill_n(chunk.d_queries, round_up(rows, lanes) * chunk.key_row, A(0));
           const std::int64_t visible = std::min(p.visible(row + rows) - first, count);
           if (visible > 0)
             each_panel([&](std::int64_t at, std::int64_t r, std::int64_t panel_rows) {
@@ -174,25 +235,22 @@ void backward(const Problem& p, const Chunks& chunks, const Tensors& t, const op
           for (std::int64_t k = 0; k < visible; k += kKeys) {
             const std::int64_t block = std::min(kKeys, count - k);  // whole: what pads a block of weights is not zero
             each_panel([&](std::int64_t at, std::int64_t r, std::int64_t panel_rows) {
+              A* all_scores = d_scores == nullptr ? nullptr : d_scores + ((n * p.heads + h) * p.rows + r) * p.keys + first + k;
               with_width<A>(panel_rows, [&](auto wide) {
-                chunk.template differentiate<wide>(at, n, h, r, panel_rows, k, first + k, block);
+                chunk.template differentiate<wide>(at, n, h, r, panel_rows, k, first + k, block, all_scores);
               });
-              if (d_scores != nullptr)
-                write_panel<A>(chunk.d_scores + at * kKeys, kLanes<A>, block, panel_rows,
-                               d_scores + ((n * p.heads + h) * p.rows + r) * p.keys + first + k, 1, p.keys);
             });
-            const std::int64_t panel_size = kKeys * kLanes<A>;
-            multiply_rows<A>(chunk.weights, panel_size, rows, chunk.grad_rows, block, p.width, chunk.d_values + k * chunk.value_row, chunk.value_row);
-            multiply_rows<A>(chunk.d_scores, panel_size, rows, chunk.query_rows, block, p.depth, chunk.d_keys + k * chunk.key_row, chunk.key_row);
+            multiply_rows<F, A>(chunk.weights, panel_size, rows, chunk.grad_rows, block, p.width, chunk.d_values + k * chunk.value_row, chunk.value_row);
+            multiply_rows<F, A>(chunk.d_scores, panel_size, rows, chunk.query_rows, block, p.depth, chunk.d_keys + k * chunk.key_row, chunk.key_row);
           }
           each_panel([&](std::int64_t at, std::int64_t r, std::int64_t panel_rows) {
             A* from = chunk.d_queries + at * chunk.key_row;
-            for (std::int64_t i = 0; i < p.depth * kLanes<A>; i += kWidth<A>) store(from + i, load(from + i) * scale);
+            for (std::int64_t i = 0; i < p.depth * lanes; i += kWidth<A>) store(from + i, load(from + i) * scale);
             if (d_query_parts == nullptr) {
-              write_panel<A>(from, kLanes<A>, p.depth, panel_rows, t.d_query.at<T>(n, h, r), t.d_query.column, t.d_query.row);
+              write_panel<A>(from, lanes, p.depth, panel_rows, t.d_query.at<T>(n, h, r), t.d_query.column, t.d_query.row);
             } else {
               A* to = d_query_parts + (((part * p.n + n) * p.heads + h) * p.rows + r) * p.depth;
-              write_panel<A>(from, kLanes<A>, p.depth, panel_rows, to, 1, p.depth);
+              write_panel<A>(from, lanes, p.depth, panel_rows, to, 1, p.depth);
             }
           });
         }
@@ -245,9 +303,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_bwd(const Tensor& grad_outp
       return;
     }
     const Tensors tensors{View(grad_output), View(query), View(key), View(value), View(output), View(d_query), View(d_key), View(d_value)};
-    std::unique_ptr<A[]> parts(chunks.count > 1 ? new A[chunks.count * p.n * p.heads * p.rows * p.depth] : nullptr);
-    backward<T>(p, chunks, tensors, static_cast<const A*>(dense_statistics.data_ptr()), parts.get(), scores);
-    if (chunks.count > 1) add_parts<T>(p, chunks.count, parts.get(), tensors.d_query);
+    const bool several = chunks.count > 1;
+    const Scratch<A> parts(several ? chunks.count * p.n * p.heads * p.rows * p.depth : 0);
+    const auto run_by = [&]<class F>() {
+      backward<T, F>(p, chunks, tensors, static_cast<const A*>(dense_statistics.data_ptr()), several ? parts.get() : nullptr, scores);
+      if (several) add_parts<T>(p, chunks.count, parts.get(), tensors.d_query);
+    };
+    if constexpr (kHasPairs && std::is_same_v<T, BFloat16>)
+      if (pairs_are_fast()) return run_by.template operator()<Pairs>();
+    run_by.template operator()<Singles<A>>();
   });
   return {d_query, d_key, d_value, d_scores};
 }

@@ -82,7 +82,7 @@ void make_context(const Problem& p, const View& key, const View& value, const Vi
   const std::int64_t chunks = chunks_of(p.keys), of_head = chunks + (p.memories > 0);
   Parts<A> parts{round_up(p.depth, kTall), round_up(p.width, kUnit<A>), 0, nullptr};
   parts.size = parts.rows * (parts.row + 2);
-  const std::unique_ptr<A[]> memory(new A[p.items() * of_head * parts.size]);
+  const Scratch<A> memory(p.items() * of_head * parts.size);
   parts.memory = memory.get();
   parallel(p.items() * of_head, p.work(), [&](std::int64_t begin, std::int64_t end) {
     Gather<A, T> gather(p, parts);

@@ -24,7 +24,7 @@ template <class A, class T>
 void queries_pass(const Problem& p, const View& query, const View& grad, const A* context, const View& d_query, A* d_context) {
   const Sizes<A> sizes(p);
   const std::int64_t chunks = chunks_of(p.length), size = sizes.context();
-  const std::unique_ptr<A[]> parts(new A[p.items() * chunks * size]);
+  const Scratch<A> parts(p.items() * chunks * size);
   std::vector<A> ones(sizes.depth_rows, A(1));
   parallel(p.items() * chunks, p.work(), [&](std::int64_t begin, std::int64_t end) {
     Arena arena;
@@ -150,7 +150,7 @@ template <class A, class T>
 void memories_pass(const Problem& p, const Heads<A>& heads, const View& key, const View& value, const View& d_key, const View& d_value) {
   parallel(p.heads, p.n * p.heads * p.memories * p.depth * p.width, [&](std::int64_t begin, std::int64_t end) {
     Positions<A, T> positions(p);
-    const std::unique_ptr<A[]> sums(new A[(p.depth + p.width) * kBlock]);
+    const Scratch<A> sums((p.depth + p.width) * kBlock);
     A *const of_keys = sums.get(), *const of_values = of_keys + p.depth * kBlock;
     const auto add = [](const A* from, std::int64_t count, A* to) {
       for (std::int64_t i = 0; i < count; ++i) to[i] += from[i];
@@ -194,7 +194,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_attention_bwd(const Te
   dispatch_dtype(op, dtype, [&]<class T>() {
     using A = opmath_t<T>;
     const auto* const c = static_cast<const A*>(dense_context.data_ptr());
-    const std::unique_ptr<A[]> d_context(new A[p.items() * Sizes<A>(p).context()]);
+    const Scratch<A> d_context(p.items() * Sizes<A>(p).context());
     queries_pass<A, T>(p, View(query), View(grad_output), c, View(d_query), d_context.get());
     const Heads<A> heads{c, d_context.get(), static_cast<const A*>(dense_statistics.data_ptr())};
     keys_pass<A, T>(p, heads, View(key), View(value), View(d_key), View(d_value));

@@ -9,7 +9,6 @@
 //
 // Packed weights are [panels, taps, C / groups, kPanel], taps in raster order; a panel is of one run of outputs, of one group and color.
 // Winograd's algorithm would be faster for 3x3, and lets a pixel that may not be seen into the rounding of one that sees it not.
-#include <memory>
 
 #include "masked_conv2d.h"
 
@@ -177,14 +176,14 @@ void convolve(const Tensor& input, const Mask& m, const Reach& reach, const floa
   const std::int64_t parts = ceil_div(reach.width, 2 * kPixels), rows = parts > 1 ? 1 : std::clamp<std::int64_t>(kPixels / reach.width, 1, reach.height);
   const std::int64_t bands = ceil_div(reach.height, rows), blocks = bands * parts;
   const std::int64_t chunk = samples_at_a_time(n, m.groups * plane);
-  Tensor memory = empty_contiguous({chunk * m.groups * plane}, ScalarType::Float);
-  float* const staged = static_cast<float*>(memory.mutable_data_ptr());
+  const Scratch<float> memory(chunk * m.groups * plane);
+  float* const staged = memory.get();
   for (std::int64_t first = 0; first < n; first += chunk) {
     const std::int64_t count = std::min(chunk, n - first), items = count * blocks;
     stage(x, m, reach, first, count, first == 0, staged);
     const std::int64_t work = count * pixels * m.outputs * (m.taps() * m.seen() + 1);
     parallel(items * static_cast<std::int64_t>(shares.size()), work, [&](std::int64_t begin, std::int64_t end) {
-      const std::unique_ptr<float[]> sums(new float[std::max(rows * reach.width, 2 * kPixels) * kShare * kPanel]);
+      const Scratch<float> sums(std::max(rows * reach.width, 2 * kPixels) * kShare * kPanel);
       alignas(64) float biases[kShare * kPanel];
       for (std::int64_t item = begin; item < end; ++item) {
         const Share& share = shares[item / items];

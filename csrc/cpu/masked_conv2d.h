@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "_product.h"
+#include "common/scratch.h"
 #include "common/tensor.h"
 
 namespace fastgen::masked {

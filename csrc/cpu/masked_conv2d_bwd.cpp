@@ -76,8 +76,8 @@ void accumulate(const Tensor& grad_output, const Tensor& input, const Mask& m, c
   const std::int64_t n = input.size(0), pixels = reach.height * reach.width, plane = reach.rows() * reach.columns(), seen = m.seen();
   const std::int64_t of_group = m.outputs / m.groups, panels = ceil_div(of_group, kPanel), stride = panels * kPanel;
   const std::int64_t image = m.inputs * plane, gradient = m.groups * panels * pixels * kPanel, chunk = samples_at_a_time(n, image + gradient);
-  Tensor memory = empty_contiguous({chunk * (image + gradient)}, ScalarType::Float);
-  float* const images = static_cast<float*>(memory.mutable_data_ptr());
+  const Scratch<float> memory(chunk * (image + gradient));
+  float* const images = memory.get();
   float* const gradients = images + chunk * image;
   const std::vector<Rows> all = rows_of(reach, seen);
   const std::int64_t pieces = static_cast<std::int64_t>(all.size()), shares = ceil_div(panels, kShare), tap = seen * stride;
@@ -130,9 +130,10 @@ Tensor masked_conv2d_weight_bwd(const Tensor& grad_output, const Tensor& input, 
   const Mask m(op, kernel, mask_type, groups, color_channels, grad_output.size(1), input.size(1));
   const Reach reach(op, m, dilation, h, w, true);
   Tensor output = empty_contiguous({m.outputs, m.seen(), m.height, m.width}, ScalarType::Float);
-  Tensor memory = empty_contiguous({groups * m.taps() * m.seen() * ceil_div(m.outputs / groups, kPanel) * kPanel}, ScalarType::Float);
-  float* const sums = static_cast<float*>(memory.mutable_data_ptr());
-  std::fill(sums, sums + memory.numel(), 0.0f);  // of taps that lie outside of every image
+  const std::int64_t size = groups * m.taps() * m.seen() * ceil_div(m.outputs / groups, kPanel) * kPanel;
+  const Scratch<float> memory(size);
+  float* const sums = memory.get();
+  std::fill(sums, sums + size, 0.0f);  // of taps that lie outside of every image
   if (input.numel() > 0)
     dispatch_dtype(op, input.scalar_type(), [&]<class T>() {
       if constexpr (std::is_same_v<opmath_t<T>, float>) accumulate<T>(grad_output, input, m, reach, sums);

@@ -24,18 +24,19 @@ from pathlib import Path
 setuptools.setup = lambda **_: None
 sys.argv, folder = ["setup.py"], Path(sys.argv[1])
 describe = runpy.run_path("setup.py")["describe_build"]
-describe.__globals__["CPU_SOURCES"] = [Path("csrc/cpu/attention.cpp")]
+describe.__globals__["CPU_SOURCES"] = [Path("csrc/cpu/attention.cpp"), Path("csrc/cpu/attention_bwd.cpp")]
 build = describe(folder, folder / "objects")
 build.compilations = [step for step in build.compilations if "attention" in step[0]]
 build.links = [step for step in build.links if "libfastgen_" in step[0]]
 (folder / "lib").mkdir()
 sys.exit(build.run_plainly())
 """
-# Without kernels of its own the process takes this one, and what it has not, such as the backward, from the reference.
+# Without kernels of its own the process takes these. Tiles are the forward's alone.
 TESTING = """
 import sys, torch, fastgen, pytest
 torch.ops.load_library(sys.argv[1])
-assert torch._C._dispatch_has_kernel_for_dispatch_key("fastgen::attention", "CPU")
+for op in ("attention", "attention_bwd"):
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"fastgen::{op}", "CPU")
 sys.exit(pytest.main(sys.argv[2:]))
 """
 
@@ -66,7 +67,7 @@ def test_emulated(what, tmp_path):
     assert built.returncode == 0, built.stdout + built.stderr
     library = str(tmp_path / f"lib/libfastgen_{isa()}.so")
     options = ["-q", "-m", "isa", "-p", "no:cacheprovider", str(ROOT / "tests/ops/test_attention.py")]
-    options += ["-k", "dtype2 or not_finite or packed or any_shape"]
+    options += ["-k", "dtype2 or not_finite or packed or any_shape or threads"]
     result = fresh.run(
         TESTING, library, *options, check=False, timeout=900, FASTGEN_ISA="reference", FASTGEN_REQUIRE=""
     )
