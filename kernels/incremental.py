@@ -191,8 +191,6 @@ def reasons(op: str, *args: Any) -> list[str]:
         found.append(f"heads of up to {MOST_HEAD} channels fit the registers of a program, got {plan.head_size}")
     if op == "incremental_sample" and args[8][:1] != [DRAWS.index("bernoulli")] and args[8][1] > MOST_LEVELS:
         found.append(f"up to {MOST_LEVELS} levels or components fit the registers of a program, got {args[8][1]}")
-    if op == "incremental_sample" and args[8][:1] == [MIXTURE]:  # 8 bytes of stack in float32, 500 in float64
-        found.append("the draw of a mixture of logistics does not fit the registers of a program beside all else")
     return found
 
 

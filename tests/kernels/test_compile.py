@@ -25,6 +25,7 @@ OWN_REGISTERS = {
 OWN_SHARED = {
     name: most for module in case_files().values() for name, most in getattr(module, "SHARED_BYTES", {}).items()
 }
+OWN_STACK = {name: most for module in case_files().values() for name, most in getattr(module, "STACK", {}).items()}
 NO_STORAGE_TYPE = {name for module in case_files().values() for name in getattr(module, "NO_STORAGE_TYPE", ())}
 
 
@@ -32,7 +33,8 @@ def faults(record: dict[str, Any]) -> list[str]:
     """What a compiled kernel does that it may not, a sentence each."""
     wide = record["case"].endswith("fp64")
     # fp64 division is a subroutine: it takes stack for its return and what it must keep, not a spill in a loop
-    spills = record["stack"] > (16 if wide else 0) or record["local"] > 0
+    stack = OWN_STACK.get(record["kernel"], {}).get(record["case"].rpartition(" ")[2], 16 if wide else 0)
+    spills = record["stack"] > stack or record["local"] > 0
     # the coefficients of an fp64 table are rounded in the kernel, and that is all
     stray = set(record["f64"]) - ({"cvt.rn.f32.f64"} if record["case"].endswith("fp64 table") else set())
     found = {
