@@ -5,12 +5,12 @@
 // overlap, and a rectangle of taps is one product of it (_product.h), whose lines are the rows of the kernel; with dilated columns
 // one product a column of taps. What is ordered by color is a product of the channels that a color sees. A thread owns a run of
 // pixels and up to kShare panels of outputs, whose weights stay in its second-level cache; the sums of a pixel are taken in one
-// order whoever takes them.
+// order whoever takes them. Few channels and few outputs go another way (_masked_planes.h).
 //
 // Packed weights are [panels, taps, C / groups, kPanel], taps in raster order; a panel is of one run of outputs, of one group and color.
 // Winograd's algorithm would be faster for 3x3, and lets a pixel that may not be seen into the rounding of one that sees it not.
 
-#include "masked_conv2d.h"
+#include "_masked_planes.h"
 
 namespace fastgen::masked {
 namespace {
@@ -44,15 +44,14 @@ void pack(const Tensor& weight, const Mask& m, float* packed) {
     parallel(panels * seen, panels * seen * taps * kPanel, [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t item = begin; item < end; ++item) {
         const std::int64_t panel = item / seen, c = item % seen;
-        float* const to = packed + (panel * taps * seen + c) * kPanel;
+        float* to = packed + (panel * taps * seen + c) * kPanel;
         const bool sees_all = !m.ordered() || (run.low <= c && c < run.high);
-        for (std::int64_t k = 0; k < kPanel; ++k) {
-          const std::int64_t output = panel * kPanel + k;
-          const bool there = output < run.last - run.first;
-          for (std::int64_t t = 0; t < taps; ++t) {
-            const bool live = there && (sees_all || t != m.ordered_tap());
-            to[t * seen * kPanel + k] = live ? static_cast<float>(widen(from[output * of_output + c * of_input + at[t]])) : 0.0f;
-          }
+        const std::int64_t outputs = std::min(kPanel, run.last - run.first - panel * kPanel);
+        const T* const first = from + panel * kPanel * of_output + c * of_input;
+        for (std::int64_t t = 0; t < taps; ++t, to += seen * kPanel) {
+          std::fill(to, to + kPanel, 0.0f);
+          if (!sees_all && t == m.ordered_tap()) continue;
+          for (std::int64_t k = 0; k < outputs; ++k) to[k] = static_cast<float>(widen(first[k * of_output + at[t]]));
         }
       }
     });
@@ -217,7 +216,10 @@ Tensor masked_conv2d_packed(const Tensor& input, const Tensor& packed, std::int6
   Tensor output = empty_strided(sizes, dense_strides(sizes, is_channels_last(input)), input.scalar_type());
   if (output.numel() == 0) return output;
   dispatch_dtype(op, input.scalar_type(), [&]<class T>() {
-    if constexpr (std::is_same_v<opmath_t<T>, float>) convolve<T>(input, m, reach, static_cast<const float*>(packed.data_ptr()), parameter, output);
+    if constexpr (std::is_same_v<opmath_t<T>, float>) {
+      const auto run = by_planes(m, w, is_channels_last(input)) ? convolve_planes<T> : convolve<T>;
+      run(input, m, reach, static_cast<const float*>(packed.data_ptr()), parameter, output);
+    }
   });
   return output;
 }

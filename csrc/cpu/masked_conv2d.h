@@ -164,6 +164,26 @@ inline std::int64_t samples_at_a_time(std::int64_t n, std::int64_t floats) {
   return std::clamp<std::int64_t>(most / std::max<std::int64_t>(floats, 1), 1, std::max<std::int64_t>(n, 1));
 }
 
+// Samples [first, first + count): planes [sample][C][rows][columns]; the zeros around them if `fresh`.
+template <class T>
+void stage_planes(const Pixels<T>& x, std::int64_t channels, const Reach& reach, std::int64_t first, std::int64_t count, bool fresh,
+                  float* staged) {
+  const std::int64_t rows = reach.rows(), columns = reach.columns(), plane = rows * columns;
+  parallel(count * rows, count * channels * plane, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t item = begin; item < end; ++item) {
+      const std::int64_t sample = item / rows, row = item % rows, y = row - reach.top;
+      float* const to = staged + sample * channels * plane + row * columns;
+      const bool inside = y >= 0 && y < reach.height;
+      for (std::int64_t c = 0; fresh && c < channels; ++c) {
+        float* const line = to + c * plane;
+        std::fill(line, line + (inside ? reach.left : columns), 0.0f);
+        if (inside) std::fill(line + reach.left + reach.width, line + columns, 0.0f);
+      }
+      if (inside) copy_matrix(x.at(first + sample, 0, y), x.c, x.x, channels, reach.width, to + reach.left, plane);
+    }
+  });
+}
+
 inline void check_image(const char* op, const char* name, const Tensor& t) {
   check_floating(op, name, t);
   FASTGEN_CHECK(t.scalar_type() != ScalarType::Double && t.dim() == 4, op, ": ", name, " must be [N, C, H, W] in float32, bfloat16 or float16");

@@ -14,26 +14,6 @@ constexpr std::int64_t kShare = 4;      // panels at a time
 constexpr std::int64_t kChannels = 48;  // rows at a time, some blocks of registers: 250 pixels of them are 48 KB
 constexpr std::int64_t kFew = 6;        // channels: fewer leave a block of registers empty
 
-// Samples [first, first + count): planes [sample][C][rows][columns]; the zeros around them if `fresh`.
-template <class T>
-void stage_planes(const Pixels<T>& x, std::int64_t channels, const Reach& reach, std::int64_t first, std::int64_t count, bool fresh,
-                  float* staged) {
-  const std::int64_t rows = reach.rows(), columns = reach.columns(), plane = rows * columns;
-  parallel(count * rows, count * channels * plane, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t item = begin; item < end; ++item) {
-      const std::int64_t sample = item / rows, row = item % rows, y = row - reach.top;
-      float* const to = staged + sample * channels * plane + row * columns;
-      const bool inside = y >= 0 && y < reach.height;
-      for (std::int64_t c = 0; fresh && c < channels; ++c) {
-        float* const line = to + c * plane;
-        std::fill(line, line + (inside ? reach.left : columns), 0.0f);
-        if (inside) std::fill(line + reach.left + reach.width, line + columns, 0.0f);
-      }
-      if (inside) copy_matrix(x.at(first + sample, 0, y), x.c, x.x, channels, reach.width, to + reach.left, plane);
-    }
-  });
-}
-
 // Samples [first, first + count): panels [sample][group][panel][pixels][kPanel]; zeros beyond the last output of a group if `fresh`.
 template <class T>
 void stage_panels(const Pixels<T>& grad, std::int64_t groups, std::int64_t of_group, const Reach& reach, std::int64_t first, std::int64_t count,

@@ -31,6 +31,9 @@ SHAPES = {
     "each channel": ((1, 6, 5, 6), 6, (3, 3), (1, 1), 6),
     "one row": ((1, 9, 1, 19), 21, (1, 5), (1, 2), 3),
     "1x1": ((1, 6, 5, 4), 12, (1, 1), (1, 1), 1),
+    "few channels": ((2, 3, 6, 31), 20, (5, 5), (2, 1), 1),
+    "few outputs": ((2, 20, 7, 30), 3, (3, 3), (1, 1), 1),
+    "groups of few": ((1, 6, 18, 15), 34, (3, 3), (1, 1), 2),
 }
 # The same where the kernel need not be odd.
 SHIFTED = {
@@ -45,6 +48,8 @@ COLORS = {
     "as many groups": ((1, 12, 4, 5), 18, (3, 3), (1, 1), 3, 3),
     "two of many": ((1, 20, 3, 5), 40, (1, 3), (1, 1), 1, 2),
     "1x1": ((2, 9, 3, 3), 18, (1, 1), (1, 1), 1, 3),
+    "RGB, wide": ((2, 3, 5, 46), 27, (3, 3), (1, 1), 1, 3),
+    "into RGB": ((2, 12, 5, 14), 3, (3, 3), (1, 1), 1, 3),
 }
 CASES = [(name, kind, *SHAPES[kind], 1) for name, kind in itertools.product(MASK_TYPES, SHAPES)]
 CASES += [("down_right", kind, *case, 1) for kind, case in SHIFTED.items()]
