@@ -117,20 +117,26 @@ def draw(pipe) -> torch.Tensor:
     return torch.from_numpy(images)
 
 
+def reloaded(pipe, folder):
+    pipe.save_pretrained(folder)
+    loaded = diffusers.DDIMPipeline.from_pretrained(folder)
+    loaded.set_progress_bar_config(disable=True)
+    return loaded
+
+
 def test_a_pipeline(tmp_path):
     """Model and scheduler; what is saved needs no fastgen; restored, the bits of before."""
     pipe = pipeline()
     scheduler, before = type(pipe.scheduler), draw(pipe)
+    reloaded_before = draw(reloaded(pipe, tmp_path / "before"))  # on some machines not the bits of what was saved
     assert fastgen.accelerate(pipe) is pipe
     assert isinstance(pipe.scheduler, scheduler) and type(pipe.scheduler) is not scheduler
     assert error(draw(pipe), before.double()) < 10 * WINOGRAD  # steps amplify what a call differs
     rows = {row.name: row for row in fastgen.report(pipe).rows}
     assert rows["scheduler"].accelerated and rows["unet.conv_in"].accelerated
-    pipe.save_pretrained(tmp_path)
-    loaded = diffusers.DDIMPipeline.from_pretrained(tmp_path)
-    loaded.set_progress_bar_config(disable=True)
+    loaded = reloaded(pipe, tmp_path / "after")
     assert type(loaded.scheduler) is scheduler and not any(mixin_of(m) for m in loaded.unet.modules())
-    assert torch.equal(draw(loaded), before)
+    assert torch.equal(draw(loaded), reloaded_before)
     fastgen.restore(pipe)
     assert type(pipe.scheduler) is scheduler and torch.equal(draw(pipe), before)
 
