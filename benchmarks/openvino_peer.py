@@ -55,3 +55,8 @@ def converted(
         return torch.from_numpy(results[0])
 
     return call
+
+
+def of_float32(function: Callable[..., Tensor], x: Tensor, _: Tensor, *rest: Tensor) -> Tensor:
+    """``function`` of the arguments in float32, in which OpenVINO takes them whatever it computes in."""
+    return function(x, *(tensor.float() if tensor.is_floating_point() else tensor for tensor in rest))

@@ -124,6 +124,10 @@ TARGETS: tuple[Target, ...] = (
     Target("the same at batch 16", 600.0, _lowest(NAIVE, family="pixelcnn", mode="gated", how=_AS_USED, shape="16x1x28x28")),
     Target("PixelCNN++ of published size, 32x32, batch 1, over the naive loop (extrapolated)", 100.0, _lowest(NAIVE, family="pixelcnn", mode="plus_plus", how=_AS_USED)),
     Target("PixelCNN of 8 layers of 64 channels, 7x7, 28x28, over the naive loop (extrapolated, lower batch)", 500.0, _lowest(NAIVE, family="pixelcnn", mode="pixel_cnn", how=_AS_USED)),
+    Target("whole U-Net, DDPM's of CIFAR-10, batch 4, fp32, over eager in the same layout (lower row)", 2.0, _lowest("eager", family="model", mode="unet_cifar", dtype="fp32")),
+    Target("the same over OpenVINO", 1.6, _lowest("openvino", family="model", mode="unet_cifar", dtype="fp32")),
+    Target("whole U-Net, guided-diffusion's of ImageNet 64x64, batch 1, fp32, over eager in the same layout", 2.0, _lowest("eager", family="model", mode="unet_imagenet64", dtype="fp32")),
+    Target("the same over OpenVINO", 1.6, _lowest("openvino", family="model", mode="unet_imagenet64", dtype="fp32")),
     Target("accelerated UNet2DModel, DDPM on CIFAR-10, fp32, over eager in the same layout (lower row)", 2.0, _lowest("eager", family="accelerate", mode="ddpm_cifar10", dtype="fp32")),
     Target("accelerated UNet2DConditionModel, SD 1.5 at half width, fp32, over eager in the same layout (lower row)", 1.5, _lowest("eager", family="accelerate", mode="sd15_half_width", dtype="fp32")),
     Target("accelerated AutoencoderKL decoding, fp32, over eager in the same layout (lower row)", 1.5, _lowest("eager", family="accelerate", mode="vae_decode", dtype="fp32")),
@@ -164,7 +168,7 @@ def _verdict(target: Target, rows: Sequence[Row]) -> Verdict:
 
 def _red_rows(target: Target, rows: Sequence[Row]) -> list[str]:
     """Red rows this target would have read: those that change its answer to "something" when given placeholder figures."""
-    names = ("eager", "compile", "diffusers", "k-diffusion", "randn", NAIVE, "floor")
+    names = ("eager", "compile", "openvino", "diffusers", "k-diffusion", "randn", NAIVE, "floor")
     filled = {"times": dict.fromkeys(("fastgen", *names[:-1]), [1.0] * 3), "ratios": dict.fromkeys(names, [1.0] * 3)}
     red = [row for row in rows if not row["green"]]
     return [row["id"] for row in red if target.measure([row | filled]).value is not None]

@@ -13,9 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import fastgen
 
 from ..cases import DTYPES, Case, Provider, Workload, compiled, random_tensor
-from ..openvino_peer import converted
+from ..openvino_peer import converted, of_float32
 from ..verify import Values
-from .bench_unet import BOUND, fill_zeros, of_float32
+from .bench_unet import BOUND, fill_zeros
 
 STEPS = 4  # of a pipeline, enough that its time is a step's
 # DDPM on CIFAR-10 (google/ddpm-cifar10-32), Stable Diffusion 1.5 at half its width, and its decoder.

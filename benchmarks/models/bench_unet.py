@@ -11,11 +11,12 @@ from fastgen.models import UNet
 from fastgen.nn import PlainGroupNorm
 
 from ..cases import DTYPES, Case, Provider, Workload, compiled, random_tensor
-from ..openvino_peer import converted
+from ..openvino_peer import converted, of_float32
 from ..verify import Values
 
 BOUND = 2e-5  # of a model with Winograd's convolutions, in fp32
-# The U-Net of DDPM on CIFAR-10 (Ho et al. 2020, appendix B), and that of an 8x8 digits model.
+# The U-Net of DDPM on CIFAR-10 (Ho et al. 2020, appendix B), that of an 8x8 digits model, and guided-diffusion's of ImageNet 64x64
+# without classes (Dhariwal and Nichol 2021, 296 million parameters).
 CONFIGS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
     "unet_cifar": (
         (4, 3, 32, 32),
@@ -25,6 +26,12 @@ CONFIGS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
         (100, 1, 8, 8),
         {"in_channels": 1, "model_channels": 32, "channel_mult": (1, 2), "attention_resolutions": (2,),
          "use_scale_shift_norm": True, "num_groups": 8},
+    ),
+    "unet_imagenet64": (
+        (1, 3, 64, 64),
+        {"in_channels": 3, "model_channels": 192, "channel_mult": (1, 2, 3, 4), "num_res_blocks": 3,
+         "attention_resolutions": (2, 4, 8), "num_head_channels": 64, "use_scale_shift_norm": True, "resblock_updown": True,
+         "learn_sigma": True},
     ),
 }  # fmt: skip
 
@@ -39,6 +46,7 @@ def cases(device: torch.device, full: bool) -> list[Case]:
         for mode, (shape, _) in CONFIGS.items()
         for layout in ("NCHW", "NHWC")
         for dtype in dtypes
+        if full or (mode, layout) != ("unet_imagenet64", "NHWC")
     ]  # fmt: skip
 
 
@@ -84,11 +92,6 @@ def build(mode: str, layout: str, dtype: str, device: torch.device, allow_compil
         flops=counter.get_total_flops(),
         notes=notes,
     )
-
-
-def of_float32(function: Any, x: torch.Tensor, _: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
-    """``function`` of the arguments in float32, in which OpenVINO takes them whatever it computes in."""
-    return function(x, *(tensor.float() if tensor.is_floating_point() else tensor for tensor in rest))
 
 
 def fill_zeros(model: torch.nn.Module) -> None:

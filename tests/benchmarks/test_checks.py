@@ -25,7 +25,17 @@ BREAKS = {
 
 
 # many seconds, and the same code
-LARGE = ("unet_cifar", "sd15_half_width", "vae_decode", "ddim_pipeline", "gated", "plus_plus", "pixel_cnn", "snail")
+LARGE = (
+    "unet_cifar",
+    "unet_imagenet64",
+    "sd15_half_width",
+    "vae_decode",
+    "ddim_pipeline",
+    "gated",
+    "plus_plus",
+    "pixel_cnn",
+    "snail",
+)
 
 
 def smallest(family: str) -> list[Case]:

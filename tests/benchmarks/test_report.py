@@ -71,7 +71,9 @@ def test_a_red_row_misses_the_targets_that_read_it():
 def test_every_target_reads_cases_that_exist():
     families, notes = collect(torch.device("cpu"), full=False)
     assert families and not notes
-    rounds = {name: [1.0] for name in ("fastgen", "eager", "compile", "diffusers", "randn", targets.NAIVE, "copy")}
+    rounds = {
+        name: [1.0] for name in ("fastgen", "eager", "compile", "openvino", "diffusers", "randn", targets.NAIVE, "copy")
+    }
     rows = [row(case.id, rounds, how=case.how) for cases in families.values() for case in cases]
     unread = [target.text for target in targets.TARGETS if target.measure(rows).value is None]
     assert unread == []
