@@ -310,6 +310,21 @@ def test_what_a_draw_depends_on(channels):
 
 
 @pytest.mark.isa
+def test_seeds_and_gradients_are_read_where_they_lie():
+    """The gradient of a sum is one number for all samples."""
+    logits, target = parameters(3, 1, 2, 4, 5), pictures(3, 1, 4, 5)
+    ops = torch.ops.fastgen
+    apart = torch.arange(6)[::2]
+    drawn, expected = (
+        ops.logistic_mixture_sample(logits, seeds, 1, 0, 0, 0, 1.0) for seeds in (apart, apart.contiguous())
+    )
+    assert torch.equal(drawn, expected)
+    for grad in (randn(6)[::2], randn(1).expand(3)):
+        actual, expected = (ops.logistic_mixture_bwd(g, logits, target, 256) for g in (grad, grad.contiguous()))
+        assert torch.equal(actual, expected)
+
+
+@pytest.mark.isa
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_parameter_that_is_not_finite_is_named(value):
     for channel in (0, 5, 19):

@@ -292,6 +292,26 @@ def test_bits_do_not_depend_on_threads_or_time(layout):
         )
 
 
+@pytest.mark.isa
+@requires_cpu
+@pytest.mark.skipif(not OURS, reason="the library's products are its own")
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_images_too_large_to_be_staged_together(layout, ways):
+    """Each gives the same bits alone; the gradient of the weight is the sum of theirs."""
+    ways(True)
+    x, weight, bias = tensors((3, 40, 61, 60), 17, (3, 3), 1, torch.float32, layout)
+    grad = randn(3, 17, 61, 60, seed=4)
+
+    def fused(*t: Tensor) -> Tensor:
+        return masked_conv2d(*t, mask_type="B")
+
+    y, by_x, by_weight, _ = gradients(fused, [x, weight, bias], grad)
+    alone = [gradients(fused, [x[n : n + 1], weight, bias], grad[n : n + 1]) for n in range(3)]
+    assert torch.equal(y, torch.cat([found[0] for found in alone]))
+    assert torch.equal(by_x, torch.cat([found[1] for found in alone]))
+    torch.testing.assert_close(by_weight, sum(found[2] for found in alone), rtol=0, atol=2e-4)
+
+
 @requires_cpu
 def test_packed_weights_follow_the_weight(ways):
     ways(True)
