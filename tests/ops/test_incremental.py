@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 
 from fastgen import ops
-from fastgen._schema import DRAWS
+from fastgen._schema import BUFFER_COLUMNS, DRAWS, PROGRAM_HEADER
 from fastgen.autoregressive.network import Network
 from fastgen.autoregressive.program import compile_network
 from fastgen.ops import incremental, incremental_step
 from fastgen.reference import _sampling
 from fastgen.reference import incremental as reference
+from fastgen.reference._program import read_program
 
 from .. import fresh
 from ..autoregressive.networks import ABOVE, BEFORE, Builder, everything, random_network, small
@@ -408,6 +409,21 @@ print(taken, refused)
 def test_no_program_crashes():
     taken, refused = map(int, fresh.run(FUZZ, "1", "600").stdout.split())
     assert taken > 60 and refused > 200
+
+
+@pytest.mark.isa
+@pytest.mark.parametrize("operand", [1, 2])
+def test_keys_and_values_that_are_not_kept_are_refused(operand):
+    """They would be read where later rows have been written over them."""
+    arguments = list(sample_arguments(everything(3, 4, channels=3, levels=4), 2))
+    program = arguments[2].clone()
+    plan = read_program("", program, arguments[3].numel(), arguments[4].numel(), arguments[5], 2)
+    attention = next(i for moment in plan.instructions.values() for i in moment if i.kind == "attention")
+    buffer = attention.operands[operand].buffer
+    program[len(PROGRAM_HEADER) + buffer * len(BUFFER_COLUMNS) + BUFFER_COLUMNS.index("rows")] = 2
+    arguments[2] = program
+    with pytest.raises(RuntimeError, match="program has an attention .* rows"):
+        torch.ops.fastgen.incremental_sample(*arguments)
 
 
 def test_exported_names():
