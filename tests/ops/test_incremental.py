@@ -422,7 +422,7 @@ def test_keys_and_values_that_are_not_kept_are_refused(operand):
     buffer = attention.operands[operand].buffer
     program[len(PROGRAM_HEADER) + buffer * len(BUFFER_COLUMNS) + BUFFER_COLUMNS.index("rows")] = 2
     arguments[2] = program
-    with pytest.raises(RuntimeError, match="program has an attention .* rows"):
+    with pytest.raises(RuntimeError, match=r"program has an attention .* rows"):
         torch.ops.fastgen.incremental_sample(*arguments)
 
 
