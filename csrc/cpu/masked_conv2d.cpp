@@ -5,12 +5,12 @@
 // overlap, and a rectangle of taps is one product of it (_product.h), whose lines are the rows of the kernel; with dilated columns
 // one product a column of taps. What is ordered by color is a product of the channels that a color sees. A thread owns a run of
 // pixels and up to kShare panels of outputs, whose weights stay in its second-level cache; the sums of a pixel are taken in one
-// order whoever takes them. Few channels and few outputs go another way (_masked_planes.h).
+// order whoever takes them. Few channels and few outputs go another way (masked_conv2d_planes.h).
 //
 // Packed weights are [panels, taps, C / groups, kPanel], taps in raster order; a panel is of one run of outputs, of one group and color.
 // Winograd's algorithm would be faster for 3x3, and lets a pixel that may not be seen into the rounding of one that sees it not.
 
-#include "_masked_planes.h"
+#include "masked_conv2d_planes.h"
 
 namespace fastgen::masked {
 namespace {
