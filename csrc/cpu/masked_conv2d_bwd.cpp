@@ -5,7 +5,7 @@
 // product (_product.h) sums over the rows of an image as lines: its rows are the channels of a tap or, where a group has few, the
 // neighbouring taps of a row, a pixel apart. A thread owns taps, channels and panels, and takes all samples in order: no sum
 // depends on who takes it.
-#include "masked_conv2d.h"
+#include "masked_conv2d_planes.h"
 
 namespace fastgen::masked {
 namespace {
@@ -116,7 +116,10 @@ Tensor masked_conv2d_weight_bwd(const Tensor& grad_output, const Tensor& input, 
   std::fill(sums, sums + size, 0.0f);  // of taps that lie outside of every image
   if (input.numel() > 0)
     dispatch_dtype(op, input.scalar_type(), [&]<class T>() {
-      if constexpr (std::is_same_v<opmath_t<T>, float>) accumulate<T>(grad_output, input, m, reach, sums);
+      if constexpr (std::is_same_v<opmath_t<T>, float>) {
+        if (weight_by_planes(m, w, grad_output.stride(3) == 1)) accumulate_planes<T>(grad_output, input, m, reach, ceil_div(m.outputs / groups, kPanel) * kPanel, sums);
+        else accumulate<T>(grad_output, input, m, reach, sums);
+      }
     });
   unpack(m, sums, static_cast<float*>(output.mutable_data_ptr()));
   return output;

@@ -38,6 +38,12 @@ inline std::vector<Term> terms_of(const Mask& m, const Reach& reach, const Run& 
   return terms;
 }
 
+// Whether the gradient of the weight is summed so, over pixels in the lanes: it has the same few channels, and reads rows as they lie.
+inline bool weight_by_planes(const Mask& m, std::int64_t width, bool dense_rows) {
+  const std::int64_t lanes = ceil_div(width, kWidth<float>) * kWidth<float>;
+  return 4 * width >= 3 * lanes && m.seen() < kFewChannels && dense_rows;
+}
+
 // Sums of `tall` outputs and `wide` vectors of pixels fill the registers.
 #if defined(__AVX512F__)
 inline constexpr int kTallest = 8, kWidest = 3;
@@ -157,6 +163,77 @@ void convolve_planes(const Tensor& input, const Mask& m, const Reach& reach, con
     for (std::int64_t i = begin; i < end; ++i)
       for (std::int64_t k = 0; k < m.outputs; ++k) last[i * m.outputs + k] = out[(i / pixels * m.outputs + k) * pixels + i % pixels];
   });
+}
+
+// Of the gradient of the weight: outputs and terms whose sums fill the registers, each a vector that ends as one number.
+#if defined(__AVX512F__)
+inline constexpr int kGradients = 4, kTerms = 6;
+#else
+inline constexpr int kGradients = 2, kTerms = 4;
+#endif
+
+// to[t * to_term + k] += the sum over all rows of gradient k times the pixels of term t, for k < outputs and t < count; gradients are
+// `apart`, rows of them width, rows of the plane columns apart.
+template <class T>
+void sum_pixels(const Term* terms, std::int64_t count, const float* pixels, std::int64_t columns, const T* gradients, std::int64_t apart,
+                std::int64_t row, std::int64_t outputs, std::int64_t height, std::int64_t width, float* to, std::int64_t to_term) {
+  VecF sum[kGradients][kTerms];
+  const float* from[kTerms];
+  const T* grad[kGradients];
+#pragma GCC unroll 8
+  for (int k = 0; k < kGradients; ++k)
+#pragma GCC unroll 8
+    for (int t = 0; t < kTerms; ++t) sum[k][t] = VecF(0.0f);
+  for (int t = 0; t < kTerms; ++t) from[t] = pixels + terms[std::min<std::int64_t>(t, count - 1)].at;
+  for (int k = 0; k < kGradients; ++k) grad[k] = gradients + std::min<std::int64_t>(k, outputs - 1) * apart;
+  for (std::int64_t y = 0; y < height; ++y)
+    for_vectors<float>(width, [&](std::int64_t x, auto at) __attribute__((always_inline)) {
+      VecF g[kGradients];
+#pragma GCC unroll 8
+      for (int k = 0; k < kGradients; ++k) g[k] = at.load(grad[k] + y * row + x);
+#pragma GCC unroll 8
+      for (int t = 0; t < kTerms; ++t) {
+        const VecF value = at.load(from[t] + y * columns + x);
+#pragma GCC unroll 8
+        for (int k = 0; k < kGradients; ++k) sum[k][t] = madd<float>(g[k], value, sum[k][t]);
+      }
+    });
+#pragma GCC unroll 8
+  for (int t = 0; t < kTerms; ++t)
+#pragma GCC unroll 8
+    for (int k = 0; k < kGradients; ++k)
+      if (t < count && k < outputs) to[t * to_term + k] += stdx::reduce(sum[k][t]);
+}
+
+// The gradient of the weight as `accumulate` of masked_conv2d_bwd.cpp sums it: [groups][taps][C / groups][stride].
+template <class T>
+void accumulate_planes(const Tensor& grad_output, const Tensor& input, const Mask& m, const Reach& reach, std::int64_t stride, float* sums) {
+  const Pixels<T> grad(grad_output), x(input);
+  const std::int64_t n = input.size(0), plane = reach.rows() * reach.columns(), image = m.inputs * plane, seen = m.seen();
+  const std::int64_t of_group = m.outputs / m.groups, chunk = samples_at_a_time(n, image);
+  Run all{0, of_group, 0, 0, 0};  // Reach has the ordered tap among its rectangles
+  const std::vector<Term> terms = terms_of(m, reach, all);
+  const std::int64_t count = static_cast<std::int64_t>(terms.size()), parts = ceil_div(count, kTerms), blocks = ceil_div(of_group, kGradients);
+  const Scratch<float> memory(chunk * image);
+  for (std::int64_t first = 0; first < n; first += chunk) {
+    const std::int64_t samples = std::min(chunk, n - first);
+    stage_planes(x, m.inputs, reach, first, samples, first == 0, memory.get());
+    const std::int64_t work = samples * reach.height * reach.width * m.outputs * count;
+    parallel(m.groups * blocks * parts, work, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t item = begin; item < end; ++item) {
+        const std::int64_t part = item % parts * kTerms, block = item / parts % blocks * kGradients, group = item / parts / blocks;
+        const std::int64_t outputs = std::min<std::int64_t>(kGradients, of_group - block), some = std::min<std::int64_t>(kTerms, count - part);
+        float found[kTerms * kGradients] = {};
+        for (std::int64_t s = 0; s < samples; ++s)
+          sum_pixels(terms.data() + part, some, memory.get() + s * image + group * seen * plane, reach.columns(),
+                     grad.at(first + s, group * of_group + block, 0), grad.c, grad.y, outputs, reach.height, reach.width, found, kGradients);
+        for (std::int64_t t = 0; t < some; ++t) {
+          float* const to = sums + group * m.taps() * seen * stride + terms[part + t].weight / kPanel * stride + block;
+          for (std::int64_t k = 0; k < outputs; ++k) to[k] += found[t * kGradients + k];
+        }
+      }
+    });
+  }
 }
 
 }  // namespace fastgen::masked
