@@ -3,25 +3,21 @@
 The order is raster order, row by row; all channels of a pixel are drawn together, from logits that see the pixels before it alone.
 """
 
-import inspect
-import json
 import math
-import os
-import re
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import logistic_mixture
-from .checkpoint import load_model, save_model
+from ._configured import Configured, check_positive
 
 Condition = Tensor | tuple[Tensor, Tensor]
 
 
-class AutoregressiveModel(nn.Module):
+class AutoregressiveModel(Configured):
     """The contract: ``model(x, condition=None)`` -> logits, of which those of a pixel depend on no pixel from it on.
 
     ``x`` is float [N, C, H, W] in [-1, 1]: level k of K is ``2 k / (K - 1) - 1``. ``condition`` is [N] integers below
@@ -44,20 +40,14 @@ class AutoregressiveModel(nn.Module):
     State dicts of the public ports that a class names load as they are: their keys are translated, masks and buffers dropped.
     """
 
-    foreign_keys: ClassVar[
-        tuple[tuple[str, str], ...]
-    ] = ()  # regular expressions, and our names for what they match; "" drops it
-
     def __init__(self, config: Mapping[str, Any], distribution: str) -> None:
-        super().__init__()
         _check_config(type(self).__name__, config, distribution)
-        self._config = dict(config)
+        super().__init__(config)
         self.distribution = distribution
         self.in_channels: int = config["in_channels"]
         self.levels: int = config["levels"]
         self.num_classes: int | None = config["num_classes"]
         self.condition_channels: int | None = config["condition_channels"]
-        self.register_load_state_dict_pre_hook(_adopt)
 
     def log_prob(self, x: Tensor, condition: Condition | None = None) -> Tensor:
         """log p(x | condition) in nats, [N]: the sum over all pixels and channels."""
@@ -78,24 +68,6 @@ class AutoregressiveModel(nn.Module):
     def indices(self, x: Tensor) -> Tensor:
         """The levels 0 to K - 1 of an image in [-1, 1], int64."""
         return ((x + 1) * ((self.levels - 1) / 2)).round().long()
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The constructor's arguments, ready for JSON and for :meth:`from_config`."""
-        return json.loads(json.dumps(self._config))
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Build a model with fresh weights from :attr:`config`.
-
-        Raises:
-            ValueError: ``config`` has a key that the model does not know, or a value out of range.
-        """
-        known = list(inspect.signature(cls).parameters)
-        unknown = sorted(set(config) - set(known))
-        if unknown:
-            raise ValueError(f"{cls.__name__}.from_config: unknown keys {unknown}; the known ones are {known}")
-        return cls(**config)
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Tensor], **options: Any) -> Self:
@@ -119,40 +91,13 @@ class AutoregressiveModel(nn.Module):
         return model.eval()
 
     @classmethod
-    def translated(cls, name: str) -> str:
-        """Our name of a weight that a public port calls ``name``, "" for what we have no use for; other names are as they were."""
-        name = name.removeprefix("module.")  # of DataParallel
-        for pattern, ours in cls.foreign_keys:
-            match = re.fullmatch(pattern, name)
-            if match is not None:
-                return match.expand(ours)
-        return name
-
-    @classmethod
     def _config_of(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
         """What the shapes of weights, under our names, say of the config. Raises KeyError for a weight that is not there."""
         raise NotImplementedError
 
-    def save(self, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None) -> None:
-        """Write weights, and the config as JSON in the metadata, to a safetensors file, atomically.
-
-        Args:
-            path: the file.
-            metadata: further strings to keep in the header (how it was trained, say).
-        """
-        save_model(path, self, type(self).__name__, self._config, metadata)
-
-    @classmethod
-    def load(
-        cls, path: str | os.PathLike[str], *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
-    ) -> Self:
-        """Read what :meth:`save` wrote: the model in evaluation mode on ``device``, in ``dtype`` or else that of the file.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            CheckpointError: the file is damaged, is of another model, does not fit its own config, or its weights are not finite.
-        """
-        return load_model(path, cls.__name__, cls.from_config, device=device, dtype=dtype)
+    def adopted(self, name: str, ours: str, tensor: Tensor, shape: torch.Size | None) -> Tensor:
+        """Kernels without what is masked, 1x1 kernels as such."""
+        return _fitted(tensor, shape)
 
     def _check_input(self, x: Tensor, condition: Condition | None) -> None:
         """Raise ValueError where ``x`` or ``condition`` is not what the model takes."""
@@ -242,21 +187,6 @@ def conditioning_config(state: Mapping[str, Tensor], first: str) -> dict[str, in
     return found
 
 
-def count(state: Mapping[str, Tensor], pattern: str) -> int:
-    """How many numbers the one group of ``pattern`` takes at the beginning of the names."""
-    return len({match[1] for match in (re.match(pattern, name) for name in state) if match})
-
-
-def _adopt(module: AutoregressiveModel, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-    """Before ``load_state_dict``: our names for those of a port, kernels without what is masked, 1x1 kernels as such."""
-    own = {name: tensor.shape for name, tensor in module.state_dict().items()}
-    for key in [key for key in state if key.startswith(prefix)]:
-        name = module.translated(key[len(prefix) :])
-        tensor = state.pop(key)
-        if name:
-            state[prefix + name] = _fitted(tensor, own.get(name))
-
-
 def _fitted(tensor: Tensor, shape: torch.Size | None) -> Tensor:
     if shape is None or tensor.shape == shape:
         return tensor
@@ -284,14 +214,3 @@ def _check_config(name: str, config: Mapping[str, Any], distribution: str) -> No
     if config["levels"] < 2 or (distribution == "bernoulli" and config["levels"] != 2):
         wanted = "2" if distribution == "bernoulli" else "at least 2"
         raise ValueError(f"{name}: levels must be {wanted} for distribution={distribution!r}, got {config['levels']}")
-
-
-def check_positive(name: str, config: Mapping[str, Any], *keys: str, optional: bool = False) -> None:
-    """Raise ValueError for a value that is no positive integer (nor None, where that is an option)."""
-    for key in keys:
-        value = config[key]
-        if optional and value is None:
-            continue
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            wanted = "None or a positive integer" if optional else "a positive integer"
-            raise ValueError(f"{name}: {key} must be {wanted}, got {value!r}")

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import gated_activation
+from ._configured import check_positive, count
 from ._shifted_conv2d import ShiftedConv2d
 from .autoregressive import (
     AutoregressiveModel,
@@ -17,9 +18,7 @@ from .autoregressive import (
     Conditioning,
     added,
     channels_innermost,
-    check_positive,
     conditioning_config,
-    count,
     outputs_config,
 )
 

@@ -10,14 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..nn import MaskedConv2d
+from ._configured import check_positive, count
 from .autoregressive import (
     AutoregressiveModel,
     Condition,
     Conditioning,
     added,
-    check_positive,
     conditioning_config,
-    count,
     outputs_config,
 )
 

@@ -11,14 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import concat_elu, gated_activation
+from ._configured import check_positive, count
 from ._shifted_conv2d import moved
 from .autoregressive import (
     AutoregressiveModel,
     Condition,
     Conditioning,
-    check_positive,
     conditioning_config,
-    count,
     split_condition,
 )
 

@@ -13,14 +13,13 @@ from torch import Tensor, nn
 
 from ..nn import MaskedConv2d
 from ..ops import gated_activation
+from ._configured import check_positive, count
 from ._shifted_conv2d import ShiftedConv2d
 from .autoregressive import (
     AutoregressiveModel,
     Condition,
     Conditioning,
-    check_positive,
     conditioning_config,
-    count,
     outputs_config,
 )
 

@@ -10,14 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import gated_activation
+from ._configured import check_positive, count
 from ._shifted_conv2d import ShiftedConv2d
 from .autoregressive import (
     AutoregressiveModel,
     Condition,
     Conditioning,
-    check_positive,
     conditioning_config,
-    count,
     outputs_config,
     split_condition,
 )

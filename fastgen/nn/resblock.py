@@ -5,6 +5,7 @@ Ho et al. 2020 (channel bias); Nichol and Dhariwal 2021 (scale and shift); Dhari
 """
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -40,6 +41,8 @@ class ResBlock(nn.Module):
     Raises:
         ValueError: an argument is out of its range; the message names it.
     """
+
+    takes: ClassVar = ("embedding",)  # beside x, of a stage of layers
 
     def __init__(
         self,

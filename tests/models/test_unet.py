@@ -246,7 +246,11 @@ def test_print():
     [
         ({"in_channels": 0}, r"in_channels must be a positive integer, got 0"),
         ({"num_res_blocks": 1.5}, r"num_res_blocks must be a positive integer, got 1.5"),
-        ({"channel_mult": []}, r"channel_mult must be positive integers, one a level, got \[\]"),
+        (
+            {"channel_mult": []},
+            r"channel_mult must be positive numbers, one a level, whose products with model_channels=16 are .*, got \[\]",
+        ),
+        ({"channel_mult": [0.3]}, r"channel_mult must be .*, got \[0.3\]"),
         (
             {"attention_resolutions": [3]},
             r"attention_resolutions must be downsampling factors among \[1, 2\], got \[3\]",
