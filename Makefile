@@ -14,6 +14,7 @@ PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --maxprocesse
 
 demo: build
 	$(BIN)/fastgen demo --out demo
+	$(BIN)/fastgen demo accelerate --out demo
 	$(BIN)/fastgen demo pixelcnn --out demo
 
 test: build peers lint

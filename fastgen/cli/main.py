@@ -33,7 +33,7 @@ EXTRAS: dict[str, tuple[str, str]] = {
     "rich": ("rich", "demo"),
     "pytest": ("pytest", "bench"),
     "pytest_benchmark": ("pytest-benchmark", "bench"),
-    "diffusers": ("diffusers", "bench"),
+    "diffusers": ("diffusers", "demo"),
 }
 
 

@@ -13,6 +13,7 @@ from .. import _options
 DEMOS = {
     "mnist": "10 x 10 handwritten digits of 28 x 28 pixels by DDIM and DDPM, through plain torch and through fastgen",
     "digits": "the same with digits of 8 x 8 pixels",
+    "accelerate": "the digits of mnist by a pipeline of diffusers, as it is, accelerated and restored",
     "pixelcnn": "digits drawn pixel by pixel by Gated PixelCNNs, by a pass of the network a pixel and by the cached engine",
 }
 
