@@ -7,10 +7,10 @@ from _pages import replace_part
 from diffusers import DDPMPipeline, DDPMScheduler
 
 import fastgen
-from benchmarks.models.bench_accelerate import model_of
+from benchmarks.models.bench_accelerate import ddpm_cifar10, with_weights
 
 if __name__ == "__main__":
-    pipe = DDPMPipeline(unet=model_of("ddpm_cifar10"), scheduler=DDPMScheduler())
+    pipe = DDPMPipeline(unet=with_weights(ddpm_cifar10), scheduler=DDPMScheduler())
     with contextlib.redirect_stdout(io.StringIO()):
         text = str(fastgen.report(fastgen.accelerate(pipe)))
     replace_part("accelerate.md", "report", f"```\n{text}\n```")

@@ -1,9 +1,12 @@
-"""diffusers' own models and a whole pipeline, as they are and after `fastgen.accelerate`."""
+"""Other projects' own models and a whole pipeline, as they are and after `fastgen.accelerate`."""
 
 import copy
 import functools
 import importlib.util
+import itertools
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,73 +14,132 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import fastgen
+from fastgen.ops._packed_weights import WEIGHTS
 
+from .. import peer_unets
 from ..cases import DTYPES, Case, Provider, Workload, compiled, random_tensor
 from ..openvino_peer import converted, of_float32
 from ..verify import Values
 from .bench_unet import BOUND, fill_zeros
 
 STEPS = 4  # of a pipeline, enough that its time is a step's
-# DDPM on CIFAR-10 (google/ddpm-cifar10-32), Stable Diffusion 1.5 at half its width, and its decoder.
-CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
-    "ddpm_cifar10": ("UNet2DModel", {
-        "sample_size": 32, "block_out_channels": (128, 256, 256, 256), "attention_head_dim": None,
-        "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
-        "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-        "downsample_padding": 0, "flip_sin_to_cos": False, "freq_shift": 1, "norm_eps": 1e-6,
-    }),
-    "sd15_half_width": ("UNet2DConditionModel", {
-        "sample_size": 32, "block_out_channels": (160, 320, 640, 640), "cross_attention_dim": 768,
-    }),
-    "vae_decode": ("AutoencoderKL", {
-        "sample_size": 512, "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2,
-        "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
-    }),
-}  # fmt: skip
-SHAPES = {"ddpm_cifar10": (4, 3, 32, 32), "sd15_half_width": (2, 4, 32, 32), "vae_decode": (1, 4, 32, 32)}
-FULL = {"vae_decode": (1, 4, 64, 64)}
+SD15 = {"sample_size": 32, "cross_attention_dim": 768}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model with random weights, and what it is called with.
+
+    Args:
+        of: project and class.
+        build: makes it.
+        shape: of its input.
+        large: the same in a full run.
+        steps: whether it takes timesteps.
+        context: width of the 77 tokens that it takes, if any.
+        full: whether it is measured in a full run alone.
+        bf16: whether it is measured in bfloat16 too.
+    """
+
+    of: str
+    build: Callable[[], nn.Module]
+    shape: tuple[int, ...]
+    large: tuple[int, ...] | None = None
+    steps: bool = True
+    context: int | None = None
+    full: bool = False
+    bf16: bool = True
+
+    def arguments(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Of a call with the image ``x``."""
+        args = (x,)
+        if self.steps:
+            args += (torch.full(x.shape[:1], 500, device=x.device),)
+        if self.context is not None:
+            args += (random_tensor((x.shape[0], 77, self.context), x.device, "fp32", seed=4).to(x.dtype),)
+        return args
+
+
+def diffusers_model(name: str, **config: Any) -> nn.Module:
+    import diffusers
+
+    return getattr(diffusers, name)(**config)
+
+
+def vae_decoder() -> nn.Module:
+    return diffusers_model(
+        "AutoencoderKL", sample_size=512, block_out_channels=(128, 256, 512, 512), layers_per_block=2,
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+    ).decoder  # fmt: skip
+
+
+ddpm_cifar10 = functools.partial(
+    diffusers_model, "UNet2DModel", sample_size=32, block_out_channels=(128, 256, 256, 256), attention_head_dim=None,
+    down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+    up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    downsample_padding=0, flip_sin_to_cos=False, freq_shift=1, norm_eps=1e-6,
+)  # fmt: skip
+sd15_half_width = functools.partial(
+    diffusers_model, "UNet2DConditionModel", **SD15, block_out_channels=(160, 320, 640, 640)
+)
+sd15 = functools.partial(diffusers_model, "UNet2DConditionModel", **SD15, block_out_channels=(320, 640, 1280, 1280))
+
+
+def models() -> dict[str, Model]:
+    """DDPM on CIFAR-10 (google/ddpm-cifar10-32), Stable Diffusion 1.5 at half its width and whole, its decoder, and the U-Nets of
+    other projects where these can be imported."""
+    found = {}
+    if importlib.util.find_spec("diffusers") is not None:
+        found = {
+            "ddpm_cifar10": Model("diffusers' UNet2DModel", ddpm_cifar10, (4, 3, 32, 32)),
+            "sd15_half_width": Model("diffusers' UNet2DConditionModel", sd15_half_width, (2, 4, 32, 32), context=768),
+            "sd15": Model("diffusers' UNet2DConditionModel", sd15, (2, 4, 64, 64), context=768, full=True),
+            "vae_decode": Model(
+                "diffusers' AutoencoderKL", vae_decoder, (1, 4, 32, 32), large=(1, 4, 64, 64), steps=False
+            ),
+        }
+    if peer_unets.there(peer_unets.guided_diffusion):
+        found["imagenet64"] = Model(
+            "guided-diffusion's UNetModel", peer_unets.guided_diffusion, (1, 3, 64, 64), bf16=False
+        )
+    if peer_unets.there(peer_unets.denoising_diffusion):
+        found["ddp_default"] = Model(
+            "denoising-diffusion-pytorch's Unet",
+            peer_unets.denoising_diffusion,
+            (1, 3, 64, 64),
+            (4, 3, 128, 128),
+            bf16=False,
+        )
+    return found
 
 
 def cases(device: torch.device, full: bool) -> list[Case]:
-    if importlib.util.find_spec("diffusers") is None:
-        return []
-    dtypes = ("fp32", "bf16") if device.type == "cuda" or full else ("fp32",)
-    models = [
-        Case(
-            "accelerate", mode, (FULL if full else SHAPES).get(mode, SHAPES[mode]), dtype,
-            functools.partial(build, mode, layout, dtype, device, (FULL if full else SHAPES).get(mode, SHAPES[mode])),
-            f"diffusers' {CONFIGS[mode][0]}, {mode}{', channels-last' if layout == 'NHWC' else ''}", layout=layout,
+    known = models()
+    made = []
+    for mode, model in known.items():
+        if model.full and not full:
+            continue
+        shape = model.large if full and model.large else model.shape
+        for layout in ("NCHW", "NHWC"):
+            for dtype in ("fp32", "bf16") if model.bf16 else ("fp32",):
+                title = f"{model.of}, {mode}{', channels-last' if layout == 'NHWC' else ''}"
+                build_it = functools.partial(build, model, layout, dtype, device, shape)
+                made.append(Case("accelerate", mode, shape, dtype, build_it, title, layout=layout))
+    if "ddpm_cifar10" in known:
+        shape = known["ddpm_cifar10"].shape
+        whole = functools.partial(build_pipeline, shape, device)
+        made.append(
+            Case("accelerate", "ddim_pipeline", shape, "fp32", whole, f"diffusers' DDIMPipeline, {STEPS} steps")
         )
-        for mode in CONFIGS
-        for layout in ("NCHW", "NHWC")
-        for dtype in dtypes
-    ]  # fmt: skip
-    shape = SHAPES["ddpm_cifar10"]
-    whole = functools.partial(build_pipeline, shape, device)
-    return [
-        *models,
-        Case("accelerate", "ddim_pipeline", shape, "fp32", whole, f"diffusers' DDIMPipeline, {STEPS} steps"),
-    ]
+    return made
 
 
-def model_of(mode: str) -> nn.Module:
-    import diffusers
-
-    name, config = CONFIGS[mode]
+def with_weights(build: Callable[[], nn.Module]) -> nn.Module:
+    """The model with random weights, no layer of it silent."""
     torch.manual_seed(0)
-    model = getattr(diffusers, name)(**config).eval()
+    model = build().eval()
     fill_zeros(model)
-    return model.decoder if mode == "vae_decode" else model
-
-
-def call_of(mode: str, x: Tensor) -> tuple[Tensor, ...]:
-    """The arguments of a call."""
-    if mode == "vae_decode":
-        return (x,)
-    step = torch.full(x.shape[:1], 500, device=x.device)
-    if mode == "ddpm_cifar10":
-        return x, step
-    return x, step, random_tensor((x.shape[0], 77, 768), x.device, "fp32", seed=4).to(x.dtype)
+    return model
 
 
 def output(model: Callable[..., Any], *args: Tensor) -> Tensor:
@@ -97,19 +159,22 @@ class Sample(nn.Module):
 
 
 def build(
-    mode: str, layout: str, dtype: str, device: torch.device, shape: tuple[int, ...], allow_compile: bool
+    model: Model, layout: str, dtype: str, device: torch.device, shape: tuple[int, ...], allow_compile: bool
 ) -> Workload:
     memory_format = torch.channels_last if layout == "NHWC" else torch.contiguous_format
-    plain = model_of(mode).to(device, DTYPES[dtype], memory_format=memory_format)
-    fused = fastgen.accelerate(copy.deepcopy(plain))
+    plain = with_weights(model.build).to(device, DTYPES[dtype], memory_format=memory_format)
     x = random_tensor(shape, device, dtype, seed=3, layout=layout)
-    args = call_of(mode, x)
+    args = model.arguments(x)
     models: dict[str, Any] = {"eager": plain}
     notes: list[str] = []
+    fused = copy.deepcopy(plain)
     with torch.no_grad():
+        notes.append(first_outputs(plain, fused, args))
+        begin = time.perf_counter()
         function = compiled(plain, args, allow_compile, notes)
         if function is not None:
             models["compile"] = function
+            notes.append(f"torch.compile took {time.perf_counter() - begin:.0f} s")
     if layout == "NCHW":  # it has layouts of its own
         wanted = tuple(arg.float() if arg.is_floating_point() else arg for arg in args)
         function = converted(Sample(copy.deepcopy(plain).float()), wanted, dtype, allow_compile, notes)
@@ -118,7 +183,7 @@ def build(
     models["fastgen"] = fused
 
     def expected() -> tuple[Tensor]:
-        wide = copy.deepcopy(plain).double()
+        wide = peer_unets.in_float64(plain)
         with torch.no_grad():
             return (output(wide, *(a.double() if a.is_floating_point() else a for a in args)),)
 
@@ -136,11 +201,32 @@ def build(
     )
 
 
+def first_outputs(plain: nn.Module, fused: nn.Module, args: tuple[Tensor, ...]) -> str:
+    """Accelerates ``fused``; says how long its first output took, and the bytes that its kernels keep of its weights."""
+    output(plain, *args)
+    before = WEIGHTS.bytes
+    marks = [time.perf_counter()]
+    for step in (
+        functools.partial(output, plain, *args),
+        functools.partial(fastgen.accelerate, fused),
+        functools.partial(output, fused, *args),
+        functools.partial(output, fused, *args),
+    ):
+        step()
+        marks.append(time.perf_counter())
+    eager, accelerate, first, second = (b - a for a, b in itertools.pairwise(marks))
+    weights, kept = sum(p.nbytes for p in plain.parameters()), WEIGHTS.bytes - before
+    return (
+        f"accelerate took {accelerate:.2f} s, the first output {first:.2f} s, the second {second:.2f} s (eager {eager:.2f} s); "
+        f"{kept / 1e6:.0f} MB beside {weights / 1e6:.0f} MB of weights"
+    )
+
+
 def build_pipeline(shape: tuple[int, ...], device: torch.device, allow_compile: bool) -> Workload:
     """From noise to images, as a user's program draws them: model, scheduler and what the pipeline does around them."""
     import diffusers
 
-    plain = diffusers.DDIMPipeline(unet=model_of("ddpm_cifar10").to(device), scheduler=diffusers.DDIMScheduler())
+    plain = diffusers.DDIMPipeline(unet=with_weights(ddpm_cifar10).to(device), scheduler=diffusers.DDIMScheduler())
     plain.set_progress_bar_config(disable=True)
     fused = fastgen.accelerate(copy.deepcopy(plain))
 

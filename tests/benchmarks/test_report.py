@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from benchmarks import pictures, report, results, tables, targets
+from benchmarks import peer_unets, pictures, report, results, tables, targets
 from benchmarks.cases import collect
 
 from .documents import LOSES, RED, WINS, document, row
@@ -68,7 +68,8 @@ def test_a_red_row_misses_the_targets_that_read_it():
     assert verdicts["with scale and shift, geometric mean over eager"] == "not measured"
 
 
-def test_every_target_reads_cases_that_exist():
+def test_every_target_reads_cases_that_exist(monkeypatch):
+    monkeypatch.setattr(peer_unets, "there", lambda build: True)  # of projects that are not installed here, too
     families, notes = collect(torch.device("cpu"), full=False)
     assert families and not notes
     rounds = {
