@@ -19,7 +19,8 @@ class Configured(nn.Module):
     Args:
         config: the arguments of the class's constructor, ready for JSON.
 
-    State dicts of the projects that a class names load as they are: ``foreign_keys`` translates them.
+    State dicts of the projects that a class names load as they are: ``foreign_keys`` translates them,
+    :meth:`from_state_dict` finds the config too.
     """
 
     # Regular expressions, and our names for what they match; "" drops it.
@@ -44,11 +45,41 @@ class Configured(nn.Module):
         Raises:
             ValueError: ``config`` has a key that the model does not know, or a value out of range.
         """
-        known = [name for name in inspect.signature(cls).parameters if name not in cls.beside_config]
+        known = [name for name in _arguments(cls) if name not in cls.beside_config]
         unknown = sorted(set(config) - set(known))
         if unknown:
             raise ValueError(f"{cls.__name__}.from_config: unknown keys {unknown}; the known ones are {known}")
         return cls(**config, **beside)
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Tensor], **options: Any) -> Self:
+        """The model whose weights these are, a peer's or our own, in evaluation mode, in their dtype and on their device.
+
+        Args:
+            state: weights by name, whose shapes say the sizes.
+            options: arguments of the constructor that shapes do not say, or say wrongly.
+
+        Raises:
+            ValueError: the names are not those of such a model.
+            RuntimeError: weights and options do not fit each other, as ``load_state_dict`` says it.
+        """
+        own = {cls.translated(name): tensor for name, tensor in state.items()}
+        beside = {name: options.pop(name) for name in cls.beside_config if name in options}
+        try:
+            config = cls._config_of(own) | options
+        except (KeyError, IndexError) as error:
+            raise ValueError(f"{cls.__name__}.from_state_dict: not the weights of such a model: no {error}") from error
+        first = next(x for x in state.values() if x.is_floating_point())
+        with torch.device("meta"):  # no time for random weights that nobody sees
+            model = cls.from_config(config, **beside)
+        model = model.to(first.dtype).to_empty(device=first.device)
+        model.load_state_dict(state)
+        return model.eval()
+
+    @classmethod
+    def _config_of(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """What the shapes of weights, under our names, say of the config. Raises KeyError for a missing weight."""
+        raise NotImplementedError
 
     @classmethod
     def translated(cls, name: str) -> str:
@@ -63,6 +94,12 @@ class Configured(nn.Module):
     def adopted(self, name: str, ours: str, tensor: Tensor, shape: torch.Size | None) -> Tensor:
         """What another project calls ``name`` as our weight has it, whose shape is ``shape``; None where we have no such weight."""
         return tensor
+
+    def adopted_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """``state``, another project's or our own, by our names and in our shapes."""
+        shapes = {name: tensor.shape for name, tensor in self.state_dict().items()}
+        named = [(name, self.translated(name), tensor) for name, tensor in state.items()]
+        return {ours: self.adopted(name, ours, tensor, shapes.get(ours)) for name, ours, tensor in named if ours}
 
     def save(self, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None) -> None:
         """Write weights, and the config as JSON in the metadata, to a safetensors file, atomically.
@@ -93,6 +130,17 @@ class Configured(nn.Module):
         )
 
 
+def _arguments(cls: type) -> list[str]:
+    """Of the constructor; of that above it too, where it hands on what it does not name."""
+    names: list[str] = []
+    for base in (base for base in cls.__mro__ if "__init__" in vars(base)):
+        parameters = list(inspect.signature(base).parameters.values())
+        names += [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.name not in names]
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return names
+
+
 def count(state: Mapping[str, Tensor], pattern: str) -> int:
     """How many numbers the one group of ``pattern`` takes at the beginning of the names."""
     return len({match[1] for match in (re.match(pattern, name) for name in state) if match})
@@ -111,10 +159,5 @@ def check_positive(name: str, config: Mapping[str, Any], *keys: str, optional: b
 
 def _adopt(module: Configured, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
     """Before ``load_state_dict``: our names for those of another project, and our shapes."""
-    own = {name: tensor.shape for name, tensor in module.state_dict().items()}
-    for key in [key for key in state if key.startswith(prefix)]:
-        name = key[len(prefix) :]
-        ours = module.translated(name)
-        tensor = state.pop(key)
-        if ours:
-            state[prefix + ours] = module.adopted(name, ours, tensor, own.get(ours))
+    given = {key[len(prefix) :]: state.pop(key) for key in [key for key in state if key.startswith(prefix)]}
+    state.update({prefix + ours: tensor for ours, tensor in module.adopted_state(given).items()})

@@ -121,18 +121,29 @@ class StagedUNet(Configured):
         return h
 
     def _check_input(self, x: Tensor) -> None:
-        name, factor = type(self).__name__, self.downsampling
         if x.dim() != 4 or x.shape[1] != self.in_channels:
-            raise ValueError(f"{name}: x must be [N, {self.in_channels}, H, W], got shape {tuple(x.shape)}")
-        if x.shape[2] % factor or x.shape[3] % factor or 0 in x.shape[2:]:
+            raise ValueError(
+                f"{type(self).__name__}: x must be [N, {self.in_channels}, H, W], got shape {tuple(x.shape)}"
+            )
+        self._check_size(x)
+
+    def _check_size(self, x: Tensor) -> None:
+        name, factor = type(self).__name__, self.downsampling
+        if x.shape[-2] % factor or x.shape[-1] % factor or 0 in x.shape[-2:]:
             raise ValueError(f"{name}: height and width of x must be divisible by {factor}, got shape {tuple(x.shape)}")
+
+    def _of_each(self, name: str, value: Tensor, n: int) -> Tensor:
+        """``value``, [N] or a scalar, as [N]. Raises ValueError for another shape."""
+        if value.dim() > 1 or (value.dim() == 1 and value.shape[0] != n):
+            raise ValueError(
+                f"{type(self).__name__}: {name} must be [N] = [{n}] or a scalar, got shape {tuple(value.shape)}"
+            )
+        return value.expand(n)
 
     def _embed(self, x: Tensor, timesteps: Tensor, y: Tensor | None) -> Tensor:
         """[N, embedding_channels] of timesteps and classes."""
         name, n = type(self).__name__, x.shape[0]
-        if timesteps.dim() > 1 or (timesteps.dim() == 1 and timesteps.shape[0] != n):
-            raise ValueError(f"{name}: timesteps must be [N] = [{n}] or a scalar, got shape {tuple(timesteps.shape)}")
-        embedding = self.time_embedding(timesteps.expand(n))
+        embedding = self.time_embedding(self._of_each("timesteps", timesteps, n))
         if self.class_embedding is None:
             if y is not None:
                 raise ValueError(f"{name}: the model has no classes (num_classes=None), got y")
@@ -153,9 +164,9 @@ def laid_out_as(weight: Tensor, h: Tensor) -> Tensor:
     return h.to(memory_format=torch.channels_last)
 
 
-def _check_config(name: str, config: Mapping[str, Any]) -> None:
-    """Raise ValueError for values no layer would name well."""
-    check_positive(name, config, "in_channels", "model_channels", "num_res_blocks", "num_groups", "num_heads")
+def check_levels(name: str, config: Mapping[str, Any]) -> None:
+    """Raise ValueError where the levels of a config are not such as residual blocks and norms can have."""
+    check_positive(name, config, "in_channels", "model_channels", "num_res_blocks", "num_groups")
     mult: Sequence[float] = config["channel_mult"]
     channels = config["model_channels"]
     if not mult or not all(m > 0 and (channels * m) % 1 == 0 for m in mult):
@@ -172,9 +183,15 @@ def _check_config(name: str, config: Mapping[str, Any]) -> None:
     widths = [int(channels * m) for m in mult]
     if any(width % config["num_groups"] for width in widths):
         raise ValueError(f"{name}: num_groups must divide every width {widths}, got num_groups={config['num_groups']}")
+    if not 0 <= config["dropout"] < 1:
+        raise ValueError(f"{name}: dropout must be in [0, 1), got {config['dropout']}")
+
+
+def _check_config(name: str, config: Mapping[str, Any]) -> None:
+    """Raise ValueError for values no layer would name well."""
+    check_levels(name, config)
+    check_positive(name, config, "num_heads")
     if config["num_classes"] is not None and config["num_classes"] < 1:
         raise ValueError(f"{name}: num_classes must be None or positive, got {config['num_classes']}")
     if config["null_class"] and config["num_classes"] is None:
         raise ValueError(f"{name}: null_class needs num_classes, got None")
-    if not 0 <= config["dropout"] < 1:
-        raise ValueError(f"{name}: dropout must be in [0, 1), got {config['dropout']}")

@@ -5,7 +5,7 @@ The order is raster order, row by row; all channels of a pixel are drawn togethe
 
 import math
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -68,32 +68,6 @@ class AutoregressiveModel(Configured):
     def indices(self, x: Tensor) -> Tensor:
         """The levels 0 to K - 1 of an image in [-1, 1], int64."""
         return ((x + 1) * ((self.levels - 1) / 2)).round().long()
-
-    @classmethod
-    def from_state_dict(cls, state: Mapping[str, Tensor], **options: Any) -> Self:
-        """The model whose weights these are, a public port's or our own, in evaluation mode and in their dtype.
-
-        Args:
-            state: weights by name, whose shapes say the sizes.
-            options: arguments of the constructor that shapes do not say, or say wrongly.
-
-        Raises:
-            ValueError: the names are not those of such a model.
-            RuntimeError: weights and options do not fit each other, as ``load_state_dict`` says it.
-        """
-        own = {cls.translated(name): tensor for name, tensor in state.items()}
-        try:
-            config = cls._config_of(own) | options
-        except (KeyError, IndexError) as error:
-            raise ValueError(f"{cls.__name__}.from_state_dict: not the weights of such a model: no {error}") from error
-        model = cls.from_config(config).to(next(x.dtype for x in state.values() if x.is_floating_point()))
-        model.load_state_dict(state)
-        return model.eval()
-
-    @classmethod
-    def _config_of(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
-        """What the shapes of weights, under our names, say of the config. Raises KeyError for a weight that is not there."""
-        raise NotImplementedError
 
     def adopted(self, name: str, ours: str, tensor: Tensor, shape: torch.Size | None) -> Tensor:
         """Kernels without what is masked, 1x1 kernels as such."""

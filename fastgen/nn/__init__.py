@@ -1,6 +1,6 @@
 """Drop-in `torch.nn` modules over the ops, and the pieces of the models that are built from them."""
 
-from .attention import SpatialAttention
+from .attention import SingleHeadAttention, SpatialAttention
 from .concat_elu import ConcatELU
 from .conv2d import Conv2d, UpsampleConv2d
 from .embedding import TimestepEmbedding, timestep_embedding
@@ -10,17 +10,21 @@ from .group_norm import GroupNorm, PlainGroupNorm
 from .layer_norm import LayerNorm
 from .linear_attention import LinearAttention
 from .masked_conv2d import MaskedConv2d
-from .pseudo3d import FrameAttention, PseudoConv3d, SpatioTemporalAttention, TemporalAttention
+from .pseudo3d import FrameAttention, PseudoConv3d, SpatioTemporalAttention, TemporalAttention, TemporalConv
 from .resample import Downsample, Upsample
 from .resblock import ResBlock
 from .rms_norm import ChannelRMSNorm, RMSNorm
+from .transformer import BasicTransformerBlock, CrossAttention, FeedForward, SpatialTransformer
 
 __all__ = [
     "GEGLU",
+    "BasicTransformerBlock",
     "ChannelRMSNorm",
     "ConcatELU",
     "Conv2d",
+    "CrossAttention",
     "Downsample",
+    "FeedForward",
     "FrameAttention",
     "GatedActivation",
     "GroupNorm",
@@ -31,9 +35,12 @@ __all__ = [
     "PseudoConv3d",
     "RMSNorm",
     "ResBlock",
+    "SingleHeadAttention",
     "SpatialAttention",
+    "SpatialTransformer",
     "SpatioTemporalAttention",
     "TemporalAttention",
+    "TemporalConv",
     "TimestepEmbedding",
     "Upsample",
     "UpsampleConv2d",

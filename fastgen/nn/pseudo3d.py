@@ -13,6 +13,34 @@ from .conv2d import Conv2d
 from .resblock import zero_parameters
 
 
+class TemporalConv(nn.Conv1d):
+    """A convolution along the frames of each pixel, which starts as the identity; an image is returned as it came.
+
+    [N, channels, F, H, W] -> the same, channels innermost in memory.
+
+    Args:
+        channels: of input and output.
+        kernel_size: odd.
+
+    Raises:
+        ValueError: the kernel size is even.
+    """
+
+    def __init__(self, channels: int, kernel_size: int = 3) -> None:
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"TemporalConv: kernel_size must be odd, got {kernel_size}")
+        super().__init__(channels, channels, kernel_size, padding=kernel_size // 2)
+        zero_parameters(self)
+        nn.init.dirac_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not _is_video("TemporalConv", x):
+            return x
+        columns = _channels_innermost(x).flatten(3)  # [N, C, F, H W]: a 2D one, with a kernel of one column
+        y = F.conv2d(columns, self.weight[..., None], self.bias, padding=(self.kernel_size[0] // 2, 0))
+        return y.unflatten(3, x.shape[3:])
+
+
 class PseudoConv3d(nn.Module):
     r"""A 2D convolution of each frame, then a 1D convolution along the frames of each pixel.
 
@@ -39,44 +67,40 @@ class PseudoConv3d(nn.Module):
             if size < 1 or size % 2 == 0:
                 raise ValueError(f"PseudoConv3d: {name} must be odd, got {size}")
         self.spatial_conv = Conv2d(dim, dim_out, kernel_size, padding=kernel_size // 2)
-        self.temporal_conv: nn.Conv1d | None = None
-        if kernel_size > 1:
-            self.temporal_conv = nn.Conv1d(dim_out, dim_out, temporal_kernel_size, padding=temporal_kernel_size // 2)
-            zero_parameters(self.temporal_conv)
-            nn.init.dirac_(self.temporal_conv.weight)
+        self.temporal_conv = TemporalConv(dim_out, temporal_kernel_size) if kernel_size > 1 else None
 
     def forward(self, x: Tensor, enable_time: bool = True) -> Tensor:
         """``x`` [N, C, F, H, W] or [N, C, H, W]; without ``enable_time`` the frames stay apart."""
         if not _is_video("PseudoConv3d", x):
             return self.spatial_conv(x)
-        n, _, frames, height, width = x.shape
+        n, _, frames = x.shape[:3]
         y = self.spatial_conv(_channels_innermost(x).transpose(1, 2).flatten(0, 1))  # [N F, K, H, W]
         y = _channels_innermost(y.unflatten(0, (n, frames)).transpose(1, 2))
-        if not enable_time or self.temporal_conv is None:
-            return y
-        conv = self.temporal_conv  # as a 2D one with a kernel of one column on an image [F, H W]
-        y = F.conv2d(y.flatten(3), conv.weight[..., None], conv.bias, padding=(conv.kernel_size[0] // 2, 0))
-        return y.unflatten(3, (height, width))
+        return self.temporal_conv(y) if enable_time and self.temporal_conv is not None else y
 
 
 class _RMSNorm(nn.Module):
     """normalize(x) gamma sqrt(C) over the last dimension, in which the channels are."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, plain: bool) -> None:
         super().__init__()
         self.gamma = nn.Parameter(torch.ones(channels))
+        self._plain = plain
 
     def forward(self, x: Tensor) -> Tensor:
+        if self._plain:
+            return F.normalize(x, dim=-1) * (self.gamma * x.shape[-1] ** 0.5)
         return rms_norm(x, x.shape[-1], self.gamma, 0.0, min_norm=1e-12)
 
 
 class _VideoAttention(nn.Module):
     """What the two attentions over a video share: the projections of its tokens, and the sum with the input."""
 
-    def __init__(self, dim: int, *, dim_head: int = 64, heads: int = 8) -> None:
+    def __init__(self, dim: int, *, dim_head: int = 64, heads: int = 8, plain: bool = False) -> None:
         super().__init__()
         self.heads = heads
-        self.norm = _RMSNorm(dim)
+        self._attend = F.scaled_dot_product_attention if plain else attention
+        self.norm = _RMSNorm(dim, plain)
         self.to_q = nn.Linear(dim, heads * dim_head, bias=False)
         self.to_kv = nn.Linear(dim, 2 * heads * dim_head, bias=False)
         self.to_out = nn.Linear(heads * dim_head, dim, bias=False)
@@ -106,6 +130,7 @@ class FrameAttention(_VideoAttention):
         dim: channels.
         dim_head: d, channels of a head.
         heads: their number.
+        plain: in torch's own functions alone.
 
     The projection W_o starts at zero, so that the block starts as the identity.
     """
@@ -115,19 +140,21 @@ class FrameAttention(_VideoAttention):
         tokens = _channels_innermost(x).movedim(1, -1)  # [N, (F,) H, W, C], dense
         # of a frame [H W, heads, d] each: [N F, heads, H W, d]
         q, k, v = (t.flatten(-4, -3).flatten(0, -4).transpose(1, 2) for t in self._projections(tokens))
-        return self._added(tokens, attention(q, k, v).transpose(1, 2))
+        return self._added(tokens, self._attend(q, k, v).transpose(1, 2))
 
 
 class TemporalAttention(_VideoAttention):
     """As :class:`FrameAttention`, of a pixel to itself in all frames; an image is returned as it came.
 
     Args:
-        dim, dim_head, heads: as there.
+        dim, dim_head, heads, plain: as there.
         causal: a frame looks at those before it alone, and at itself.
     """
 
-    def __init__(self, dim: int, *, dim_head: int = 64, heads: int = 8, causal: bool = False) -> None:
-        super().__init__(dim, dim_head=dim_head, heads=heads)
+    def __init__(
+        self, dim: int, *, dim_head: int = 64, heads: int = 8, causal: bool = False, plain: bool = False
+    ) -> None:
+        super().__init__(dim, dim_head=dim_head, heads=heads, plain=plain)
         self.causal = causal
 
     def forward(self, x: Tensor) -> Tensor:
@@ -136,7 +163,7 @@ class TemporalAttention(_VideoAttention):
         tokens = _channels_innermost(x).movedim(1, -1)  # [N, F, H, W, C], dense
         # Pixels and their heads lie one after the other: together they are the heads, [N, H W heads, F, d].
         q, k, v = (t.flatten(2, 4).transpose(1, 2) for t in self._projections(tokens))
-        return self._added(tokens, attention(q, k, v, is_causal=self.causal).transpose(1, 2))
+        return self._added(tokens, self._attend(q, k, v, is_causal=self.causal).transpose(1, 2))
 
     def extra_repr(self) -> str:
         return super().extra_repr() + f", causal={self.causal}"

@@ -52,22 +52,32 @@ class Downsample(nn.Module):
         channels: C.
         out_channels: C if None; another number needs ``use_conv``.
         use_conv: convolution or mean.
+        padding: of the convolution: 1 on all sides, or 0, with one row below and one column at the right instead, as
+            the autoencoder of latent diffusion has it; odd sizes are then rounded down, not up.
 
     Raises:
-        ValueError: ``out_channels`` differs from ``channels`` without ``use_conv``.
+        ValueError: ``out_channels`` differs from ``channels`` without ``use_conv``, or ``padding`` is another number.
     """
 
-    def __init__(self, channels: int, out_channels: int | None = None, *, use_conv: bool = True) -> None:
+    def __init__(
+        self, channels: int, out_channels: int | None = None, *, use_conv: bool = True, padding: int = 1
+    ) -> None:
         super().__init__()
+        if padding not in (0, 1):
+            raise ValueError(f"Downsample: padding must be 0 or 1, got {padding}")
         self.channels = channels
         self.out_channels = _out_channels("Downsample", channels, out_channels, use_conv)
-        self.conv = nn.Conv2d(channels, self.out_channels, 3, stride=2, padding=1) if use_conv else None
+        self.conv = nn.Conv2d(channels, self.out_channels, 3, stride=2, padding=padding) if use_conv else None
+        self.padding = padding
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.avg_pool2d(x, 2) if self.conv is None else self.conv(x)
+        if self.conv is None:
+            return F.avg_pool2d(x, 2)
+        return self.conv(x if self.padding else F.pad(x, (0, 1, 0, 1)))
 
     def extra_repr(self) -> str:
-        return f"{self.channels}, {self.out_channels}, use_conv={self.conv is not None}"
+        padding = "" if self.padding else ", padding=0"
+        return f"{self.channels}, {self.out_channels}, use_conv={self.conv is not None}{padding}"
 
 
 def _out_channels(name: str, channels: int, out_channels: int | None, use_conv: bool) -> int:

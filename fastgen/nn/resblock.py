@@ -42,7 +42,7 @@ class ResBlock(nn.Module):
         ValueError: an argument is out of its range; the message names it.
     """
 
-    takes: ClassVar = ("embedding",)  # beside x, of a stage of layers
+    takes: ClassVar[tuple[str, ...]] = ("embedding",)  # beside x, of a stage of layers
 
     def __init__(
         self,
@@ -98,29 +98,37 @@ class ResBlock(nn.Module):
         Raises:
             ValueError: an embedding is missing, or given to a block that takes none.
         """
+        of_norm2 = self._modulation(embedding)
+        h, x = self._first_half(x)
+        return self._second_half(h, of_norm2, self.skip(x))
+
+    def _modulation(self, embedding: Tensor | None) -> dict[str, Tensor]:
+        """What the second norm takes of the embedding."""
         if (embedding is None) != (self.embedding_projection is None):
             expected = "none" if self.embedding_projection is None else "one of shape [N, embedding_channels]"
             raise ValueError(f"ResBlock: the block takes {expected} as embedding, got {_describe(embedding)}")
-        of_norm2 = {} if embedding is None else self._modulation(embedding)
-        if self.resample is None:
-            h = normed_conv(self.norm1, self.conv1, x)
-        elif isinstance(self.conv1, UpsampleConv2d):
-            h, x = normed_conv(self.norm1, self.conv1, x), self.resample(x)
-        else:
-            h, x = self.conv1(self.resample(self.norm1(x))), self.resample(x)
-        if self.training and self.dropout.p > 0:
-            return self.skip(x) + self.conv2(self.dropout(self.norm2(h, **of_norm2)))
-        return normed_conv(self.norm2, self.conv2, h, residual=self.skip(x), **of_norm2)
-
-    def _modulation(self, embedding: Tensor) -> dict[str, Tensor]:
-        """What the second norm takes of the embedding."""
-        if self.embedding_projection is None:
+        if embedding is None or self.embedding_projection is None:
             return {}
         e = self.embedding_projection(F.silu(embedding))  # [N, out_channels] or [N, 2 * out_channels]
         if not self.use_scale_shift_norm:
             return {"channel_bias": e}
         scale, shift = e.chunk(2, dim=1)
         return {"scale": scale, "shift": shift}
+
+    def _first_half(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What the first convolution gives, and what the skip takes."""
+        if self.resample is None:
+            return normed_conv(self.norm1, self.conv1, x), x
+        if isinstance(self.conv1, UpsampleConv2d):
+            return normed_conv(self.norm1, self.conv1, x), self.resample(x)
+        return self.conv1(self.resample(self.norm1(x))), self.resample(x)
+
+    def _second_half(self, h: Tensor, of_norm2: dict[str, Tensor], residual: Tensor | None = None) -> Tensor:
+        """From the second norm on."""
+        if self.training and self.dropout.p > 0:
+            h = self.conv2(self.dropout(self.norm2(h, **of_norm2)))
+            return h if residual is None else residual + h
+        return normed_conv(self.norm2, self.conv2, h, residual=residual, **of_norm2)
 
     def extra_repr(self) -> str:
         return f"{self.channels}, {self.out_channels}, use_scale_shift_norm={self.use_scale_shift_norm}"

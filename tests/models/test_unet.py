@@ -9,11 +9,10 @@ from torch import nn
 
 from fastgen.models import UNet
 from fastgen.nn import Conv2d, GroupNorm, PlainGroupNorm, ResBlock, SpatialAttention
-from fastgen.nn.resample import Downsample, Upsample
 
 from ..backends import import_peer
-from ..modules import copy_parameters, max_difference, randomize
-from ..nn.diffusers_weights import copy_attention, copy_resblock
+from ..modules import max_difference, randomize
+from .diffusers_unets import copy_unet
 
 SMALL = {"model_channels": 16, "channel_mult": [1, 2], "num_res_blocks": 1, "num_groups": 4}
 VARIANTS = {
@@ -27,6 +26,7 @@ VARIANTS = {
         "num_head_channels": 8,
     },
     "learned_sigma": {"in_channels": 2, "learn_sigma": True, "num_heads": 2, "attention_resolutions": [1, 2]},
+    "no_convolutions": {"in_channels": 3, "conv_resample": False},
     "three_levels": {"in_channels": 3, "channel_mult": [1, 1, 3], "num_res_blocks": 2, "attention_resolutions": []},
 }
 
@@ -131,45 +131,12 @@ def test_is_unet_2d_model_of_diffusers(scale_shift, classes):
             num_class_embeds=classes,
     ).eval()  # fmt: skip
     assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in peer.parameters())
-    _copy_unet(model, peer)
+    copy_unet(model, peer)
     x, timesteps, y = _inputs(model)
     with torch.no_grad():
         expected = peer(x, timesteps, class_labels=y).sample
         assert expected.std() > 0.1
         assert max_difference(model(x, timesteps, y), expected) <= 1e-5
-
-
-def _copy_unet(model, peer):
-    """The weights of ``model`` into a `UNet2DModel`: both list the same layers in the order of the forward pass."""
-    copy_parameters(model.input_blocks[0][0], peer.conv_in)
-    copy_parameters(model.time_embedding.linear_1, peer.time_embedding.linear_1)
-    copy_parameters(model.time_embedding.linear_2, peer.time_embedding.linear_2)
-    if model.class_embedding is not None:
-        copy_parameters(model.class_embedding, peer.class_embedding)
-    copy_parameters(model.out_norm, peer.conv_norm_out)
-    copy_parameters(model.out_conv, peer.conv_out)
-    stages = [*model.input_blocks[1:], model.middle_block, *model.output_blocks]
-    ours = [layer for stage in stages for layer in stage]
-    theirs = [layer for block in peer.down_blocks for layer in _layers(block, "downsamplers")]
-    theirs += [peer.mid_block.resnets[0], peer.mid_block.attentions[0], peer.mid_block.resnets[1]]
-    theirs += [layer for block in peer.up_blocks for layer in _layers(block, "upsamplers")]
-    for layer, peer_layer in zip(ours, theirs, strict=True):
-        if isinstance(layer, ResBlock):
-            copy_resblock(layer, peer_layer)
-        elif isinstance(layer, SpatialAttention):
-            copy_attention(layer, peer_layer)
-        else:
-            assert isinstance(layer, Upsample | Downsample)
-            copy_parameters(layer.conv, peer_layer.conv)
-
-
-def _layers(block, resamplers):
-    attentions = getattr(block, "attentions", None)
-    for i, resnet in enumerate(block.resnets):
-        yield resnet
-        if attentions is not None:
-            yield attentions[i]
-    yield from getattr(block, resamplers) or ()
 
 
 def test_starts_at_zero():

@@ -1,4 +1,4 @@
-"""`SpatialAttention` against diffusers' `Attention` and against its formula."""
+"""`SpatialAttention` and `SingleHeadAttention` against diffusers' `Attention` and against their formula."""
 
 import copy
 import math
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastgen.nn import PlainGroupNorm, SpatialAttention
+from fastgen.nn import PlainGroupNorm, SingleHeadAttention, SpatialAttention
 
 from ..backends import import_peer
 from ..modules import max_difference, randomize
@@ -60,6 +60,35 @@ def test_gradients_and_layout():
         assert max_difference(ours, theirs) <= 1e-9
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("hooked", [False, True])
+def test_single_head_attention(layout, hooked):
+    """That of one head whose q, k and v lie together; layers with hooks are called as such."""
+    fused = randomize(SingleHeadAttention(24, num_groups=4)).double()
+    plain = SingleHeadAttention(24, num_groups=4, norm=PlainGroupNorm).double()
+    plain.load_state_dict(fused.state_dict())
+    together = SpatialAttention(24, num_groups=4, eps=1e-6, norm=PlainGroupNorm).double()
+    parts = (fused.q, fused.k, fused.v)
+    state = {f"norm.{name}": value for name, value in fused.norm.state_dict().items()}
+    state |= {f"proj.{name}": value for name, value in fused.proj_out.state_dict().items()}
+    state |= {f"qkv.{name}": torch.cat([getattr(part, name) for part in parts]) for name in ("weight", "bias")}
+    together.load_state_dict(state)
+    called = []
+    if hooked:
+        fused.v.register_forward_hook(lambda *_: called.append(True))
+    grads = []
+    for block in (fused, plain):
+        x = _input(torch.float64).to(memory_format=layout).requires_grad_()
+        y = block(x)
+        assert y.is_contiguous(memory_format=layout) and max_difference(y, together(x)) <= 1e-12
+        grads.append(torch.autograd.grad(y.square().sum(), [x, *block.parameters()]))
+    for ours, theirs in zip(*grads, strict=True):
+        assert max_difference(ours, theirs) <= 1e-9
+    assert bool(called) == hooked
+    for twin in (pickle.loads(pickle.dumps(plain)), copy.deepcopy(fused)):
+        assert max_difference(twin(x), y) <= 1e-12
+
+
 def test_starts_as_identity_pickles_copies_prints():
     x = _input()
     block = SpatialAttention(24, num_heads=2, num_groups=4)
@@ -90,8 +119,9 @@ class Copies(TorchDispatchMode):
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_no_copy_on_the_way(dtype, layout):
-    block = randomize(SpatialAttention(24, num_heads=2, num_groups=4)).to(dtype)
+@pytest.mark.parametrize("cls", [SpatialAttention, SingleHeadAttention])
+def test_no_copy_on_the_way(cls, dtype, layout):
+    block = randomize(cls(24, num_groups=4)).to(dtype)
     x = _input(dtype).contiguous(memory_format=layout)
     with torch.no_grad(), Copies() as copies:
         y = block(x)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastgen.nn import FrameAttention, PseudoConv3d, SpatioTemporalAttention, TemporalAttention
+from fastgen.nn import FrameAttention, PseudoConv3d, SpatioTemporalAttention, TemporalAttention, TemporalConv
 
 from ..modules import max_difference, randomize
 
@@ -24,10 +24,12 @@ def video(dtype=torch.float64, frames=5, batch=2, channels=8):
 def convolved(module, x, time=True):
     """The 2D convolution frame by frame, then the 1D one pixel by pixel."""
     y = torch.stack([F.conv2d(frame, *parameters(module.spatial_conv), padding="same") for frame in x.unbind(2)], 2)
-    if not time or module.temporal_conv is None:
-        return y
-    pixels = y.permute(0, 3, 4, 1, 2).flatten(0, 2)
-    pixels = F.conv1d(pixels, *parameters(module.temporal_conv), padding="same")
+    return y if not time or module.temporal_conv is None else convolved_in_time(module.temporal_conv, y)
+
+
+def convolved_in_time(module, x):
+    pixels = x.permute(0, 3, 4, 1, 2).flatten(0, 2)
+    pixels = F.conv1d(pixels, *parameters(module), padding="same")
     return pixels.unflatten(0, (x.shape[0], *x.shape[3:])).permute(0, 3, 4, 1, 2)
 
 
@@ -62,6 +64,7 @@ CASES = {
     "conv": (lambda: PseudoConv3d(8, 6), convolved),
     "conv, other kernel over time": (lambda: PseudoConv3d(8, 6, 3, temporal_kernel_size=5), convolved),
     "conv 1x1": (lambda: PseudoConv3d(8, 6, 1), convolved),
+    "conv over time": (lambda: TemporalConv(8, 5), convolved_in_time),
     "frames": (lambda: FrameAttention(8, dim_head=4, heads=3), in_frames),
     "time": (lambda: TemporalAttention(8, dim_head=4, heads=3), in_time),
     "causal": (lambda: TemporalAttention(8, dim_head=4, heads=3, causal=True), lambda m, x: in_time(m, x, True)),
@@ -94,7 +97,7 @@ def test_images_and_frames_apart(name):
     module, x = randomize(CASES[name][0]().double()), video()
     image = module(x[:, :, 3])
     assert image.dim() == 4
-    if name in ("time", "causal"):
+    if name in ("time", "causal", "conv over time"):
         assert torch.equal(image, x[:, :, 3])
     elif name == "frames":
         assert max_difference(image, module(x)[:, :, 3]) <= 1e-12
@@ -105,15 +108,18 @@ def test_images_and_frames_apart(name):
             assert max_difference(apart, module(x)) > 1e-3
 
 
-class Copies(TorchDispatchMode):
+class Calls(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.names = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.overloadpacket.__name__ in COPIES:
-            self.names.append(str(func))
+        self.names.append(str(func))
         return func(*args, **(kwargs or {}))
+
+    @property
+    def copies(self):
+        return [name for name in self.names if name.split(".")[1] in COPIES]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -122,9 +128,9 @@ def test_copies(name, dtype):
     """None where the channels are innermost, one where they are not; not one of what is between the two halves either."""
     module = randomize(CASES[name][0]()).to(dtype)
     for x, expected in ((video(dtype).contiguous(memory_format=torch.channels_last_3d), 0), (video(dtype), 1)):
-        with torch.no_grad(), Copies() as copies:
+        with torch.no_grad(), Calls() as calls:
             module(x)
-        assert len(copies.names) == expected, copies.names
+        assert len(calls.copies) == expected, calls.copies
 
 
 def test_starts_as_the_image_layers():
@@ -132,6 +138,18 @@ def test_starts_as_the_image_layers():
     conv, attention = PseudoConv3d(8, 6), SpatioTemporalAttention(8, dim_head=4, heads=2)
     assert max_difference(conv(x), conv(x, enable_time=False)) <= 1e-6
     assert torch.equal(attention(x), x)
+
+
+@pytest.mark.parametrize("cls", [FrameAttention, TemporalAttention])
+def test_plain_attention(cls):
+    fused = randomize(cls(8, dim_head=4, heads=3).double())
+    plain = cls(8, dim_head=4, heads=3, plain=True).double()
+    plain.load_state_dict(fused.state_dict())
+    assert max_difference(plain(video()), fused(video())) <= 1e-12
+    for module, ours in ((fused, True), (plain, False)):
+        with torch.no_grad(), Calls() as calls:
+            module(video())
+        assert any(name.startswith("fastgen") for name in calls.names) == ours
 
 
 def test_names_of_parameters_are_those_of_make_a_video_pytorch():
@@ -157,6 +175,8 @@ def test_pickles_copies_prints():
 def test_bad_arguments():
     with pytest.raises(ValueError, match="PseudoConv3d: kernel_size must be odd, got 4"):
         PseudoConv3d(8, kernel_size=4)
+    with pytest.raises(ValueError, match="TemporalConv: kernel_size must be odd, got 2"):
+        TemporalConv(8, 2)
     with pytest.raises(ValueError, match="PseudoConv3d: temporal_kernel_size must be odd, got 2"):
         PseudoConv3d(8, temporal_kernel_size=2)
     for name, (make, _) in CASES.items():

@@ -23,6 +23,20 @@ def test_is_diffusers(cls, shape, use_conv, out_channels):
     assert f"use_conv={use_conv}" in repr(ours)
 
 
+@pytest.mark.parametrize("size", [(6, 8), (5, 7)])
+def test_downsampling_without_padding_before(size):
+    resnet = import_peer("diffusers.models.resnet")
+    ours = randomize(Downsample(8, 12, padding=0))
+    theirs = resnet.Downsample2D(8, use_conv=True, out_channels=12, padding=0)
+    copy_parameters(ours.conv, theirs.conv)
+    x = torch.randn(2, 8, *size, generator=torch.Generator().manual_seed(1))
+    assert ours(x).shape == (2, 12, size[0] // 2, size[1] // 2)
+    assert max_difference(ours(x), theirs(x)) <= 1e-6
+    assert "padding=0" in repr(ours)
+    with pytest.raises(ValueError, match=r"Downsample: padding must be 0 or 1, got 2"):
+        Downsample(8, padding=2)
+
+
 @pytest.mark.parametrize("cls", [Upsample, Downsample])
 def test_other_channels_need_a_convolution(cls):
     with pytest.raises(ValueError, match=rf"{cls.__name__}: without use_conv out_channels must equal channels, got"):
