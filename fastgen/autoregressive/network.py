@@ -247,7 +247,7 @@ def value_of(node: Node, image: Tensor, values: Values) -> Tensor:
     if isinstance(node, Attention):
         return _attention(node, *(read(operand) for operand in node.operands))
     assert isinstance(node, Embedding), type(node)
-    levels = read(node.operand).round().long().clamp(0, len(node.table) - 1)
+    levels = read(node.operand).round().clamp(0, len(node.table) - 1).long()
     return cast(node.table)[levels].movedim(-1, 2).flatten(1, 2)
 
 

@@ -115,7 +115,7 @@ class Machine:
             weight, bias = (None if at < 0 else self.parameters[at : at + channels] for at in (i.weight, i.bias))
             return torch.nn.functional.layer_norm(first, (channels,), weight, bias, float(self.parameters[i.eps]))
         table = self.parameters[i.table :][: i.levels * i.weight].view(i.levels, i.weight)
-        return table[first.nan_to_num(0.0).round().long().clamp(0, i.levels - 1)].flatten(2)
+        return table[first.nan_to_num(0.0).round().clamp(0, i.levels - 1).long()].flatten(2)
 
     def _attention(self, i: Instruction, y: int, columns: range) -> Tensor:
         width, scale = self.program.buffers[i.output].width, self.parameters[i.scale]

@@ -239,6 +239,18 @@ def test_a_pixel_of_nan_that_is_known_is_an_error_behind_it():
 
 
 @pytest.mark.isa
+@pytest.mark.isa
+def test_levels_past_the_table_of_an_embedding_are_its_ends():
+    b = Builder(*SHAPE, 1, seed=4)
+    network = b.network(b.conv(b.embedding(b.image, LEVELS, 3), LEVELS, BEFORE))
+    image = torch.tensor([-7.0, LEVELS, LEVELS - 0.4, 1e30, -0.4, 2.0], dtype=torch.float64).view(1, 1, *SHAPE)
+    given = tensors(compile_network(network, dtype=torch.float64))
+    known = torch.ones_like(image, dtype=torch.bool)
+    logits = incremental(image, **given, seeds=[0], known=known, levels=VALUES, count=LEVELS, return_logits=True)[2]
+    expected = network.evaluate(image.round().clamp(0, LEVELS - 1))
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-12)
+
+
 def test_nothing():
     given = example(torch.float32)
     given |= {"image": given["image"][:0], "seeds": [], "known": given["known"][:0]}
