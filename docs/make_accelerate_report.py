@@ -1,4 +1,4 @@
-"""The report in docs/accelerate.md: of a pipeline of diffusers with the U-Net of DDPM on CIFAR-10, random weights."""
+"""The report in README.md and docs/accelerate.md: of a pipeline of diffusers with the U-Net of DDPM on CIFAR-10, random weights."""
 
 import contextlib
 import io
@@ -13,4 +13,5 @@ if __name__ == "__main__":
     pipe = DDPMPipeline(unet=with_weights(ddpm_cifar10), scheduler=DDPMScheduler())
     with contextlib.redirect_stdout(io.StringIO()):
         text = str(fastgen.report(fastgen.accelerate(pipe)))
-    replace_part("accelerate.md", "report", f"```\n{text}\n```")
+    for page in ("accelerate.md", "../README.md"):
+        replace_part(page, "report", f"```\n{text}\n```")

@@ -1,20 +1,34 @@
 """What stand-ins are made of: a norm, an activation and a convolution as one call of the ops, where nobody looks between them."""
 
+import contextlib
+import math
+import sys
+from collections.abc import Iterable
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..nn.conv2d import Conv2d, takes_norm
 from ..nn.group_norm import GroupNorm
 from ..ops import group_norm, upsample_conv2d
-from .stand_in import bare
+from .stand_in import StandIn, bare
 
 SWISH = ("SiLU", "Swish", "SiLU32")  # classes of x * sigmoid(x), torch's and those from before it had one
+PLAIN = vars(nn.SiLU()).keys()  # what such a module has
+END = object()  # behind the last of a row
 
 
-def with_silu(norm: nn.Module, activation: nn.Module) -> bool:
+def with_silu(norm: Any, activation: Any) -> bool:
     """Whether these two may be one call: of classes that the op knows, with no hooks."""
-    return isinstance(norm, GroupNorm) and is_swish(activation) and bare((norm, activation))
+    return is_norm(norm) and is_silu(activation)
+
+
+def is_norm(norm: Any) -> bool:
+    """Whether a module is the op's GroupNorm alone, without an activation, and nobody looks at its calls."""
+    known = isinstance(norm, GroupNorm) and (type(norm) is GroupNorm or isinstance(norm, StandIn))
+    return known and norm.activation is None and bare((norm,))
 
 
 def fusible(norm: nn.Module, activation: nn.Module, conv: nn.Module, *between: nn.Module) -> bool:
@@ -28,7 +42,15 @@ def idle(module: nn.Module) -> bool:
 
 
 def is_swish(activation: Any) -> bool:
-    return type(activation).__name__ in SWISH
+    """Whether a module is one of them, with nothing of its own that could scale what it takes."""
+    return type(activation) is nn.SiLU or (
+        type(activation).__name__ in SWISH and vars(activation).keys() <= PLAIN and not activation._parameters
+    )
+
+
+def is_silu(activation: Any) -> bool:
+    """Whether it is such a module, at whose calls nobody looks, or torch's function."""
+    return activation is F.silu or (isinstance(activation, nn.Module) and is_swish(activation) and bare((activation,)))
 
 
 def norm_silu(norm: Any, input: Tensor, **of_norm: Tensor) -> Tensor:
@@ -67,6 +89,64 @@ def upsample_conv(conv: Any, input: Tensor) -> Tensor:
     return upsample_conv2d(input, conv.weight, conv.bias)
 
 
+def is_nearest_by_two(module: Any) -> bool:
+    return type(module) is nn.Upsample and module.mode == "nearest" and module.size is None and module.scale_factor == 2
+
+
+def in_a_row(calls: Iterable[Any], input: Any) -> Any:
+    """``input`` through modules and functions, one after another; GroupNorm, SiLU and a convolution, or the first two, and
+    upsampling and a convolution as one call.
+
+    ``calls`` is asked for the next not before all until then are done, but behind a norm and SiLU, which change nothing.
+    """
+    left = iter(calls)
+    ahead: list[Any] = []
+
+    def at(i: int) -> Any:
+        while len(ahead) <= i:
+            ahead.append(next(left, END))
+        return ahead[i]
+
+    while at(0) is not END:
+        first, done = at(0), 1
+        if is_nearest_by_two(first) and bare((first,)) and upsampling(at(1)):
+            input, done = upsample_conv(at(1), input), 2
+        elif is_norm(first) and is_silu(at(1)):
+            done = 2
+            while isinstance(at(done), nn.Module) and idle(at(done)) and bare((at(done),)):
+                done += 1
+            if isinstance(at(done), nn.Conv2d) and bare((at(done),)):
+                input, done = norm_silu_conv(first, at(done), input), done + 1
+            else:
+                input, done = norm_silu(first, input), 2
+        else:
+            input = first(input)
+        del ahead[:done]
+    return input
+
+
 def linear(module: Any) -> bool:
     """Whether a module is torch's own linear, which a call may do without asking."""
     return type(module) is nn.Linear and bare((module,))
+
+
+def agrees(mixin: type[StandIn], module: Any, *shape: int) -> bool:
+    """Whether a module of parameters alone gives what its stand-in gives, to rounding, for an input of ``shape`` with samples of
+    different sizes, so that an epsilon shows: projects have norms of one name and one look that are not the same."""
+    parameter = next(module.parameters(), None)
+    if parameter is None or not parameter.is_floating_point():
+        return False
+    whole = parameter.dtype in (torch.float32, torch.float64)
+    sizes = torch.logspace(0, -4 if whole else 0, shape[0]).reshape(-1, *[1] * (len(shape) - 1))
+    x = (torch.arange(1.0, math.prod(shape) + 1).sin().reshape(shape) * sizes).to(parameter)
+    compiler = "torch._dynamo" in sys.modules
+    with torch.no_grad(), torch.compiler.set_stance("force_eager") if compiler else contextlib.nullcontext():
+        try:
+            outputs = [each.forward(module, x) for each in (mixin, type(module))]  # type: ignore[union-attr]
+        except Exception:  # whatever it is, it takes something else
+            return False
+    if outputs[0].shape != outputs[1].shape or outputs[0].dtype != outputs[1].dtype:
+        return False
+    ours, theirs = (y.double().flatten(1) for y in outputs)
+    bound = 64 * torch.finfo(parameter.dtype).eps * theirs.norm(dim=1)
+    return bool(((ours - theirs).norm(dim=1) <= bound).all())

@@ -6,8 +6,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from .. import nn as fused
-from .fusing import fusible, idle, norm_silu, norm_silu_conv, upsample_conv, upsampling, with_silu
-from .stand_in import StandIn, bare
+from .fusing import in_a_row
+from .stand_in import StandIn
 
 
 class Conv2d(StandIn, fused.Conv2d):
@@ -39,25 +39,7 @@ class Sequential(StandIn):
         return any(isinstance(each, (nn.GroupNorm, nn.Upsample)) for each in module)
 
     def forward(self: Any, input: Tensor) -> Tensor:
-        modules = list(self)
-        while modules:
-            norm, *after = modules
-            length = next(
-                (i for i, m in enumerate(after[1:], 1) if not idle(m)), len(after)
-            )  # of the rest, up to a convolution
-            if after and is_nearest_by_two(norm) and upsampling(after[0]) and bare((norm,)):
-                input, modules = upsample_conv(after[0], input), after[1:]
-            elif length < len(after) and fusible(norm, after[0], after[length], *after[1:length]):
-                input, modules = norm_silu_conv(norm, after[length], input), after[length + 1 :]
-            elif after and with_silu(norm, after[0]):
-                input, modules = norm_silu(norm, input), after[1:]
-            else:
-                input, modules = norm(input), after
-        return input
-
-
-def is_nearest_by_two(module: nn.Module) -> bool:
-    return type(module) is nn.Upsample and module.mode == "nearest" and module.size is None and module.scale_factor == 2
+        return in_a_row(self, input)
 
 
 STAND_INS = (Conv2d, GroupNorm, Sequential)

@@ -22,6 +22,9 @@ class StandIn:
         takes: the names of the arguments that `method` must begin with.
         has: the attributes that a module must have.
         parent_class: the class itself, of a subclass made of both.
+        parent_method: there, `method`.
+
+    What a module has under one of these names, but for the last two, it keeps: see `Kept`.
     """
 
     of: ClassVar[str]
@@ -31,6 +34,7 @@ class StandIn:
     takes: ClassVar[tuple[str, ...]] = ()
     has: ClassVar[tuple[str, ...]] = ()
     parent_class: ClassVar[type]
+    parent_method: ClassVar[str]
 
     @classmethod
     def concerns(cls, module: Any) -> bool:
@@ -42,9 +46,14 @@ class StandIn:
         """Why this module of the right class, with the right attributes, is nothing for the stand-in."""
         yield from ()
 
+    @classmethod
+    def members(cls, parent: type) -> dict[str, Any]:
+        """What a subclass of ``parent`` has besides what the mixin has."""
+        return {}
+
     def theirs(self, *args: Any, **kwargs: Any) -> Any:
         """The method that is overridden, as their class has it."""
-        return getattr(self.parent_class, self.method)(self, *args, **kwargs)
+        return getattr(self.parent_class, self.parent_method)(self, *args, **kwargs)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Copies and pickles name the mixin and the parent: the subclass of both lies in no module."""
@@ -53,6 +62,22 @@ class StandIn:
         return _anew, (_mixin(type(self)), self.parent_class, *args), *state
 
 
+class Kept:
+    """A name of the mixin's in the subclass: of a module it is a child, parameter or buffer, as if there were no mixin."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, module: Any, cls: type) -> Any:
+        if module is None:
+            return getattr(_mixin(cls), self.name)
+        for found in (module._modules, module._parameters, module._buffers):
+            if self.name in found:
+                return found[self.name]
+        return module.__getattr__(self.name)
+
+
+OURS = ("of", "project", "does", "method", "takes", "has", "concerns", "reasons", "members")
 _MADE: dict[tuple[type, type], Any] = {}
 
 
@@ -61,7 +86,10 @@ def subclass(mixin: type[StandIn], parent: type) -> Any:
     if (mixin, parent) in _MADE:
         return _MADE[mixin, parent]
     names = {name: getattr(parent, name) for name in ("__module__", "__qualname__", "__doc__")}
-    return _MADE.setdefault((mixin, parent), type(parent.__name__, (mixin, parent), {**names, "parent_class": parent}))
+    kept = {name: inspect.getattr_static(parent, name, Kept(name)) for name in OURS}
+    of_parent = {"parent_class": parent, "parent_method": mixin.method}
+    made = type(parent.__name__, (mixin, parent), {**names, **kept, **mixin.members(parent), **of_parent})
+    return _MADE.setdefault((mixin, parent), made)
 
 
 def base_of(cls: type, mixin: type[StandIn]) -> type | None:
@@ -75,15 +103,34 @@ def refusals(mixin: type[StandIn], module: nn.Module) -> list[str]:
     base = base_of(cls, mixin)
     if getattr(cls, name, None) is not getattr(base, name, None):
         return [f"{name} overridden by {cls.__qualname__}"]
-    if name in vars(module) or "forward" in vars(module):
+    if name in vars(module):
         return ["forward overridden on the module"]
     if not hasattr(base, name):
         return [f"this {mixin.of} has no {name}"]
-    arguments = tuple(inspect.signature(getattr(base, name)).parameters)[1:]
+    arguments = arguments_of(base, name)
     if arguments[: len(mixin.takes)] != mixin.takes:
         return [f"{name} takes ({', '.join(arguments)}) where ({', '.join(mixin.takes)}) is known"]
     if missing := [attribute for attribute in mixin.has if not hasattr(module, attribute)]:
         return [f"it has no {' and no '.join(missing)}"]
+    return unfit(mixin, module)
+
+
+def resembles(mixin: type[StandIn], module: nn.Module) -> bool:
+    """Whether a module may be of the class that ``mixin`` means, in some version, and not of another one of that name."""
+    arguments = arguments_of(base_of(type(module), mixin), mixin.method)
+    return arguments[: len(mixin.takes)] == mixin.takes or all(hasattr(module, name) for name in mixin.has)
+
+
+def arguments_of(cls: type | None, method: str) -> tuple[str, ...]:
+    """The names of what a method takes after ``self``; none where there is no such method."""
+    return tuple(inspect.signature(getattr(cls, method)).parameters)[1:] if hasattr(cls, method) else ()
+
+
+def unfit(mixin: type[StandIn], module: nn.Module) -> list[str]:
+    """Why this module cannot be a stand-in, whatever its class is."""
+    cls = type(module)
+    if "forward" in vars(module):
+        return ["forward overridden on the module"]
     if laid_out_after(cls) is not laid_out_after(mixin):
         return ["its class derives from another than nn.Module first"]
     if any(parameter.is_meta for parameter in module.parameters()):
@@ -115,9 +162,14 @@ def mixin_of(module: Any) -> type[StandIn] | None:
 
 
 def bare(modules: Iterable[Any]) -> bool:
-    """Whether nobody looks at the calls of these modules, which may then be left out: no hooks."""
+    """Whether nobody looks at the calls of these modules, which may then be left out: no hooks, no forward of a module's own."""
     return not any(
-        m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks for m in modules
+        m._forward_hooks
+        or m._forward_pre_hooks
+        or m._backward_hooks
+        or m._backward_pre_hooks
+        or "forward" in m.__dict__
+        for m in modules
     )
 
 

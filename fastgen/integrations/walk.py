@@ -11,12 +11,16 @@ from . import (
     diffusers,
     generic,
     guided_diffusion,
+    imagen,
+    k_diffusion,
     latent_diffusion,
     lightning_tutorial,
+    make_a_video,
     pixel_cnn_pp,
     pytorch_generative,
 )
-from .stand_in import StandIn, base_of, mixin_of, refusals
+from .forwards import Forward
+from .stand_in import StandIn, base_of, mixin_of, refusals, resembles, unfit
 
 # By the name of the class that each stands in for. More than one project may have a class of a name.
 STAND_INS: dict[str, list[type[StandIn]]] = {}
@@ -39,7 +43,7 @@ def register(*mixins: type[StandIn]) -> None:
 
 
 for _project in (
-    generic, diffusers, guided_diffusion, latent_diffusion, denoising_diffusion,
+    generic, diffusers, guided_diffusion, latent_diffusion, denoising_diffusion, k_diffusion, imagen, make_a_video,
     pytorch_generative, pixel_cnn_pp, lightning_tutorial, compressai,
 ):  # fmt: skip
     register(*_project.STAND_INS)
@@ -82,5 +86,10 @@ def stand_in_for(module: nn.Module) -> tuple[type[StandIn] | None, list[str]]:
             why = refusals(mixin, module)
             if not why:
                 return mixin, []
-            near += [sentence for sentence in why if sentence not in near]
+            near += [sentence for sentence in why if sentence not in near and resembles(mixin, module)]
+    if Forward.concerns(module):
+        why = unfit(Forward, module)
+        if not why:
+            return Forward, []
+        near += [sentence for sentence in why if sentence not in near]
     return None, near

@@ -151,3 +151,17 @@ def test_in_one_dimension_only_the_norms_are_ours():
     assert_accelerated(block, lambda m, dtype: m(x.to(dtype), emb.to(dtype)), ("GroupNorm32",))
     fastgen.accelerate(block)
     assert mixin_of(block) is None
+
+
+class AnotherAttention(nn.Module):
+    """Of the name of diffusers' class, and of nothing else that it has."""
+
+    def forward(self, x):
+        return x
+
+
+AnotherAttention.__name__ = "Attention"
+
+
+def test_a_class_that_shares_its_name_alone_is_no_matter_for_the_report():
+    assert fastgen.report(nn.ModuleList([AnotherAttention()])).rows == ()
