@@ -28,7 +28,7 @@ test-oldest: build
 test-environments: build peers
 	bash tools/test_environments.sh
 
-# diffusers' own scheduler tests, with its classes and with the stand-ins: `make test-diffusers DIFFUSERS=path/to/checkout`.
+# diffusers' own tests of schedulers and models, without fastgen and with it: `make test-diffusers DIFFUSERS=path/to/checkout`.
 test-diffusers: build
 	bash tools/test_diffusers.sh "$(DIFFUSERS)"
 

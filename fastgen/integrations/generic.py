@@ -15,6 +15,10 @@ class Conv2d(StandIn, fused.Conv2d):
     takes = ("input",)
 
     @classmethod
+    def concerns(cls, module: Any) -> bool:
+        return isinstance(module, nn.Conv2d)  # and not the one of that name for quantised tensors
+
+    @classmethod
     def reasons(cls, module: nn.Conv2d) -> Iterator[str]:
         if module.padding_mode != "zeros":
             yield f"padding_mode {module.padding_mode!r}"

@@ -7,6 +7,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.ao import quantization
 
 import fastgen
 from fastgen.integrations import StandIn, walk
@@ -269,6 +270,45 @@ def test_nothing_to_do():
     for nothing in (nn.Linear(2, 2), nn.Sequential(), fastgen.nn.Conv2d(3, 3, 3), torch.jit.script(nn.Conv2d(3, 3, 3))):
         fastgen.accelerate(nothing)
         assert mixin_of(nothing) is None and "nothing here" in str(fastgen.report(nothing))
+
+
+class Quantised(nn.Module):
+    """A convolution of quantised tensors, and a norm and a linear layer that stay as they are."""
+
+    def __init__(self):
+        super().__init__()
+        self.quant, self.conv, self.dequant = quantization.QuantStub(), nn.Conv2d(3, 8, 3), quantization.DeQuantStub()
+        self.norm, self.linear = nn.GroupNorm(2, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.linear(self.norm(self.dequant(self.conv(self.quant(x)))).mean((2, 3)))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+def test_a_quantised_model_keeps_its_quantised_layers():
+    model = Quantised().eval()
+    model.qconfig = quantization.get_default_qconfig("fbgemm")
+    model.norm.qconfig = model.linear.qconfig = None
+    prepared = quantization.prepare(model)
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    prepared(x)
+    for model in (
+        quantization.convert(prepared),
+        quantization.quantize_dynamic(nn.Sequential(nn.Flatten(), nn.Linear(192, 4))),
+    ):
+        expected = model(x)
+        fastgen.accelerate(model)
+        assert {type(m).__name__ for m in model.modules() if mixin_of(m)} <= {"GroupNorm"}
+        torch.testing.assert_close(model(x), expected)
+
+
+def test_a_compiled_model_is_compiled_again(model):
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    expected = compiled(X)
+    fastgen.accelerate(compiled)
+    assert stand_ins(model) and error(compiled(X), expected.double()) < WINOGRAD
+    fastgen.restore(compiled)
+    assert torch.equal(compiled(X), expected)
 
 
 @pytest.mark.parametrize("function", [fastgen.accelerate, fastgen.restore, fastgen.report])

@@ -152,7 +152,7 @@ def test_parts_of_a_pipeline():
 
 
 def test_training_of_a_unet():
-    """The loss over steps of SGD, by the model itself and accelerated, with diffusers' gradient checkpointing too."""
+    """The loss over fifty steps of SGD, by the model itself and accelerated, with diffusers' gradient checkpointing too."""
     x, noise = randn(2, 3, 16, 16), randn(2, 3, 16, 16).flip(0)
     curves = []
     for accelerated, checkpointing in ((False, False), (True, False), (True, True)):
@@ -163,7 +163,7 @@ def test_training_of_a_unet():
             model.enable_gradient_checkpointing()
         optimizer = torch.optim.SGD(model.parameters(), 1e-2)
         losses = []
-        for _ in range(5):
+        for _ in range(50):
             loss = nn.functional.mse_loss(model(x, STEPS).sample, noise)
             optimizer.zero_grad()
             loss.backward()
