@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..nn import Downsample, ResBlock, Upsample
 from ..nn.conv2d import conv_beside, normed_conv
 from ..nn.resblock import zero_parameters
-from ._staged_unet import StagedUNet, laid_out_as
+from ._staged_unet import StagedUNet, as_given, fastest_layout
 
 
 class ImageUNet(StagedUNet):
@@ -91,10 +91,10 @@ class ImageUNet(StagedUNet):
 
     def _run(self, x: Tensor, **given: Any) -> Tensor:
         """The network on an image; ``given``: what layers take beside the features."""
-        return normed_conv(self.out_norm, self.out_conv, self._run_stages(x, **given))
+        return as_given(normed_conv(self.out_norm, self.out_conv, self._run_stages(x, **given)), x, self.out_conv)
 
     def _laid_out(self, h: Tensor) -> Tensor:
-        return laid_out_as(self.out_conv.weight, h)
+        return fastest_layout(self.out_conv, h)
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Tensor], **options: Any) -> Self:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..nn import TimestepEmbedding
+from ..nn import Conv2d, TimestepEmbedding
 from ._configured import Configured, check_positive
 
 
@@ -91,7 +91,7 @@ class StagedUNet(Configured):
 
     def _run_stages(self, x: Tensor, **given: Any) -> Tensor:
         """The features before the last norm; ``given``: what layers take beside them."""
-        h = x
+        h = self._laid_out(x)
         skips: list[Tensor] = []
         for stage in self.input_blocks:
             h = stage(h, **given)
@@ -117,7 +117,7 @@ class StagedUNet(Configured):
         return level is None or 2**level in self._config["attention_resolutions"]
 
     def _laid_out(self, h: Tensor) -> Tensor:
-        """As the weights lie: an image of one channel does not say which layout it has."""
+        """Features, or the image, in the layout that the network is the fastest in."""
         return h
 
     def _check_input(self, x: Tensor) -> None:
@@ -157,11 +157,23 @@ class StagedUNet(Configured):
         return embedding + self.class_embedding(y)
 
 
-def laid_out_as(weight: Tensor, h: Tensor) -> Tensor:
-    """``h``, channels-last where ``weight`` is."""
-    if weight.is_contiguous() or not weight.is_contiguous(memory_format=torch.channels_last):
-        return h
-    return h.to(memory_format=torch.channels_last)
+def fastest_layout(conv: Any, x: Tensor) -> Tensor:
+    """``x`` as the network of which ``conv`` is a part is the fastest.
+
+    Channels-last where its weights are, and in inference on a CPU, whose kernels read and write it without turning it over. An
+    image of one channel does not say which layout it has.
+    """
+    weight = conv.weight
+    last = not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last)
+    kernels = isinstance(conv, Conv2d) and x.is_cpu and x.dtype != torch.float64
+    if last or (kernels and not torch.is_grad_enabled() and not torch.compiler.is_compiling()):
+        return x.to(memory_format=torch.channels_last)
+    return x
+
+
+def as_given(y: Tensor, x: Tensor, conv: Any) -> Tensor:
+    """The output ``y`` of a network contiguous where its input ``x`` and the weights of ``conv``, a part of it, are."""
+    return y.contiguous() if x.is_contiguous() and conv.weight.is_contiguous() else y
 
 
 def check_levels(name: str, config: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ from ..nn.conv2d import conv_beside, normed_conv
 from ..ops import generator_normal
 from ..ops.generator_normal import Generators
 from ._configured import Configured, check_positive, count
-from ._staged_unet import check_levels, laid_out_as
+from ._staged_unet import as_given, check_levels, fastest_layout
 
 _EPS = 1e-6  # of every norm
 
@@ -115,10 +115,10 @@ class Encoder(nn.Module):
         self.conv_out = conv(width, out_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = laid_out_as(self.conv_out.weight, self.conv_in(x))
+        h = fastest_layout(self.conv_out, self.conv_in(fastest_layout(self.conv_out, x)))
         for level in self.down:
             h = level(h)
-        return normed_conv(self.norm_out, self.conv_out, self.mid(h))
+        return as_given(normed_conv(self.norm_out, self.conv_out, self.mid(h)), x, self.conv_out)
 
 
 class Decoder(nn.Module):
@@ -153,10 +153,10 @@ class Decoder(nn.Module):
         self.conv_out = conv(widths[0], out_channels, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
-        h = self.mid(laid_out_as(self.conv_out.weight, self.conv_in(z)))
+        h = self.mid(fastest_layout(self.conv_out, self.conv_in(fastest_layout(self.conv_out, z))))
         for level in reversed(self.up):
             h = level(h)
-        return normed_conv(self.norm_out, self.conv_out, h)
+        return as_given(normed_conv(self.norm_out, self.conv_out, h), z, self.conv_out)
 
 
 # What CompVis and diffusers call parts of the networks, and our names.

@@ -71,23 +71,34 @@ def test_inference_is_within_the_bound_of_winograd(variant, channels_last):
     assert error <= 2e-5
 
 
-def test_channels_last_weights_make_an_image_of_one_channel_channels_last():
-    """Whose strides may say either; with them the first level would run in the other layout than the rest."""
-    model = _build("scale_shift_updown").eval()
+@pytest.mark.parametrize("variant", ["scale_shift_updown", "learned_sigma"])
+def test_features_are_channels_last_where_the_weights_are_and_in_inference(variant):
+    """From the first block to the last, whatever an image of one channel says, whose strides may say either; the output lies as the
+    image does."""
+    model = _build(variant)
     x, timesteps, y = _inputs(model)
-    assert x.shape[1] == 1
     layouts = []
     blocks = [module for module in model.modules() if isinstance(module, ResBlock)]
     for block in blocks:
         block.register_forward_hook(
             lambda module, inputs, output: layouts.append(output.is_contiguous(memory_format=torch.channels_last))
         )
-    with torch.no_grad():
-        expected = model(x, timesteps, y)
-        assert not any(layouts[: len(blocks)])
-        result = model.to(memory_format=torch.channels_last)(x, timesteps, y)
-    assert len(layouts) == 2 * len(blocks) and all(layouts[len(blocks) :])
-    assert (result - expected).norm() <= 4e-5 * expected.norm()  # the bound of Winograd's convolutions, on either side
+    expected = model(x, timesteps, y)
+    assert len(layouts) == len(blocks) and not any(layouts)
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        layouts.clear()
+        with torch.no_grad():
+            result = model(x, timesteps, y)
+            of_last = model(x.to(memory_format=torch.channels_last), timesteps, y)
+        assert len(layouts) == 2 * len(blocks) and all(layouts)
+        assert result.is_contiguous() == (memory_format == torch.contiguous_format or result.shape[1] == 1)
+        assert of_last.is_contiguous(memory_format=torch.channels_last) or x.shape[1] == 1
+        for each in (result, of_last):
+            assert (each - expected).norm() <= 2e-5 * expected.norm()  # the bound of Winograd's convolutions
+        model.to(memory_format=torch.channels_last)
+        layouts.clear()
+        model(x, timesteps, y)
+        assert all(layouts)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
