@@ -38,9 +38,10 @@ class Forward(StandIn):
 
     @classmethod
     def concerns(cls, module: Any) -> bool:
-        near = [*module.children(), *(below for child in module.children() for below in child.children())]
-        if not any(isinstance(each, nn.GroupNorm) for each in near):
-            return False
+        names = {part for path in norms_near(module) for part in path}
+        code = getattr(getattr(type(module), "forward", None), "__code__", None)
+        if code is None or names.isdisjoint(code.co_names):
+            return False  # before its file is read
         made = rewritten(type(module).forward)
         return made is not None and any(meets(module, row) for row in made.rows)
 
@@ -237,6 +238,14 @@ def meets(module: nn.Module, row: list[tuple[Any, ...]]) -> bool:
     """Whether in this module a GroupNorm comes before SiLU in this row."""
     found = [resolved(module, path) if path else F.silu for path in row]
     return any(isinstance(a, nn.GroupNorm) and is_silu(b) for a, b in itertools.pairwise(found))
+
+
+def norms_near(module: nn.Module) -> Iterator[tuple[str, ...]]:
+    """The paths of GroupNorms among the children of ``module`` and theirs."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.GroupNorm):
+            yield (name,)
+        yield from ((name, below) for below, each in child.named_children() if isinstance(each, nn.GroupNorm))
 
 
 def resolved(module: Any, path: tuple[Any, ...]) -> Any:
