@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..ops import attention, geglu
+from ..nn.transformer import image_of, tokens_of
+from ..ops import attention, geglu, layer_norm
+from . import generic
 from .fusing import fusible, idle, is_swish, linear, norm_silu, norm_silu_conv, upsample_conv, upsampling
-from .stand_in import StandIn
+from .stand_in import StandIn, arguments_of, bare, mixin_of
 
 
 class ResnetBlock2D(StandIn):
@@ -127,6 +129,96 @@ class Attention(StandIn):
         )
 
 
+class BasicTransformerBlock(StandIn):
+    of, project, does = "BasicTransformerBlock", "diffusers", "layer norms and the sums before them in one pass"
+    takes = ("hidden_states", "attention_mask", "encoder_hidden_states", "encoder_attention_mask")
+    has = (
+        "norm_type", "norm1", "attn1", "norm2", "attn2", "norm3", "ff", "pos_embed", "only_cross_attention", "_chunk_size",
+    )  # fmt: skip
+
+    @classmethod
+    def reasons(cls, module: Any) -> Iterator[str]:
+        if module.norm_type != "layer_norm":
+            yield f"norm_type {module.norm_type!r}"
+        if module.attn2 is None or module.pos_embed is not None:
+            yield "one attention alone, or embedded positions"
+
+    def forward(
+        self: Any,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Tensor:
+        norms = (self.norm2, self.norm3)
+        others = [*args, *kwargs.values()]  # a timestep, arguments of the attentions, classes
+        if (
+            hidden_states.dim() != 3
+            or self._chunk_size is not None
+            or any(other is not None for other in others)
+            or not (all(type(norm) is nn.LayerNorm for norm in norms) and bare(norms))
+        ):
+            return self.theirs(
+                hidden_states, attention_mask, encoder_hidden_states, encoder_attention_mask, *args, **kwargs
+            )
+        x = hidden_states
+        context = encoder_hidden_states if self.only_cross_attention else None
+        y = self.attn1(self.norm1(x), encoder_hidden_states=context, attention_mask=attention_mask)
+        y, x = normed_sum(self.norm2, y, x)
+        y = self.attn2(y, encoder_hidden_states=encoder_hidden_states, attention_mask=encoder_attention_mask)
+        y, x = normed_sum(self.norm3, y, x)
+        return self.ff(y) + x
+
+
+def normed_sum(norm: nn.LayerNorm, y: Tensor, x: Tensor) -> Any:
+    """(norm(y + x), y + x)."""
+    return layer_norm(y, norm.normalized_shape, norm.weight, norm.bias, norm.eps, residual=x)
+
+
+class Transformer2DModel(StandIn):
+    """What goes into its blocks, and what comes out of them."""
+
+    of, project, does = "Transformer2DModel", "diffusers", "images and tokens projected where they lie"
+    method, takes = "_operate_on_continuous_inputs", ("hidden_states",)
+    has = ("is_input_continuous", "norm", "proj_in", "proj_out", "use_linear_projection")
+
+    @classmethod
+    def concerns(cls, module: Any) -> bool:
+        return bool(getattr(module, "is_input_continuous", False))
+
+    @classmethod
+    def reasons(cls, module: Any) -> Iterator[str]:
+        output = "_get_output_for_continuous_inputs"
+        known = ("hidden_states", "residual", "batch_size", "height", "width", "inner_dim")
+        if arguments_of(type(module), output) != known:
+            yield f"{output} takes others than ({', '.join(known)})"
+
+    def _operate_on_continuous_inputs(self: Any, hidden_states: Tensor) -> tuple[Tensor, int]:
+        if not projects(self.proj_in):
+            return self.theirs(hidden_states)
+        linear, turned = self.use_linear_projection, hidden_states.stride(1) != 1
+        tokens = tokens_of(self.norm, self.proj_in, hidden_states, linear=linear, turned=turned)
+        return tokens, hidden_states.shape[1] if linear else tokens.shape[2]
+
+    def _get_output_for_continuous_inputs(
+        self: Any, hidden_states: Tensor, residual: Tensor, batch_size: int, height: int, width: int, inner_dim: int
+    ) -> Tensor:
+        if not projects(self.proj_out):
+            return self.parent_class._get_output_for_continuous_inputs(
+                self, hidden_states, residual, batch_size, height, width, inner_dim
+            )
+        linear, turned = self.use_linear_projection, residual.stride(1) != 1
+        return image_of(self.proj_out, hidden_states, residual, linear=linear, turned=turned)
+
+
+def projects(layer: Any) -> bool:
+    """Whether a layer is a linear one or a 1x1 convolution with a bias, and that alone."""
+    single = mixin_of(layer) is generic.Conv2d and layer.kernel_size == layer.stride == (1, 1) and layer.groups == 1
+    return (linear(layer) or (single and bare((layer,)))) and layer.bias is not None
+
+
 @functools.cache
 def call_with_attention(processor: Any) -> Any:
     """``processor.__call__``, diffusers' own code, with our attention where it says torch's."""
@@ -160,4 +252,4 @@ def scaled_dot_product_attention(
     return attention(query, key, value, attn_mask, is_causal=is_causal, scale=scale)
 
 
-STAND_INS = (ResnetBlock2D, Upsample2D, GEGLU, Attention)
+STAND_INS = (ResnetBlock2D, Upsample2D, GEGLU, Attention, BasicTransformerBlock, Transformer2DModel)

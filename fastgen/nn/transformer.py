@@ -107,8 +107,8 @@ class BasicTransformerBlock(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """``x`` [N, L, C], ``context`` [N, S, context_dim]."""
-        y, x = _added_and_normed(self.norm2, self.attn1(self.norm1(x)), x)
-        y, x = _added_and_normed(self.norm3, self.attn2(y, context), x)
+        y, x = added_and_normed(self.norm2, self.attn1(self.norm1(x)), x)
+        y, x = added_and_normed(self.norm3, self.attn2(y, context), x)
         return x + self.ff(y)
 
 
@@ -167,40 +167,42 @@ class SpatialTransformer(nn.Module):
         """``x`` [N, C, H, W], ``context`` [N, S, context_dim]."""
         cls = nn.Linear if self.use_linear else Conv2d
         bare = is_bare(self.proj_in, cls) and is_bare(self.proj_out, cls)
-        # Where the image lies channel by channel, the projections turn it as they read and write.
         turned = x.stride(1) != 1 and bare and not self._plain
-        tokens = self._turned_tokens(x) if turned else self._tokens(x)
+        tokens = tokens_of(self.norm, self.proj_in, x, linear=self.use_linear, turned=turned)
         for block in self.transformer_blocks:
             tokens = block(tokens, context)
-        return self._turned_image(tokens, x) if turned else self._image(tokens, x)
-
-    def _tokens(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] -> [N, S, C], a view where the channels are innermost in memory."""
-        if self.use_linear:
-            return self.proj_in(self.norm(x).flatten(2).mT)
-        return normed_conv(self.norm, self.proj_in, x).flatten(2).mT
-
-    def _image(self, tokens: Tensor, x: Tensor) -> Tensor:
-        """``tokens`` [N, S, C], projected, and ``x``: [N, C, H, W]."""
-        if self.use_linear:
-            return x + self.proj_out(tokens).mT.unflatten(2, x.shape[2:])
-        image = tokens.mT.unflatten(2, x.shape[2:])
-        if isinstance(self.proj_out, Conv2d):
-            return self.proj_out(image, residual=x)
-        return x + self.proj_out(image)
-
-    def _turned_tokens(self, x: Tensor) -> Tensor:
-        weight, bias = _matrix(self.proj_in)
-        y = self.norm(x).flatten(2)  # [N, C, S]
-        return torch.baddbmm(bias, y.mT, weight.mT.expand(len(y), -1, -1))
-
-    def _turned_image(self, tokens: Tensor, x: Tensor) -> Tensor:
-        weight, bias = _matrix(self.proj_out)
-        y = torch.baddbmm(bias[:, None], weight.expand(len(x), -1, -1), tokens.mT)  # [N, C, S]
-        return x + y.unflatten(2, x.shape[2:])
+        return image_of(self.proj_out, tokens, x, linear=self.use_linear, turned=turned)
 
     def extra_repr(self) -> str:
         return f"{self.channels}, use_linear={self.use_linear}"
+
+
+def tokens_of(norm: nn.Module, projection: Any, x: Tensor, *, linear: bool, turned: bool) -> Tensor:
+    """``projection`` of norm(x), ``linear`` or a 1x1 convolution: [N, C, H, W] -> [N, S, K].
+
+    A view where the channels are innermost in memory. ``turned``: they are not, and the projection, which must be nothing but its
+    parameters and have a bias, turns the image as it reads it.
+    """
+    if turned:
+        y = norm(x).flatten(2)  # [N, C, S]
+        return torch.baddbmm(projection.bias, y.mT, projection.weight.flatten(1).mT.expand(len(y), -1, -1))
+    if linear:
+        return projection(norm(x).flatten(2).mT)
+    return normed_conv(norm, projection, x).flatten(2).mT
+
+
+def image_of(projection: Any, tokens: Tensor, x: Tensor, *, linear: bool, turned: bool) -> Tensor:
+    """``x`` [N, C, H, W] and ``projection`` of ``tokens`` [N, S, K] as an image; the others as in :func:`tokens_of`."""
+    if turned:
+        weight = projection.weight.flatten(1)
+        y = torch.baddbmm(projection.bias[:, None], weight.expand(len(x), -1, -1), tokens.mT)  # [N, C, S]
+        return x + y.unflatten(2, x.shape[2:])
+    if linear:
+        return x + projection(tokens).mT.unflatten(2, x.shape[2:])
+    image = tokens.mT.unflatten(2, x.shape[2:])
+    if isinstance(projection, Conv2d):
+        return projection(image, residual=x)
+    return x + projection(image)
 
 
 class _PlainGEGLU(GEGLU):
@@ -211,14 +213,9 @@ class _PlainGEGLU(GEGLU):
         return value * F.gelu(gate, approximate=self.approximate)
 
 
-def _added_and_normed(norm: nn.Module, branch: Tensor, x: Tensor) -> Any:
+def added_and_normed(norm: nn.Module, branch: Tensor, x: Tensor) -> Any:
     """(norm(x + branch), x + branch)."""
     if isinstance(norm, LayerNorm):
         return norm(branch, residual=x)
     total = x + branch
     return norm(total), total
-
-
-def _matrix(layer: Any) -> tuple[Tensor, Tensor]:
-    """Weight [K, C] and bias [K] of a linear layer or a 1x1 convolution."""
-    return layer.weight.flatten(1), layer.bias

@@ -48,8 +48,10 @@ def test_unet_2d(name):
     assert_accelerated(model, call, ("Conv2d", "GroupNorm", "ResnetBlock2D", "Attention"))
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("linear", [False, True])
 @pytest.mark.parametrize("masked", [False, True])
-def test_unet_2d_condition(masked):
+def test_unet_2d_condition(masked, linear, channels_last):
     model = randomize(
         diffusers.UNet2DConditionModel(
             **SMALL,
@@ -57,12 +59,17 @@ def test_unet_2d_condition(masked):
             up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
             cross_attention_dim=24,
             attention_head_dim=4,
+            use_linear_projection=linear,
         )
     )
     x, context = randn(2, 4, 16, 16), randn(2, 7, 24)
+    if channels_last:
+        model.to(memory_format=torch.channels_last)
+        x = x.to(memory_format=torch.channels_last)
     mask = torch.tensor([[1, 1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1]]) if masked else None
     call = lambda m, dtype: m(x.to(dtype), STEPS, context.to(dtype), encoder_attention_mask=mask).sample  # noqa: E731
-    assert_accelerated(model, call, ("Conv2d", "GroupNorm", "ResnetBlock2D", "Attention"))
+    expected = ("Conv2d", "GroupNorm", "ResnetBlock2D", "Attention", "BasicTransformerBlock", "Transformer2DModel")
+    assert_accelerated(model, call, expected)
 
 
 @pytest.mark.parametrize("name", ["AutoencoderKL", "VQModel"])
@@ -85,9 +92,8 @@ def test_autoencoders(name):
 
 @torch.no_grad()
 def test_processors_that_users_set():
-    attention = randomize(
-        diffusers.models.attention_processor.Attention(16, heads=2, dim_head=8, norm_num_groups=4)
-    ).eval()
+    theirs = import_peer("diffusers.models.attention_processor")
+    attention = randomize(theirs.Attention(16, heads=2, dim_head=8, norm_num_groups=4)).eval()
     x = randn(2, 5, 16)
     expected = attention(x)
     fastgen.accelerate(attention)
