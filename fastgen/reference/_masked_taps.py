@@ -42,7 +42,7 @@ def taps(mask_type: int, kernel: Sequence[int], color_channels: int = 1) -> rang
     row = height // 2 * width
     if name.startswith("vertical"):
         return range(row + width if name == "vertical_B" else row)
-    centre = name.endswith("B") or color_channels > 1
+    centre = 1 if name.endswith("B") or color_channels > 1 else 0
     return range(row if name.startswith("horizontal") else 0, row + width // 2 + centre)
 
 
