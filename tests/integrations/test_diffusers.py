@@ -1,4 +1,7 @@
-"""diffusers' own models and pipelines accelerated: U-Nets, autoencoders, schedulers, attention processors that users set."""
+"""diffusers' own models and pipelines accelerated: U-Nets, autoencoders, schedulers, attention processors that users set, LoRA."""
+
+import copy
+import itertools
 
 import pytest
 import torch
@@ -179,3 +182,67 @@ def test_training_of_a_unet():
     assert curves[0][-1] < 0.9 * curves[0][0]
     for curve in curves[1:]:
         torch.testing.assert_close(curve, curves[0], rtol=1e-4, atol=0)
+
+
+class LoRA(nn.Module):
+    """A layer of low rank beside another, as adapters put it in the place of that one."""
+
+    def __init__(self, base: nn.Module, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.base = base
+        if isinstance(base, nn.Conv2d):
+            self.down = nn.Conv2d(base.in_channels, 2, base.kernel_size, padding=base.padding, bias=False)
+            self.up = nn.Conv2d(2, base.out_channels, 1, bias=False)
+        else:
+            self.down, self.up = nn.Linear(base.in_features, 2, bias=False), nn.Linear(2, base.out_features, bias=False)
+
+    def forward(self, x):
+        return self.base(x) + self.up(self.down(x))
+
+    def fused(self) -> torch.Tensor:
+        """What the base's weight is with it."""
+        return self.base.weight + torch.tensordot(self.up.weight.flatten(1), self.down.weight, 1)
+
+
+@torch.no_grad()
+def test_lora_attached_swapped_fused_and_detached_between_calls():
+    plain = randomize(
+        diffusers.UNet2DConditionModel(
+            **SMALL, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), cross_attention_dim=24, attention_head_dim=4,
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        )
+    ).eval()  # fmt: skip
+    models = plain, fastgen.accelerate(copy.deepcopy(plain))
+    x, context = randn(2, 4, 16, 16), randn(2, 7, 24)
+    adapted = [
+        n for n, _ in plain.named_modules() if n.rpartition(".")[2] in ("to_q", "to_v", "conv1", "proj", "proj_in")
+    ]
+    outputs = []
+
+    def compare():
+        theirs, ours = (model(x, STEPS, context).sample for model in models)
+        assert error(ours, theirs.double()) < 10 * WINOGRAD
+        outputs.append(theirs)
+
+    def attach(seed):
+        for model in models:
+            for i, name in enumerate(adapted):
+                base = model.get_submodule(name)
+                model.set_submodule(name, LoRA(getattr(base, "base", base), seed + i))
+
+    compare()
+    attach(1)
+    compare()
+    attach(100)  # another in its place
+    compare()
+    for model in models:  # fused
+        for name in adapted:
+            lora = model.get_submodule(name)
+            lora.base.weight.copy_(lora.fused())
+            model.set_submodule(name, lora.base)
+    compare()
+    assert error(outputs[3], outputs[2].double()) < 1e-5
+    for a, b in itertools.pairwise(outputs[:3]):
+        assert error(a, b.double()) > 1e-3
+    assert any(type(m).__name__ == "Transformer2DModel" and mixin_of(m) for m in models[1].modules())
