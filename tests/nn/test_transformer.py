@@ -17,7 +17,7 @@ from fastgen.nn import (
     SpatialTransformer,
 )
 
-from ..backends import import_peer
+from ..backends import import_peer, requires_cpu
 from ..modules import max_difference, randomize
 from .test_attention import Copies
 
@@ -94,6 +94,7 @@ def test_convolutions_and_linear_layers_compute_the_same():
         assert max_difference(conv(x, context), linear(x, context)) <= 1e-12
 
 
+@requires_cpu
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("use_linear", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
