@@ -172,13 +172,15 @@ def roofline(documents: Sequence[Document]) -> Figure:
         words = f"{_over_floor(ordered[-1]):.2f}" + (f"  {_label(ordered[-1])}" if len(ordered) > 1 else "")
         _beside(axis, place, words)
     axis.set_yticks(range(len(found)), [_group_label(group) for group in found], fontsize=9)
+    axis.tick_params(axis="x", labelsize=7)  # the axis is narrow beside such labels
     axis.text(1.01, 1.0, "the furthest row", transform=axis.transAxes, fontsize=9, fontweight="bold", va="bottom")
     return figure
 
 
 def _group_label(group: Group) -> str:
     how = "" if group.how == AS_USED else f", {group.how}"
-    return f"{group.title}{how}, {group.dtype}".replace("`", "")
+    dtype = "" if group.title.endswith(group.dtype) else f", {group.dtype}"
+    return f"{group.title}{how}{dtype}".replace("`", "")
 
 
 def _over_floor(row: Row) -> float:
