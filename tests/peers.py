@@ -14,6 +14,10 @@ from typing import Any
 INSTALL = {
     "diffusers": "diffusers is not installed (pip install diffusers)",
     "k_diffusion": "k-diffusion is not installed (pip install --no-deps k-diffusion)",
+    "nflows": "nflows is not installed (pip install nflows)",
+    "normflows": "normflows is not installed (pip install normflows)",
+    "zuko": "zuko is not installed (pip install zuko)",
+    "FrEIA": "FrEIA is not installed (pip install FrEIA)",
     "sklearn": "scikit-learn is not installed (pip install scikit-learn)",
 }
 

@@ -20,7 +20,7 @@ LEVELS = (
     ("integrations",),
     ("training",),
     ("models", "samplers", "data"),
-    ("autoregressive",),
+    ("autoregressive", "flows"),
     ("nn",),
     ("ops",),
     ("kernels",),
