@@ -16,6 +16,47 @@ GELU_APPROXIMATIONS: tuple[str, ...] = ("none", "tanh")
 # What `gated_activation` applies to the half that is gated, its `activation`, is an index into this tuple.
 GATED_ACTIVATIONS: tuple[str, ...] = ("tanh", "identity")
 
+# Where `squeeze` puts the pixel (i, j) of a block of channel c, its `order`, is an index into this tuple.
+SQUEEZE_ORDERS: tuple[str, ...] = (
+    "channel_major",  # channel c f^2 + i f + j
+    "space_major",  # channel (i f + j) C + c
+    "checkerboard",  # the same with the places in the order (0, 0), (1, 1), (0, 1), (1, 0)
+)
+
+# How `gaussian_log_prob` finds means and log-scales in one tensor [N, 2 C, *], its `layout`, is an index into this tuple.
+GAUSSIAN_LAYOUTS: tuple[str, ...] = ("mean_first", "scale_first", "interleaved")
+# The logarithm of the scale s of an affine coupling, of a = gain * raw_scale, or s itself; w is one a channel or the bound.
+COUPLING_SCALES: tuple[str, ...] = (
+    "exp",  # log s = a
+    "tanh",  # log s = w tanh(a)
+    "soft_tanh",  # log s = w tanh(a / w)
+    "atan",  # log s = 0.636 bound atan(a)
+    "sigmoid_centered",  # log s = 2 bound (sigmoid(a) - 1/2)
+    "soft_clip",  # log s = a / (1 + |a / bound|)
+    "sigmoid",  # s = sigmoid(a + offset) + eps
+    "softplus",  # s = min(softplus(a) + eps, bound)
+)
+COUPLING_CENTERS: tuple[str | None, ...] = (None, "sample", "channels")  # the mean of log s over these is taken from it
+COUPLING_ORDERS: tuple[str, ...] = ("scale_shift", "shift_scale")  # y = x s + t, y = (x + t) s
+# Where raw scale and shift lie in one packed tensor, along its channels: halves, or alternately.
+COUPLING_LAYOUTS: tuple[str, ...] = (
+    "scale_first",
+    "shift_first",
+    "interleaved",  # the shift at even channels, the raw scale at odd ones
+    "interleaved_scale_first",
+)
+# What a coupling transforms: everything, channels by their indices, half of the channels, or the positions with h + w even or odd.
+COUPLING_MASKS: tuple[str, ...] = (
+    "none",
+    "indices",
+    "first_half",
+    "second_half",
+    "checkerboard",
+    "checkerboard_inverse",
+)
+# `codes` of affine_coupling, in order: indices into the tuples above, and two flags.
+COUPLING_CODES: tuple[str, ...] = ("scale", "center", "order", "layout", "mask", "divide", "inverse")
+
 # What an output of a masked convolution sees of the image around it, in raster order: `mask_type` is an index into this tuple.
 MASK_TYPES: tuple[str, ...] = (
     "A",  # the rows above and what stands left of the centre
@@ -109,6 +150,54 @@ DRAW_COLUMNS: tuple[str, ...] = (
     "step",  # of the stream of uniforms
 )
 
+# What a spline does at the ends of its box, its `tails`, is an index into this tuple: continue as the identity with slope 1 there, or with
+# one slope at both ends, which it has learned; or nothing is outside (None).
+SPLINE_TAILS: tuple[str | None, ...] = ("linear", "circular", None)
+
+# How the bins and slopes of a spline come of unconstrained numbers, its `parametrization`, is an index into this tuple: with a softmax and
+# a softplus; or with the softmax and the exponential of what is softly clipped before.
+SPLINE_PARAMETRIZATIONS: tuple[str, ...] = ("nflows", "zuko")
+
+# The `numbers` of a spline, in order.
+SPLINE_NUMBERS: tuple[str, ...] = (
+    "left",  # the box [left, right] x [bottom, top]
+    "right",
+    "bottom",
+    "top",
+    "min_bin_width",  # fractions of the box
+    "min_bin_height",
+    "min_derivative",
+    "scale",  # multiplies unnormalized widths and heights
+)
+# The program of a network of masked linears, one int64 tensor: NETWORK_HEADER; a row of NETWORK_LAYER for each layer, the last of which
+# makes the outputs; one of NETWORK_LEVEL for each level, and of NETWORK_TASK for each task; then, in the order of the program, which
+# feature of the input comes where, which column of the output, and the rows that layers add. Rows are of the values of a sample: the
+# features, the constants, the units. -1 is none.
+NETWORK_HEADER: tuple[str, ...] = ("features", "outputs", "rows", "constants", "layers", "levels", "tasks", "residuals")
+NETWORK_LAYER: tuple[str, ...] = (
+    "source",  # the first row that it reads
+    "output",  # the first row of its units, once activated; -1 of the last layer
+    "raw",  # the same before the activation, where another layer adds them
+    "add",  # the first row of constants that are added, and that multiply
+    "gate",
+    "residual",  # where in the list of rows those of its units begin
+    "activation",  # index into NODE_ACTIVATIONS
+    "bias",  # where in the parameters
+)
+NETWORK_LEVEL: tuple[str, ...] = (
+    "task",
+    "tasks",
+    "feature",
+    "features",
+    "output",
+    "outputs",
+)  # first and count of each
+# Units [first, first + units) of a layer from the first `known` rows of its source, by weights [known, units] at `weights`.
+NETWORK_TASK: tuple[str, ...] = ("layer", "first", "units", "known", "weights")
+# How the scale of an autoregressive affine map follows from gain times the raw scale, `scale` being an index into this tuple: none, which is
+# 1, or as COUPLING_SCALES says, w being the bound.
+AUTOREGRESSIVE_SCALES: tuple[str, ...] = ("none", *COUPLING_SCALES)
+
 # Family -> op -> schema. A family's name is the name of its file in every room.
 # fmt: off
 SCHEMAS: dict[str, dict[str, str]] = {
@@ -156,11 +245,45 @@ SCHEMAS: dict[str, dict[str, str]] = {
         # of the shape of the input is the input's
         "gated_activation_bwd": "(Tensor grad_output, Tensor input, Tensor? condition, int activation) -> (Tensor, Tensor)",
     },
+    "affine_coupling": {
+        # y = x s + t or (x + t) s where the mask says, input elsewhere, s of raw_scale; returns (output, log_det [N] in fp32, fp64 for fp64).
+        # raw_scale and shift [N, C', *], or both in raw_scale [N, 2 C', *]; scale_weight [C']; indices [C'] of the transformed channels
+        "affine_coupling_fwd": "(Tensor input, Tensor raw_scale, Tensor? shift, Tensor? scale_weight, Tensor? indices, int[] codes, float bound, float offset, float eps, float gain) -> (Tensor, Tensor)",
+        # returns the gradients of (input, raw_scale, shift, scale_weight), packed where raw_scale is, the last in fp32 (fp64 for fp64),
+        # empty where there is no such tensor
+        "affine_coupling_bwd": "(Tensor grad_output, Tensor grad_log_det, Tensor input, Tensor raw_scale, Tensor? shift, Tensor? scale_weight, Tensor? indices, int[] codes, float bound, float offset, float eps, float gain) -> (Tensor, Tensor, Tensor, Tensor)",
+        # y = x + t, or x - t for the inverse, where the mask says
+        "affine_coupling_additive": "(Tensor input, Tensor shift, Tensor? indices, int mask, bool inverse) -> Tensor",
+    },
     "concat_elu": {
         # elu(x) and elu(-x) of [N, C, *] side by side, [N, 2 C, *]
         "concat_elu_fwd": "(Tensor input) -> Tensor",
         # returns its gradient of input
         "concat_elu_bwd": "(Tensor grad_output, Tensor input) -> Tensor",
+    },
+    "actnorm": {
+        # x scale + shift, or (x + shift) scale, a number each a channel [C], or the inverse; returns (output, log_det [N])
+        "actnorm_fwd": "(Tensor input, Tensor scale, Tensor shift, bool log_scale, bool shift_first, bool inverse) -> (Tensor, Tensor)",
+        # returns the gradients of (input, scale, shift)
+        "actnorm_bwd": "(Tensor grad_output, Tensor? grad_log_det, Tensor input, Tensor scale, Tensor shift, bool log_scale, bool shift_first, bool inverse) -> (Tensor, Tensor, Tensor)",
+        # (mean, deviation) [C] over samples and positions
+        "actnorm_statistics": "(Tensor input, int correction) -> (Tensor, Tensor)",
+    },
+    "invertible_conv1x1": {
+        # weight z + bias over channels with z = x scale + shift, or (x + shift) scale; weight [C, C], the others [C]
+        "invertible_conv1x1_fwd": "(Tensor input, Tensor weight, Tensor? scale, Tensor? shift, Tensor? bias, bool shift_first) -> Tensor",
+        # returns the gradients of (input, weight, scale, shift, bias), whichever were given
+        "invertible_conv1x1_bwd": "(Tensor grad_output, Tensor input, Tensor weight, Tensor? scale, Tensor? shift, bool shift_first) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    },
+    "squeeze": {
+        # [N, C, H, W] as [N, C f^2, H / f, W / f], or the way back, which is its backward
+        "squeeze": "(Tensor input, int factor, int order, bool inverse) -> Tensor",
+    },
+    "gaussian_log_prob": {
+        # the log-density [N] under normals of this mean and log-scale, of the shape of the input each, or both in `mean` [N, 2 C, *]
+        "gaussian_log_prob_fwd": "(Tensor input, Tensor? mean, Tensor? log_scale, int layout) -> Tensor",
+        # returns the gradients of (input, mean, log_scale), the last two as they were given
+        "gaussian_log_prob_bwd": "(Tensor grad_log_prob, Tensor input, Tensor? mean, Tensor? log_scale, int layout) -> (Tensor, Tensor, Tensor)",
     },
     "linear_attention": {
         # scale context^T softmax(query) with context = softmax(key) value^T, the softmax of queries over features [D], that of keys over
@@ -227,6 +350,14 @@ SCHEMAS: dict[str, dict[str, str]] = {
         # images [N, channels, H, W] in fp32 (fp64 for fp64) by uniforms element + (channels + 1) position and on; levels 0 rounds nothing
         "logistic_mixture_sample": "(Tensor logits, Tensor seeds, int channels, SymInt element, SymInt step, int levels, float temperature) -> Tensor",
     },
+    "rational_quadratic_spline": {
+        # a monotone spline of K bins at every element of input [N, C, *], or of its channels `mask` [C'], the others copied; widths [N, C', *, K],
+        # heights and derivatives, or all three packed in the first; bounds [C'] are half boxes a channel in place of `numbers`' box; returns
+        # (output, log-determinant in fp32 (fp64 for fp64), [N] where it is reduced, else one an element)
+        "rational_quadratic_spline_fwd": "(Tensor input, Tensor widths, Tensor? heights, Tensor? derivatives, Tensor? mask, Tensor? bounds, float[] numbers, int num_bins, int tails, int parametrization, bool inverse, bool reduce) -> (Tensor, Tensor)",
+        # returns the gradients of (input, widths, heights, derivatives), the last two empty where packed, the last three where not wanted
+        "rational_quadratic_spline_bwd": "(Tensor grad_output, Tensor grad_log_det, Tensor input, Tensor widths, Tensor? heights, Tensor? derivatives, Tensor? mask, Tensor? bounds, float[] numbers, int num_bins, int tails, int parametrization, bool inverse, bool reduce, bool wants_parameters) -> (Tensor, Tensor, Tensor, Tensor)",
+    },
     "conv2d": {
         # (conv(act(input * input_scale + input_shift)) + bias + embedding + residual) * output_scale, whichever way is fastest
         "conv2d_fwd": "(Tensor input, Tensor weight, int[2] stride, int[2] padding, int[2] dilation, int groups, Tensor? bias, Tensor? input_scale, Tensor? input_shift, int activation, Tensor? embedding, Tensor? residual, float output_scale) -> Tensor",
@@ -269,6 +400,31 @@ SCHEMAS: dict[str, dict[str, str]] = {
         # the logits [N, O] of one color of one pixel, once all before it, in raster order, have been asked for; the state begins as zeros
         "incremental_step": "(Tensor(a!) state, Tensor image, Tensor program, Tensor weights, Tensor parameters, Tensor[] constants, int row, int column, int color, int channels) -> Tensor",
     },
+    "causal_transformer_inverse": {
+        # x_0 = z_0, x_{t+1} = exp(a_t) z_{t+1} + b_t with (a, b) = transformer(x_0 .. x_t), input [N, T, D]; weights are packed
+        # [panels, C, 16]: in, (qkv, projection, up, down) a layer, out; parameters: the bias of in, (norm's weight and bias, biases of
+        # qkv and projection, norm's weight and bias, biases of up and down) a layer, the bias of out; returns (x, sum of a [N])
+        "causal_transformer_inverse": "(Tensor input, Tensor position, Tensor? condition, Tensor? unconditional, Tensor? guidance, Tensor[] weights, Tensor[] parameters, int heads, float eps, float unconditional_temperature) -> (Tensor, Tensor)",
+    },
+    "masked_linear": {
+        # input (weight mask)^T + bias of [M, C] with weight and boolean mask [O, C]; what the mask hides of the weight is not read
+        "masked_linear_fwd": "(Tensor input, Tensor weight, Tensor? bias, Tensor mask) -> Tensor",
+        # returns the gradients of (input, weight), empty where not wanted; that of weight is 0 where the mask is
+        "masked_linear_bwd": "(Tensor grad_output, Tensor input, Tensor weight, Tensor mask, bool wants_input, bool wants_weight) -> (Tensor, Tensor)",
+        # the gradient of weight alone, in fp32 (fp64 for fp64): `rows` [O] and `columns` [C] are its rows and columns in an order in which the
+        # row at each place reads of the columns at most the first `known` [O]
+        "masked_linear_weight_bwd": "(Tensor grad_output, Tensor input, Tensor mask, Tensor rows, Tensor columns, Tensor known) -> Tensor",
+        # the outputs [N, O] of a program of masked linears, from all features [N, D] and constants [N, C] of each sample
+        "masked_linear_network": "(Tensor input, Tensor program, Tensor weights, Tensor parameters, Tensor? constants, int outputs) -> Tensor",
+    },
+    "autoregressive_inverse": {
+        # (x, log |det dx/dy|) with y = s x + t, or y = (x - t) / s where `multiply`, (s, t) of each feature from the features before it
+        # by a program of masked linears; numbers: bound, offset, eps and gain of AUTOREGRESSIVE_SCALES
+        "autoregressive_inverse": "(Tensor input, Tensor program, Tensor weights, Tensor parameters, Tensor? constants, int scale, float[] numbers, bool shift_first, bool multiply) -> (Tensor, Tensor)",
+        # the outputs [N, outputs of the level] once the features of the level before, [N, features], are known; the constants are read
+        # at level 0
+        "autoregressive_inverse_advance": "(Tensor(a!) state, Tensor known, Tensor program, Tensor weights, Tensor parameters, Tensor? constants, int level, int outputs) -> Tensor",
+    },
     "generator_normal": {
         # the normals that torch.randn draws from a CPU generator with this state [5056], or a sample from each of [N, 5056], and the
         # states that it leaves; wide_angle: the angles are rounded as torch's scalar code rounds them
@@ -283,7 +439,11 @@ CPU_ONLY: tuple[str, ...] = (
     "upsample_conv2d",  # the same
     "group_norm_affine",  # what conv2d reads
     "generator_normal",  # the states of CPU generators; torch draws from those of a GPU
+    "causal_transformer_inverse",  # on a GPU each product of a step spans the machine: the library's, over a cache
 )
+
+# Family -> public functions of it that are not called after it.
+FURTHER_FUNCTIONS: dict[str, tuple[str, ...]] = {"affine_coupling": ("additive_coupling",)}
 
 # Op -> family.
 FAMILY_OF: dict[str, str] = {op: family for family, ops in SCHEMAS.items() for op in ops}

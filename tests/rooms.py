@@ -5,7 +5,7 @@ several families; what else is shared is named here.
 """
 
 import ast
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -47,16 +47,25 @@ ROOMS = (
 )
 
 
-def complaints(root: Path, families: Iterable[str], cpu_only: Iterable[str] = ()) -> list[str]:
-    """A sentence for every room that a family has left empty, and for every file that no family owns."""
-    families, cpu_only = list(families), list(cpu_only)
+def complaints(
+    root: Path,
+    families: Iterable[str],
+    cpu_only: Iterable[str] = (),
+    further: Mapping[str, Sequence[str]] | None = None,
+) -> list[str]:
+    """A sentence for every room that a family has left empty, and for every file that no family owns. ``further`` are public
+    functions of a family that are not called after it."""
+    families, cpu_only, further = list(families), list(cpu_only), further or {}
     found = [f"CPU_ONLY names {family}, which is no family" for family in cpu_only if family not in families]
     for room in ROOMS:
         owners = [family for family in families if not (room.gpu and family in cpu_only)]
         found += [sentence for sentence in _of_room(room, root, owners) if sentence not in found]
     public = _exported(root / OPS)
     found += [f"{OPS} does not export {family}" for family in families if family not in public]
-    known = [name for name in public if any(name == f or name.startswith(f"{f}_") for f in families)]
+    found += [f"FURTHER_FUNCTIONS names {family}, which is no family" for family in further if family not in families]
+    named = [name for names in further.values() for name in names]
+    found += [f"{OPS} does not export {name}" for name in named if name not in public]
+    known = [name for name in public if name in named or any(name == f or name.startswith(f"{f}_") for f in families)]
     found += [f"{OPS} exports {name}, which is no family" for name in public if name.islower() and name not in known]
     rows = _rows(root / "README.md")
     found += [f"README.md has no line of {family} under {TABLE!r}" for family in families if family not in rows]

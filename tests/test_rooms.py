@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fastgen._schema import CPU_ONLY, SCHEMAS
+from fastgen._schema import CPU_ONLY, FURTHER_FUNCTIONS, SCHEMAS
 
 from .backends import requires_checkout
 from .rooms import ROOMS, complaints
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 @requires_checkout
 def test_every_family_is_in_every_room():
-    assert complaints(ROOT, SCHEMAS, CPU_ONLY) == []
+    assert complaints(ROOT, SCHEMAS, CPU_ONLY, FURTHER_FUNCTIONS) == []
 
 
 @pytest.fixture
@@ -100,6 +100,16 @@ def test_a_family_of_the_cpu_alone_is_declared(house):
     ]
     (house / "kernels/coupling.py").touch()
     assert complaints(house, FAMILIES, ("third",)) == ["CPU_ONLY names third, which is no family"]
+
+
+def test_a_function_that_is_not_called_after_its_family_is_declared(house):
+    (house / "fastgen/ops/__init__.py").write_text('__all__ = ["coupling", "masked_conv2d", "shifted"]')
+    assert complaints(house, FAMILIES) == ["fastgen/ops/__init__.py exports shifted, which is no family"]
+    assert complaints(house, FAMILIES, further={"coupling": ("shifted",)}) == []
+    assert complaints(house, FAMILIES, further={"coupling": ("shifted", "gone"), "third": ()}) == [
+        "FURTHER_FUNCTIONS names third, which is no family",
+        "fastgen/ops/__init__.py does not export gone",
+    ]
 
 
 def test_a_schema_without_files_is_named(house):
