@@ -5,14 +5,15 @@
 #include <algorithm>
 #include <vector>
 
+#include "_node_activation.h"
 #include "common/tensor.h"
 
 namespace fastgen::incremental {
 
 enum class Kind { kCombine, kProduct, kConcat, kLayerNorm, kAttention, kEmbedding };  // INSTRUCTIONS
 enum class Moment { kRow, kPixel, kAfter, kBehind };                                   // MOMENTS
-enum class Activation { kNone, kRelu, kElu, kLeakyRelu, kTanh, kSigmoid, kSilu, kGelu, kGeluTanh, kSoftplus, kExp };  // NODE_ACTIVATIONS
-inline constexpr std::int64_t kActivations = 11, kPanelOutputs = 16;
+using Activation = NodeActivation;
+inline constexpr std::int64_t kActivations = kNodeActivations, kPanelOutputs = 16;
 
 struct Buffer {  // BUFFER_COLUMNS
   std::int64_t constant, channels, height, width, rows, left, right, offset, step;

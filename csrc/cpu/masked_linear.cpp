@@ -1,0 +1,134 @@
+// masked_linear_network: a program of masked linears of which all features are known. A thread owns blocks of samples.
+// masked_linear_weight_bwd: grad^T input where a mask lets it through. Inputs, sorted by who reads them, lie in the lanes, a thread owns
+// groups of rows, and blocks of inputs that a group does not read are not computed.
+#include "_masked_network.h"
+#include "common/scratch.h"
+
+namespace fastgen::masked_network {
+namespace {
+
+Tensor masked_linear_network(const Tensor& input, const Tensor& program, const Tensor& weights, const Tensor& parameters, OptionalTensor constants,
+                             std::int64_t outputs) {
+  const char* const op = "masked_linear_network";
+  check_floating(op, "input", input);
+  FASTGEN_CHECK(input.dim() == 2, op, ": input must be [N, D]");
+  const std::int64_t samples = input.size(0);
+  return dispatch(op, weights, [&]<class T>() {
+    const Program p(op, program, weights, parameters, constants, samples);
+    p.check_constants(op, constants, samples, weights.scalar_type());
+    const Header& h = p.header;
+    FASTGEN_CHECK(input.size(1) == h.features, op, ": input must be [N, ", h.features, "]");
+    FASTGEN_CHECK(outputs == h.outputs, op, ": outputs must be the program's, ", h.outputs, ", got ", outputs);
+    for (std::int64_t l = 0; l < h.levels; ++l) p.check(op, p.levels[l]);
+    Tensor output = empty_contiguous({samples, outputs}, input.scalar_type());
+    const Tensor x = h.features <= 1 || input.stride(1) == 1 ? input : copy_dense(input, false);
+    const Blocks<T> blocks(samples, static_cast<std::int64_t>(torch::stable::get_num_threads()));
+    dispatch_dtype(op, input.scalar_type(), [&]<class S>() {
+      const S* const from = static_cast<const S*>(x.data_ptr());
+      S* const to = static_cast<S*>(output.mutable_data_ptr());
+      parallel(blocks.count, samples * weights.numel(), [&](std::int64_t begin, std::int64_t end) {
+        const Scratch<T> values(h.rows * kMostVectors * kWidth<T>), made(h.outputs * kMostVectors * kWidth<T>);
+        for (std::int64_t b = begin; b < end; ++b) {
+          const auto block = blocks[b];
+          const std::int64_t lanes = block.lanes;
+          read_rows<T>(from + block.sample * x.stride(0), x.stride(0), block.samples, h.features, lanes,
+                       [&](std::int64_t c) { return p.feature_places[static_cast<std::size_t>(c)]; }, values.get());
+          if (h.constants > 0)
+            read_rows<T>(static_cast<const T*>(p.constants) + block.sample * h.constants, h.constants, block.samples, h.constants, lanes,
+                         [&](std::int64_t c) { return h.features + c; }, values.get());
+          for (std::int64_t l = 0; l < h.levels; ++l) run<T>(p, p.levels[l], lanes, values.get(), made.get() + p.levels[l].output * lanes);
+          write_rows<T>(made.get(), lanes, block.samples, outputs,
+                        [&](std::int64_t c) { return p.output_places[static_cast<std::size_t>(c)]; }, to + block.sample * outputs, outputs);
+        }
+      });
+    });
+    return output;
+  });
+}
+
+// ---- the gradient of a weight --------------------------------------------------------------------------------------------------
+
+struct Index {
+  const std::int64_t* data;
+
+  // [count], each in [0, most].
+  Index(const char* op, const char* name, const Tensor& t, std::int64_t count, std::int64_t most) : data(static_cast<const std::int64_t*>(t.data_ptr())) {
+    FASTGEN_CHECK(t.scalar_type() == ScalarType::Long && t.dim() == 1 && t.size(0) == count && t.is_contiguous(), op, ": ", name,
+                  " must be contiguous int64 [", count, "]");
+    for (std::int64_t i = 0; i < count; ++i)
+      FASTGEN_CHECK(data[i] >= 0 && data[i] <= most, op, ": ", name, " must be in [0, ", most, "], got ", data[i]);
+  }
+  std::int64_t operator[](std::int64_t i) const { return data[i]; }
+};
+
+struct Matrix {
+  const void* data;
+  std::int64_t row, column;
+
+  explicit Matrix(const Tensor& t) : data(t.data_ptr()), row(t.stride(0)), column(t.stride(1)) {}
+  template <class S>
+  auto at(std::int64_t i, std::int64_t j) const { return widen(static_cast<const S*>(data)[i * row + j * column]); }
+};
+
+Tensor masked_linear_weight_bwd(const Tensor& grad_output, const Tensor& input, const Tensor& mask, const Tensor& rows, const Tensor& columns,
+                                const Tensor& known) {
+  const char* const op = "masked_linear_weight_bwd";
+  check_floating(op, "grad_output", grad_output), check_floating(op, "input", input);
+  FASTGEN_CHECK(input.dim() == 2 && grad_output.dim() == 2 && grad_output.size(0) == input.size(0) &&
+                    grad_output.scalar_type() == input.scalar_type(),
+                op, ": grad_output must be [M, O] beside input [M, C], in its dtype");
+  const std::int64_t samples = input.size(0), inputs = input.size(1), outputs = grad_output.size(1);
+  FASTGEN_CHECK(mask.scalar_type() == ScalarType::Bool && mask.dim() == 2 && mask.size(0) == outputs && mask.size(1) == inputs, op,
+                ": mask must be boolean [", outputs, ", ", inputs, "]");
+  const Index row(op, "rows", rows, outputs, outputs - 1), column(op, "columns", columns, inputs, inputs - 1), reads(op, "known", known, outputs, inputs);
+  Tensor result = empty_contiguous({outputs, inputs}, opmath_type(input.scalar_type()));
+  dispatch_dtype(op, input.scalar_type(), [&]<class S>() {
+    using T = opmath_t<S>;
+    T* const out = static_cast<T*>(result.mutable_data_ptr());
+    std::fill_n(out, outputs * inputs, T(0));
+    const Blocks<T> blocks(inputs, 1);
+    const Matrix x(input), g(grad_output);
+    const auto* const lets = static_cast<const std::uint8_t*>(mask.data_ptr());
+    const std::int64_t mask_row = mask.stride(0), mask_column = mask.stride(1), groups = (outputs + kMostUnits - 1) / kMostUnits;
+    const std::int64_t width = kMostVectors * kWidth<T>;
+    const Scratch<T> values(std::max<std::int64_t>(blocks.count, 1) * samples * width);  // of each block [samples][lanes]
+    parallel(blocks.count, samples * inputs, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t b = begin; b < end; ++b) {
+        const auto block = blocks[b];
+        for (std::int64_t n = 0; n < samples; ++n) {
+          T* const to = values.get() + b * samples * width + n * block.lanes;
+          for (std::int64_t i = 0; i < block.lanes; ++i) to[i] = i < block.samples ? x.at<S>(n, column[block.sample + i]) : T(0);
+        }
+      }
+    });
+    parallel(groups, samples * inputs * outputs, [&](std::int64_t begin, std::int64_t end) {
+      const Scratch<T> weights(samples * kMostUnits);
+      alignas(64) T sums[kMostUnits * kMostVectors * kWidth<T>];
+      for (std::int64_t group = begin; group < end; ++group) {
+        const std::int64_t first = group * outputs / groups, units = (group + 1) * outputs / groups - first;
+        std::int64_t most = 0;
+        for (std::int64_t u = 0; u < units; ++u) most = std::max(most, reads[first + u]);
+        for (std::int64_t n = 0; n < samples; ++n)
+          for (std::int64_t u = 0; u < units; ++u) weights[n * units + u] = g.at<S>(n, row[first + u]);
+        for (std::int64_t b = 0; b < blocks.count && blocks[b].sample < most; ++b) {
+          const auto block = blocks[b];
+          multiply<T>(units, block.lanes, values.get() + b * samples * width, weights.get(), units, samples, sums);
+          for (std::int64_t u = 0; u < units; ++u)
+            for (std::int64_t i = 0; i < block.samples; ++i) {
+              const std::int64_t o = row[first + u], c = column[block.sample + i];
+              if (lets[o * mask_row + c * mask_column]) out[o * inputs + c] = sums[u * block.lanes + i];
+            }
+        }
+      }
+    });
+  });
+  return result;
+}
+
+}  // namespace
+}  // namespace fastgen::masked_network
+
+STABLE_TORCH_LIBRARY_IMPL(fastgen, CPU, m) {
+  m.impl("masked_linear_weight_bwd", TORCH_BOX(&fastgen::masked_network::masked_linear_weight_bwd));
+  m.impl("masked_linear_network", TORCH_BOX(&fastgen::masked_network::masked_linear_network));
+}
