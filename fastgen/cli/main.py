@@ -22,7 +22,7 @@ COMMANDS: dict[str, str] = {
     "doctor": "versions, CPU and GPU backends, what failed to load and why",
     "demo": "draw real digits with and without fastgen, compare and time both",
     "sample": "draw images from a checkpoint",
-    "train": "train a small diffusion or autoregressive model on real data",
+    "train": "train a small diffusion model, autoregressive model or flow on real data",
     "bench": "time the ops and models side by side with their peers",
 }
 
@@ -34,6 +34,8 @@ EXTRAS: dict[str, tuple[str, str]] = {
     "pytest": ("pytest", "bench"),
     "pytest_benchmark": ("pytest-benchmark", "bench"),
     "diffusers": ("diffusers", "demo"),
+    "nflows": ("nflows", "flows"),
+    "normflows": ("normflows", "flows"),
 }
 
 

@@ -1,4 +1,4 @@
-"""`fastgen sample`: draws images from a checkpoint of `fastgen.models.UNet`; image k depends on `--seed` + k alone."""
+"""`fastgen sample`: draws from a checkpoint of `fastgen.models.UNet` or of a flow; image k depends on `--seed` + k alone."""
 
 import argparse
 import textwrap
@@ -10,17 +10,21 @@ import torch
 from torch import Tensor
 
 from .._files import check_writable, write_atomically
-from ..models import SHIPPED, UNet, find_weights
+from ..models import SHIPPED, FlowModel, UNet, find_weights
 from ..samplers import Solver, sample
 from ..training import PREDICTION_TYPES, SCHEDULES, TrainingRecord
-from . import _options
+from . import _flow_sampling, _options
 from ._errors import UsageError, argument_errors
+from ._flow_recipes import FLOW_RECIPES
 from ._images import grid, png, to_pixels
 from ._recipes import RECIPES
 from ._solvers import SAMPLERS, build_solver
 
 DEFAULT_WEIGHTS = "digits-ddpm"
-INK = tuple(RECIPES)  # recipes whose images are ink, 1, on paper, -1
+INK = (
+    *RECIPES,
+    *(name for name, recipe in FLOW_RECIPES.items() if recipe.kind == "images"),
+)  # recipes whose images are ink, 1, on paper, -1
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
@@ -32,16 +36,19 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         epilog=textwrap.fill(f"samplers: {', '.join(SAMPLERS)}", 78, subsequent_indent="  "),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    shipped = [name for name in SHIPPED if name in RECIPES]  # a classifier draws nothing
+    shipped = [name for name in SHIPPED if name in RECIPES or name in FLOW_RECIPES]  # a classifier draws nothing
     parser.add_argument(
         "--weights",
         default=DEFAULT_WEIGHTS,
-        help=f"safetensors file of a fastgen UNet, or shipped weights by name: {', '.join(shipped)} (default: {DEFAULT_WEIGHTS})",
+        help=f"safetensors file of a fastgen UNet or flow, or shipped weights by name: {', '.join(shipped)} "
+        f"(default: {DEFAULT_WEIGHTS})",
     )
     parser.add_argument(
         "--out", type=_options.path, default=Path("samples"), help="folder for the images (default: samples)"
     )
-    parser.add_argument("--class", dest="label", type=int, help="class to draw (default: no class)")
+    parser.add_argument(
+        "--class", dest="label", type=int, help="class to draw (default: no class; of flows: each in turn)"
+    )
     parser.add_argument("--num", type=_options.count, default=16, help="number of images (default: 16)")
     parser.add_argument("--seed", type=_options.seed, default=0, help="image k has seed SEED + k (default: 0)")
     parser.add_argument(
@@ -60,16 +67,29 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--schedule", choices=tuple(SCHEDULES), help="noise schedule of the training")
     parser.add_argument("--timesteps", type=_options.count, help="length of the schedule")
     parser.add_argument("--prediction-type", choices=PREDICTION_TYPES, help="what the model predicts")
+    parser.add_argument(
+        "--temperature", type=_options.number, default=1.0, help="of flows: deviation of the latent (default: 1)"
+    )
     parser.add_argument("--device", type=_options.device, default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.set_defaults(defaults={name: parser.get_default(name) for name in _flow_sampling.OF_SAMPLERS})
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
-    """Draw, write a PNG an image, `grid.png` and `samples.npz`; returns the exit status."""
+    """Draw, write a PNG an image, `grid.png` and `samples.npz`, of rows `samples.csv`; returns the exit status."""
     _options.check_device(args.device)
     weights = find_weights(args.weights)
     record = TrainingRecord.read(weights)
+    if args.seed + args.num > 2**63:
+        raise UsageError(f"--seed {args.seed}: that of the last image, SEED + {args.num - 1}, must be below 2^63")
+    flow = _flow_sampling.flow_kind(weights)
+    if flow is not None:
+        return _run_flow(args, weights, record, flow)
+    if args.temperature != 1:
+        raise UsageError(
+            f"--temperature is for flows: {args.weights} is a diffusion model, see --eta and --guidance-scale"
+        )
     model = UNet.load(weights, device=args.device, dtype=torch.float32)
     _check_conditions(args, model)
     solver = build_solver(args, record, learned=model.out_channels != model.in_channels)
@@ -79,21 +99,35 @@ def run(args: argparse.Namespace) -> int:
     check_writable(args.out / "grid.png")
 
     images = _draw(args, model, solver, shape)
-    seeds = [args.seed + k for k in range(args.num)]
-    broken = [seed for seed, image in zip(seeds, images, strict=True) if not image.isfinite().all()]
-    if broken:
-        raise FloatingPointError(
-            f"{len(broken)} of {args.num} images are not finite, that of seed {broken[0]} the first"
-        )
-    _write(args, record, images, seeds)
+    _write(args, record, images)
     print(
         f"{args.num} images of {args.steps} {args.sampler.upper()} steps in {args.out}, together in {args.out / 'grid.png'}"
     )
     return 0
 
 
-def _write(args: argparse.Namespace, record: TrainingRecord, images: Tensor, seeds: list[int]) -> None:
+def _run_flow(args: argparse.Namespace, weights: Path, record: TrainingRecord, kind: type[FlowModel]) -> int:
+    model = _flow_sampling.load_flow(args, weights, kind)
+    of_images = len(model.shape) == 3
+    check_writable(args.out / ("grid.png" if of_images else "samples.csv"))
+    drawn = _flow_sampling.draw(args, model, record)
+    if of_images:
+        _write(args, record, drawn)
+        where = f"images in {args.out}, together in {args.out / 'grid.png'}"
+    else:
+        where = f"rows in {_flow_sampling.write_rows(args, weights, record, drawn)}"
+    print(f"{args.num} {where}, drawn at temperature {args.temperature:g}")
+    return 0
+
+
+def _write(args: argparse.Namespace, record: TrainingRecord, images: Tensor) -> None:
     """A picture of each image and of all, and the numbers themselves."""
+    seeds = [args.seed + k for k in range(args.num)]
+    broken = [seed for seed, image in zip(seeds, images, strict=True) if not image.isfinite().all()]
+    if broken:
+        raise FloatingPointError(
+            f"{len(broken)} of {args.num} images are not finite, that of seed {broken[0]} the first"
+        )
     pixels = to_pixels(images, ink=record.recipe in INK)
     pictures = {"grid": grid(pixels)} | {f"{seed:06d}": image for seed, image in zip(seeds, pixels, strict=True)}
     for name, picture in pictures.items():
@@ -114,8 +148,6 @@ def _check_conditions(args: argparse.Namespace, model: UNet) -> None:
         raise UsageError(f"--guidance-scale {args.guidance_scale:g} needs a --class to guide towards")
     if args.guidance_scale != 1 and model.null_label is None:
         raise UsageError(f"--guidance-scale must be 1: {args.weights} was not trained without classes too")
-    if args.seed + args.num > 2**63:
-        raise UsageError(f"--seed {args.seed}: that of the last image, SEED + {args.num - 1}, must be below 2^63")
     if model.in_channels > 3:
         raise UsageError(f"{args.weights} makes images of {model.in_channels} channels; 1, 2 or 3 can be drawn")
 

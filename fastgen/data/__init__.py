@@ -1,6 +1,19 @@
-"""Real data sets of handwritten digits: 8 x 8, small enough to come with a package, and MNIST, read from a folder."""
+"""Real data: handwritten digits, 8 x 8 inside scikit-learn and MNIST from a folder, with their grey levels, and three tables."""
 
 from .digits import IMAGE_SHAPE, NUM_CLASSES, Digits, load_digits
+from .levels import from_unit_interval, to_levels
 from .mnist import load_mnist
+from .tables import TABLES, Table, load_table
 
-__all__ = ["IMAGE_SHAPE", "NUM_CLASSES", "Digits", "load_digits", "load_mnist"]
+__all__ = [
+    "IMAGE_SHAPE",
+    "NUM_CLASSES",
+    "TABLES",
+    "Digits",
+    "Table",
+    "from_unit_interval",
+    "load_digits",
+    "load_mnist",
+    "load_table",
+    "to_levels",
+]

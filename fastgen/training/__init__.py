@@ -1,10 +1,19 @@
-"""Training of diffusion and autoregressive models: trainers with options, callbacks, moving average and exact checkpoints."""
+"""Training of diffusion models, autoregressive ones and flows: trainers, options, callbacks, moving average, exact checkpoints."""
 
 from .autoregressive import AutoregressiveTrainer, begin_with_frequencies, mean_bits_per_dim
 from .callbacks import Callback, CheckpointEvery, ProgressBar
 from .ema import EMA
+from .flow import FlowTrainer, begin_with_statistics, mean_score
 from .loop import TrainingLoop
-from .options import PREDICTION_TYPES, SCHEDULES, AutoregressiveOptions, OptimizerOptions, TrainingOptions
+from .options import (
+    PREDICTION_TYPES,
+    SCHEDULES,
+    AutoregressiveOptions,
+    FlowOptions,
+    LikelihoodOptions,
+    OptimizerOptions,
+    TrainingOptions,
+)
 from .record import TrainingRecord
 from .trainer import Trainer
 
@@ -16,6 +25,9 @@ __all__ = [
     "AutoregressiveTrainer",
     "Callback",
     "CheckpointEvery",
+    "FlowOptions",
+    "FlowTrainer",
+    "LikelihoodOptions",
     "OptimizerOptions",
     "ProgressBar",
     "Trainer",
@@ -23,5 +35,7 @@ __all__ = [
     "TrainingOptions",
     "TrainingRecord",
     "begin_with_frequencies",
+    "begin_with_statistics",
     "mean_bits_per_dim",
+    "mean_score",
 ]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import __version__
-from ..models import AutoregressiveModel, UNet, load_state, save_state
+from ..models import AutoregressiveModel, FlowModel, UNet, load_state, save_state
 from ..models.checkpoint import first_not_finite, json_metadata
 from .callbacks import Callback
 from .ema import EMA
@@ -21,7 +21,7 @@ from .restoring import check_equal, check_random_states, check_tensors, read_ste
 
 ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
 
-Model = TypeVar("Model", UNet, AutoregressiveModel)
+Model = TypeVar("Model", UNet, AutoregressiveModel, FlowModel)
 Options = TypeVar("Options", bound=OptimizerOptions)
 
 
@@ -31,7 +31,7 @@ class TrainingLoop(Generic[Model, Options]):
     Args:
         model: it is trained in place.
         options: see :class:`OptimizerOptions`.
-        images: [M, C, H, W] in [-1, 1].
+        images: [M, C, H, W] in [-1, 1]; of flows of tables rows [M, D].
         labels: [M] int64, None for a model without classes.
         device: of model and data.
 
@@ -149,7 +149,8 @@ class TrainingLoop(Generic[Model, Options]):
         """
         average = self.ema.model if dtype is None else copy.deepcopy(self.ema.model).to(dtype)
         _refuse_not_finite(average.state_dict(), self.step)
-        made = {"image_shape": list(self.images.shape[1:]), "steps": self.step, "version": __version__}
+        shape = {"image_shape": list(self.images.shape[1:])} if self.images.dim() == 4 else {}
+        made = {**shape, "steps": self.step, "version": __version__}
         named = {} if recipe is None else {"recipe": recipe}
         average.save(path, {"training": json.dumps({**asdict(self.options), **named, **made, **(more or {})})})
 

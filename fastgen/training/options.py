@@ -1,4 +1,4 @@
-"""What decides the course of a training run, checked when it is made: `TrainingOptions` of diffusion, `AutoregressiveOptions`."""
+"""What decides the course of a training run, checked when it is made: `TrainingOptions` of diffusion, those of other models."""
 
 import math
 from collections.abc import Callable
@@ -110,8 +110,8 @@ class TrainingOptions(OptimizerOptions):
 
 
 @dataclass(frozen=True)
-class AutoregressiveOptions(OptimizerOptions):
-    """Of autoregressive models.
+class LikelihoodOptions(OptimizerOptions):
+    """Of models trained by their likelihood.
 
     Args:
         clip_norm: the gradient of all weights together is no longer than that; 0: as long as it is.
@@ -123,3 +123,24 @@ class AutoregressiveOptions(OptimizerOptions):
         super().__post_init__()
         if not (math.isfinite(self._number("clip_norm", Real)) and self.clip_norm >= 0):
             raise ValueError(f"clip_norm must be finite and not negative, got {self.clip_norm}")
+
+
+@dataclass(frozen=True)
+class AutoregressiveOptions(LikelihoodOptions):
+    """Of autoregressive models."""
+
+
+@dataclass(frozen=True)
+class FlowOptions(LikelihoodOptions):
+    """Of flows.
+
+    Args:
+        levels: grey levels of the images, which are dequantised; None: the data are rows of a table, and no integers.
+    """
+
+    levels: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.levels is not None and self._number("levels", Integral) < 2:
+            raise ValueError(f"levels must be None or at least 2, got {self.levels}")

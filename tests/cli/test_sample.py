@@ -165,7 +165,7 @@ REFUSED = [
     (["--out", ""], "--out: must be the name of a file or folder, got ''"),
     (
         ["--weights", "digits"],
-        "digits: no such checkpoint file (and no weights of the package: digits-ddpm, digits-pixelcnn",
+        "digits: no such checkpoint file (and no weights of the package: breast-cancer-maf, diabetes-spline, digits-ddpm",
     ),
 ]
 

@@ -41,12 +41,38 @@ def test_weights_that_say_nothing(tmp_path):
         ("image_shape", [1, 8, -8]),
         ("image_shape", "188"),
         ("image_shape", [1, 8, float("nan")]),
+        ("levels", 0),
+        ("levels", "17"),
+        ("columns", "age"),
+        ("columns", ["age", 3]),
+        ("mean", [0.0]),
+        ("scale", 1.0),
     ],
 )
 def test_malformed_fields(tmp_path, field, value):
     make_model().save(tmp_path / "w.safetensors", {"training": json.dumps({field: value})})
     with pytest.raises(
         CheckpointError, match=rf"w\.safetensors: '{field}' of the training must be [^\n]*, got [^\n]*$"
+    ):
+        TrainingRecord.read(tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("mean", [0.0]), ("mean", [0.0, "1"]), ("scale", [1.0, float("inf")]), ("scale", None)]
+)
+def test_numbers_that_do_not_fit_the_columns(tmp_path, field, value):
+    training = {"columns": ["age", "bmi"], "mean": [0.0, 1.0], "scale": [1.0, 2], field: value}
+    make_model().save(tmp_path / "w.safetensors", {"training": json.dumps(training)})
+    with pytest.raises(
+        CheckpointError, match=rf"'{field}' of the training must be 2 finite numbers, one a column, got "
+    ):
+        TrainingRecord.read(tmp_path / "w.safetensors")
+
+
+def test_columns_without_their_units(tmp_path):
+    make_model().save(tmp_path / "w.safetensors", {"training": json.dumps({"columns": ["age"], "mean": [0.0]})})
+    with pytest.raises(
+        CheckpointError, match="'scale' of the training must be 1 finite numbers, one a column, got nothing"
     ):
         TrainingRecord.read(tmp_path / "w.safetensors")
 

@@ -14,6 +14,7 @@ DEMOS = {
     "mnist": "10 x 10 handwritten digits of 28 x 28 pixels by DDIM and DDPM, through plain torch and through fastgen",
     "digits": "the same with digits of 8 x 8 pixels",
     "accelerate": "the digits of mnist by a pipeline of diffusers, as it is, accelerated and restored",
+    "flows": "digits drawn by flows, one turned into another, and flows trained side by side with nflows and normflows",
     "pixelcnn": "digits drawn pixel by pixel by Gated PixelCNNs, by a pass of the network a pixel and by the cached engine",
 }
 

@@ -1,4 +1,4 @@
-"""The pictures of the demo: the grid of digits, the way from noise to a digit, and halves of digits completed."""
+"""The pictures of the demo: the grid of digits, the way from noise to a digit or from digit to digit, and halves completed."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -75,4 +75,22 @@ def draw_completions(path: Path, halves: Tensor, completed: Tensor, originals: T
                 spine.set_color("#bbbbbb")
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=10)
+    write_atomically(path, lambda name: figure.savefig(name, dpi=130, format="png"))
+
+
+def draw_interpolations(path: Path, rows: Tensor) -> None:
+    """A row of images [K, 1, H, W] for each of ``rows`` [N, K, 1, H, W], whose ends are real."""
+    count, stages = rows.shape[:2]
+    figure = Figure(figsize=(0.9 * stages, 0.9 * count + 0.35), layout="constrained")
+    axes = figure.subplots(count, stages, squeeze=False)
+    for line, images in zip(axes, rows, strict=True):
+        for column, (axis, image) in enumerate(zip(line, images, strict=True)):
+            axis.imshow(image[0], cmap=INK, vmin=-1, vmax=1, interpolation="nearest")
+            axis.set_xticks([])
+            axis.set_yticks([])
+            for spine in axis.spines.values():
+                spine.set_color("#0072B2" if column in (0, stages - 1) else "#bbbbbb")
+                spine.set_linewidth(2.0 if column in (0, stages - 1) else 0.8)
+    for column, title in ((0, "held out"), (stages // 2, "between"), (stages - 1, "held out")):
+        axes[0][column].set_title(title, fontsize=10)
     write_atomically(path, lambda name: figure.savefig(name, dpi=130, format="png"))

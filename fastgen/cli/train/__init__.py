@@ -4,15 +4,16 @@ import argparse
 
 from .. import _options
 from .._autoregressive_recipes import AUTOREGRESSIVE_RECIPES
+from .._flow_recipes import FLOW_RECIPES
 from .._recipes import RECIPES
-from . import autoregressive, classifier, diffusion
+from . import autoregressive, classifier, diffusion, flow
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
     """Add the `train` sub-command, with a parser of its own for each recipe."""
     parser = subparsers.add_parser(
         "train",
-        help="train a small diffusion or autoregressive model on real data",
+        help="train a small diffusion model, autoregressive model or flow on real data",
         description="Train a model by one of the recipes; `fastgen train RECIPE --help` shows the options of one.",
     )
     recipes = parser.add_subparsers(dest="recipe", metavar="RECIPE", required=True)
@@ -24,6 +25,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         diffusion.add_options(add(name, recipe.summary, diffusion.DESCRIPTION), name)
     for name, autoregressive_recipe in AUTOREGRESSIVE_RECIPES.items():
         autoregressive.add_options(add(name, autoregressive_recipe.summary, autoregressive.DESCRIPTION), name)
+    for name, flow_recipe in FLOW_RECIPES.items():
+        flow.add_options(add(name, flow_recipe.summary, flow.DESCRIPTION), name)
     classifier.add_options(add(classifier.NAME, classifier.SUMMARY, classifier.DESCRIPTION))
     return parser
 
@@ -32,4 +35,6 @@ def run(args: argparse.Namespace) -> int:
     """Train as ``args.recipe`` says; returns the exit status."""
     if args.recipe in AUTOREGRESSIVE_RECIPES:
         return autoregressive.run(args)
+    if args.recipe in FLOW_RECIPES:
+        return flow.run(args)
     return classifier.run(args) if args.recipe == classifier.NAME else diffusion.run(args)

@@ -83,7 +83,11 @@ def check_files(args: argparse.Namespace) -> Path:
 
 
 def train(
-    args: argparse.Namespace, trainer: TrainingLoop[Any, Any], checkpoint: Path, save: Callable[[], str | None]
+    args: argparse.Namespace,
+    trainer: TrainingLoop[Any, Any],
+    checkpoint: Path,
+    save: Callable[[], str | None],
+    examples: str = "images",
 ) -> int:
     """Train, checkpoint on the way, ``save`` the weights, which may say something of them; returns the exit status."""
     if args.resume:
@@ -92,7 +96,7 @@ def train(
         return _nothing_to_do(args, trainer, checkpoint, save)
     parameters = sum(p.numel() for p in trainer.model.parameters())
     print(
-        f"{args.recipe}: {len(trainer.images)} images, {parameters:,} parameters, steps {trainer.step} to {args.steps}"
+        f"{args.recipe}: {len(trainer.images)} {examples}, {parameters:,} parameters, steps {trainer.step} to {args.steps}"
     )
     bar = ProgressBar(quiet=args.quiet)
     with _stopped_by_interrupt(trainer):

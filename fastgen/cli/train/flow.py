@@ -1,0 +1,64 @@
+"""Training by one of the recipes of flows: its options, its model and data, and how likely data not trained on are."""
+
+import argparse
+import copy
+from dataclasses import fields
+
+import torch
+
+from ...training import FlowOptions, FlowTrainer, begin_with_statistics, mean_score
+from .. import _options
+from .._errors import argument_errors
+from .._flow_recipes import FLOW_RECIPES
+from . import _running
+
+DESCRIPTION = (
+    "The weights written are the moving average (EMA), whose bits a dimension (of images, dequantised) or nats (of rows) are said "
+    "on data not trained on. Ctrl-C saves a checkpoint and stops; --resume goes on from it."
+)
+FIRST_EXAMPLES = 512  # whose statistics the model begins with
+
+
+def add_options(parser: argparse.ArgumentParser, name: str) -> None:
+    """The options of the recipe ``name``, with its defaults."""
+    recipe = FLOW_RECIPES[name]
+    if recipe.reads_folder:
+        _options.add_data(parser)
+    _running.add_optimiser_options(
+        parser, name, recipe.options, steps=recipe.steps, lr_decay="cosine", weights_dtype=recipe.weights_dtype
+    )
+    parser.add_argument(
+        "--clip-norm", type=_options.number, default=recipe.options.clip_norm, help="of the gradient, 0 for none"
+    )
+    _running.add_run_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, checkpoint on the way, write the EMA weights to ``args.out``; returns the exit status."""
+    _running.begin(args)
+    recipe = FLOW_RECIPES[args.recipe]
+    with argument_errors():
+        names = [field.name for field in fields(FlowOptions) if field.name != "levels"]
+        options = FlowOptions(levels=recipe.options.levels, **{name: getattr(args, name) for name in names})
+    torch.manual_seed(options.seed)  # of the initial weights
+    model = recipe.model.from_config(recipe.config)
+    checkpoint = _running.check_files(args)
+    folder = args.data if recipe.reads_folder else None
+    with argument_errors("--data"):
+        data, others = (recipe.examples_of(split, folder) for split in recipe.splits)
+    first = data.first(FIRST_EXAMPLES)
+    begin_with_statistics(model, first.data, first.labels, levels=options.levels)
+    trainer = FlowTrainer(model, options, data.data, data.labels, device=args.device)
+    dtype = getattr(torch, args.weights_dtype)
+    what = "nats" if options.levels is None else "bits a dimension"
+
+    def save() -> str:
+        rounded = copy.deepcopy(trainer.ema.model).to(dtype).to(torch.float32)  # the weights of the file
+        unseen = others.to(args.device)
+        score = mean_score(rounded, unseen.data, unseen.labels, levels=options.levels)
+        name = "nats" if options.levels is None else "bits_per_dim"
+        more = {name: score, "evaluated_on": recipe.splits[1], **data.units}
+        trainer.save_weights(args.out, args.recipe, dtype, more)
+        return f"{score:.4f} {what} on {len(others.data)} {recipe.kind} not trained on"
+
+    return _running.train(args, trainer, checkpoint, save, recipe.kind)
