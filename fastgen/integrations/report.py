@@ -71,7 +71,7 @@ def _rows(model: Any) -> Iterator[Row]:
                 name,
                 type(module).__qualname__,
                 is_one,
-                mixin.does if is_one else "could be; accelerate was not asked to",
+                mixin.says(module) if is_one else "could be; accelerate was not asked to",
             )
         elif why:
             yield Row(name, type(module).__qualname__, False, "; ".join(why))

@@ -19,6 +19,7 @@ class StandIn:
         project: whose it is, for people.
         does: what is fused, for people.
         method: what is overridden.
+        relies_on: other methods that must be the class's own too: they are overridden with it, or what is fused is what they do.
         takes: the names of the arguments that `method` must begin with.
         has: the attributes that a module must have.
         parent_class: the class itself, of a subclass made of both.
@@ -31,6 +32,7 @@ class StandIn:
     project: ClassVar[str]
     does: ClassVar[str]
     method: ClassVar[str] = "forward"
+    relies_on: ClassVar[tuple[str, ...]] = ()
     takes: ClassVar[tuple[str, ...]] = ()
     has: ClassVar[tuple[str, ...]] = ()
     parent_class: ClassVar[type]
@@ -47,6 +49,11 @@ class StandIn:
         yield from ()
 
     @classmethod
+    def says(cls, module: Any) -> str:
+        """What is fused in this module, for people."""
+        return cls.does
+
+    @classmethod
     def members(cls, parent: type) -> dict[str, Any]:
         """What a subclass of ``parent`` has besides what the mixin has."""
         return {}
@@ -54,6 +61,10 @@ class StandIn:
     def theirs(self, *args: Any, **kwargs: Any) -> Any:
         """The method that is overridden, as their class has it."""
         return getattr(self.parent_class, self.parent_method)(self, *args, **kwargs)
+
+    def of_theirs(self, name: str) -> Any:
+        """Another of their methods that is overridden, as their class has it."""
+        return getattr(self.parent_class, name).__get__(self)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Copies and pickles name the mixin and the parent: the subclass of both lies in no module."""
@@ -77,7 +88,22 @@ class Kept:
         return module.__getattr__(self.name)
 
 
-OURS = ("of", "project", "does", "method", "takes", "has", "concerns", "reasons", "members")
+OURS = (
+    "of",
+    "project",
+    "does",
+    "method",
+    "relies_on",
+    "takes",
+    "has",
+    "concerns",
+    "reasons",
+    "says",
+    "members",
+    "either",
+    "affine",
+    "fused",
+)
 _MADE: dict[tuple[type, type], Any] = {}
 
 
@@ -101,12 +127,13 @@ def refusals(mixin: type[StandIn], module: nn.Module) -> list[str]:
     """Why ``mixin`` cannot stand in for the class of ``module``; empty where it can. `base_of` has found the class."""
     cls, name = type(module), mixin.method
     base = base_of(cls, mixin)
-    if getattr(cls, name, None) is not getattr(base, name, None):
-        return [f"{name} overridden by {cls.__qualname__}"]
-    if name in vars(module):
-        return ["forward overridden on the module"]
-    if not hasattr(base, name):
-        return [f"this {mixin.of} has no {name}"]
+    for each in (name, *mixin.relies_on):
+        if getattr(cls, each, None) is not getattr(base, each, None):
+            return [f"{each} overridden by {cls.__qualname__}"]
+        if each in vars(module):
+            return [f"{each} overridden on the module"]
+        if not hasattr(base, each):
+            return [f"this {mixin.of} has no {each}"]
     arguments = arguments_of(base, name)
     if arguments[: len(mixin.takes)] != mixin.takes:
         return [f"{name} takes ({', '.join(arguments)}) where ({', '.join(mixin.takes)}) is known"]

@@ -7,8 +7,10 @@ from torch import nn
 
 from . import (
     compressai,
+    conditioners,
     denoising_diffusion,
     diffusers,
+    freia,
     generic,
     guided_diffusion,
     imagen,
@@ -16,8 +18,11 @@ from . import (
     latent_diffusion,
     lightning_tutorial,
     make_a_video,
+    nflows,
+    normflows,
     pixel_cnn_pp,
     pytorch_generative,
+    zuko,
 )
 from .forwards import Forward
 from .stand_in import StandIn, base_of, mixin_of, refusals, resembles, unfit
@@ -44,7 +49,7 @@ def register(*mixins: type[StandIn]) -> None:
 
 for _project in (
     generic, diffusers, guided_diffusion, latent_diffusion, denoising_diffusion, k_diffusion, imagen, make_a_video,
-    pytorch_generative, pixel_cnn_pp, lightning_tutorial, compressai,
+    pytorch_generative, pixel_cnn_pp, lightning_tutorial, compressai, nflows, normflows, zuko, freia, conditioners,
 ):  # fmt: skip
     register(*_project.STAND_INS)
 
