@@ -9,13 +9,14 @@ STAMP := $(VENV)/.complete
 # What one process has compiled of the tests the others find, whatever the shell says of bytecode.
 PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --maxprocesses=8 --dist=loadgroup
 
-.PHONY: docs demo test test-oldest test-environments test-diffusers lint bench bench-full gpu build setup peers wheel clean
+.PHONY: docs demo test test-oldest test-environments test-diffusers test-flow-projects lint bench bench-full gpu build setup peers wheel clean
 .DEFAULT_GOAL := build
 
 demo: build
 	$(BIN)/fastgen demo --out demo
 	$(BIN)/fastgen demo accelerate --out demo
 	$(BIN)/fastgen demo pixelcnn --out demo
+	$(BIN)/fastgen demo flows --out demo
 
 test: build peers lint
 	FASTGEN_REQUIRE=cpu,triton,peers $(PYTEST) -m "not slow" --durations=15
@@ -31,6 +32,10 @@ test-environments: build peers
 # diffusers' own tests of schedulers and models, without fastgen and with it: `make test-diffusers DIFFUSERS=path/to/checkout`.
 test-diffusers: build
 	bash tools/test_diffusers.sh "$(DIFFUSERS)"
+
+# The own tests of nflows, normflows, zuko and FrEIA, without fastgen and with it: `make test-flow-projects FLOWS=folder/of/checkouts`.
+test-flow-projects: build
+	bash tools/test_flow_projects.sh "$(FLOWS)"
 
 lint: setup
 	$(BIN)/ruff check .
@@ -55,6 +60,7 @@ docs: build
 	$(BIN)/python docs/make_rooflines.py
 	$(BIN)/python docs/make_unet_profile.py
 	$(BIN)/python docs/make_pixelcnn_time.py
+	$(BIN)/python docs/make_flow_pictures.py
 
 # On a machine whose own python has torch and Triton, and perhaps no network: no .venv.
 gpu:

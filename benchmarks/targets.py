@@ -74,6 +74,11 @@ def _one(quantity: Callable[[Row], float | None], **fields: str) -> Callable[[Se
     return measure
 
 
+def _times_of(baseline: str) -> Callable[[Row], float | None]:
+    """How many times the time of ``baseline`` fastgen takes."""
+    return lambda row: None if (value := speedup(row, baseline)) is None else 1 / value
+
+
 def _over(baseline: str) -> Callable[[Row], float | None]:
     return lambda row: speedup(row, baseline)
 
@@ -119,11 +124,43 @@ TARGETS: tuple[Target, ...] = (
     Target("concat_elu, forward and backward, geometric mean over eager", 2.0, _mean_speedup("eager", family="concat_elu", mode="backward")),
     Target("no gated_activation row slower than the fastest baseline (lowest row)", 1.0, _lowest("fastest", family="gated_activation")),
     Target("no concat_elu row slower than the fastest baseline (lowest row)", 1.0, _lowest("fastest", family="concat_elu")),
+    Target("inverse of a MAF layer, D = 64, hidden 512, batch 256, over nflows", 150.0, _lowest("nflows", family="autoregressive_inverse", shape="256x64")),
+    Target("the same with D = 784 (a pass of nflows timed, times 784)", 300.0, _lowest("nflows", family="autoregressive_inverse", shape="256x784")),
+    Target("inverse of a MAF layer, D = 64, hidden 512, batch 256, over zuko", 50.0, _lowest("zuko", family="autoregressive_inverse", shape="256x64")),
+    Target("inverse of a MAF layer, D = 64, hidden 512, batch 256, over flowjax", 5.0, _lowest("flowjax", family="autoregressive_inverse", shape="256x64")),
+    Target("forward of a MADE, D = 64, hidden 512, batch 256, over nflows", 4.0, _lowest("nflows", family="masked_linear", mode="MADE", shape="256x64")),
+    Target("no masked_linear row slower than the fastest baseline (lowest row)", 1.0, _lowest("fastest", family="masked_linear")),
+    # counted in accesses an element: normflows 13, FrEIA 17 and nflows 23, where 4 to 6 are needed
+    Target("affine coupling, forward and log-det, over nflows (lower row)", 10.0, _lowest("nflows", family="affine_coupling", mode="nflows_forward")),
+    Target("the same over its formula compiled", 3.0, _lowest("compile", family="affine_coupling", mode="nflows_forward")),
+    Target("the same over normflows", 3.0, _lowest("normflows", family="affine_coupling", mode="normflows_forward")),
+    Target("the same over FrEIA", 3.0, _lowest("FrEIA", family="affine_coupling", mode="FrEIA_forward")),
+    Target("affine coupling of nflows, forward and log-det, within 2x of a copy (worst row)", 2.0, _one(_over("floor"), family="affine_coupling", mode="nflows_forward"), at_most=True),
+    Target("the same of normflows", 2.0, _one(_over("floor"), family="affine_coupling", mode="normflows_forward"), at_most=True),
+    Target("the same of FrEIA", 2.0, _one(_over("floor"), family="affine_coupling", mode="FrEIA_forward"), at_most=True),
+    Target("affine coupling, forward and backward, over normflows (lower row)", 3.0, _lowest("normflows", family="affine_coupling", mode="normflows_backward")),
+    Target("the same over FrEIA", 3.0, _lowest("FrEIA", family="affine_coupling", mode="FrEIA_backward")),
+    Target("the same over nflows", 3.0, _lowest("nflows", family="affine_coupling", mode="nflows_backward")),
+    # counted in bytes, 25 accesses an element against 577 and 681
+    Target("rational-quadratic spline, K = 8, 262,144 elements, both ways, over nflows (lowest row)", 12.0, _lowest("nflows", family="rational_quadratic_spline", shape="4096x64", dtype="fp32")),
+    Target("the same over zuko", 12.0, _lowest("zuko", family="rational_quadratic_spline", shape="4096x64", dtype="fp32")),
+    Target("the same over zuko compiled", 3.0, _lowest("compile", family="rational_quadratic_spline", shape="4096x64", dtype="fp32")),
+    # counted in bytes: an actnorm of two operations moves 4 accesses an element, of training 9; two halves under a normal 13
+    Target("actnorm with its log-determinant, forward and backward, geometric mean over eager", 1.5, _mean_speedup("eager", family="actnorm", mode="backward")),
+    Target("actnorm and 1x1 convolution with their log-determinant, forward and backward, geometric mean over eager", 1.5, _mean_speedup("eager", family="invertible_conv1x1", mode="backward")),
+    Target("normal log-density, packed parameters, forward and backward, geometric mean over eager", 3.0, _mean_speedup("eager", family="gaussian_log_prob", mode="backward")),
+    Target("no actnorm row slower than the fastest baseline (lowest row)", 1.0, _lowest("fastest", family="actnorm")),
+    Target("no invertible_conv1x1 row slower than the fastest baseline (lowest row)", 1.0, _lowest("fastest", family="invertible_conv1x1")),
+    Target("no squeeze row slower than the fastest baseline (lowest row)", 1.0, _lowest("fastest", family="squeeze")),
+    Target("no gaussian_log_prob row slower than the fastest baseline (lowest row)", 1.0, _lowest("fastest", family="gaussian_log_prob")),
     # counted in multiply-adds, the cached engine does 1/784 of a naive loop's of 28 x 28 pixels, and 1/1024 of 32 x 32
     Target("Gated PixelCNN of 10 layers of 128 channels, 28x28, batch 1, over the naive loop (extrapolated)", 300.0, _lowest(NAIVE, family="pixelcnn", mode="gated", how=_AS_USED, shape="1x1x28x28")),
     Target("the same at batch 16", 600.0, _lowest(NAIVE, family="pixelcnn", mode="gated", how=_AS_USED, shape="16x1x28x28")),
     Target("PixelCNN++ of published size, 32x32, batch 1, over the naive loop (extrapolated)", 100.0, _lowest(NAIVE, family="pixelcnn", mode="plus_plus", how=_AS_USED)),
     Target("PixelCNN of 8 layers of 64 channels, 7x7, 28x28, over the naive loop (extrapolated, lower batch)", 500.0, _lowest(NAIVE, family="pixelcnn", mode="pixel_cnn", how=_AS_USED)),
+    # counted: 30 GFLOP of products at batch 100, 0.3 s of one core; the published loop copies its keys and values for every token beside them
+    Target("TarFlow of ml-tarflow's MNIST notebook, samples, over the published algorithm (lowest batch)", 3.0, _lowest("ml-tarflow", family="tarflow", mode="mnist")),
+    Target("TarFlow of 64x64 images, 256 channels, samples, over the published algorithm (lowest batch)", 3.0, _lowest("ml-tarflow", family="tarflow", mode="small64")),
     Target("whole U-Net, DDPM's of CIFAR-10, batch 4, fp32, over eager in the same layout (lower row)", 2.0, _lowest("eager", family="model", mode="unet_cifar", dtype="fp32")),
     Target("the same over OpenVINO", 1.6, _lowest("openvino", family="model", mode="unet_cifar", dtype="fp32")),
     Target("whole U-Net, guided-diffusion's of ImageNet 64x64, batch 1, fp32, over eager in the same layout", 2.0, _lowest("eager", family="model", mode="unet_imagenet64", dtype="fp32")),
@@ -138,6 +175,16 @@ TARGETS: tuple[Target, ...] = (
     Target("accelerated UNetModel of guided-diffusion, ImageNet 64x64, fp32, over eager in the same layout (lower row)", 2.0, _lowest("eager", family="accelerate", mode="imagenet64", dtype="fp32")),
     Target("accelerated Unet of denoising-diffusion-pytorch, fp32, over eager in the same layout (lower row)", 1.3, _lowest("eager", family="accelerate", mode="ddp_default", dtype="fp32")),
     Target("accelerated pipeline of diffusers, DDPM on CIFAR-10 by DDIM, fp32, over itself", 2.0, _lowest("eager", family="accelerate", mode="ddim_pipeline")),
+    Target("accelerated nflows' MaskedAutoregressiveFlow, D=64, hidden 512, batch 256, samples, over itself", 100.0, _lowest("eager", family="accelerate_flows", mode="nflows_maf, sample")),
+    Target("accelerated zuko's MAF, D=64, hidden 512, batch 256, samples, over itself", 50.0, _lowest("eager", family="accelerate_flows", mode="zuko_maf, sample")),
+    Target("accelerated nflows' spline couplings, 1024x64, K=8, density, over itself", 3.0, _lowest("eager", family="accelerate_flows", mode="nflows_spline, log_prob")),
+    Target("accelerated nflows' spline couplings, 1024x64, K=8, training step, over itself", 2.0, _lowest("eager", family="accelerate_flows", mode="nflows_spline, train")),
+    Target("accelerated zuko's NSF, 1024x16, K=8, density, over itself", 3.0, _lowest("eager", family="accelerate_flows", mode="zuko_nsf, log_prob")),
+    Target("accelerated zuko's RealNVP, 4096x64, density, over itself", 1.5, _lowest("eager", family="accelerate_flows", mode="zuko_real_nvp, log_prob")),
+    Target("accelerated nflows' SimpleRealNVP, 4096x64, density, over itself", 1.3, _lowest("eager", family="accelerate_flows", mode="nflows_real_nvp, log_prob")),
+    Target("accelerated FrEIA's GLOWCouplingBlock, 4096x64, density, over itself", 1.1, _lowest("eager", family="accelerate_flows", mode="freia_glow, log_prob")),
+    Target("accelerated normflows' RealNVP, 4096x64, density, over itself", 1.1, _lowest("eager", family="accelerate_flows", mode="normflows_real_nvp, log_prob")),
+    Target("accelerated normflows' Glow, 32x3x32x32, training step, over itself", 1.1, _lowest("eager", family="accelerate_flows", mode="normflows_glow, train")),
     Target("DDPM step at 16x3x256x256 over diffusers", 8.0, _one(_over("diffusers"), family="sampler_step", mode="ddpm, with seeds", shape=_LARGE, dtype="fp32")),
     Target("DDPM step at 1x4x64x64 over diffusers", 8.0, _one(_over("diffusers"), family="sampler_step", mode="ddpm, with seeds", shape=_SMALL, dtype="fp32")),
     Target("DDIM step at 16x3x256x256 over diffusers", 6.0, _one(_over("diffusers"), family="sampler_step", mode="ddim", shape=_LARGE, dtype="fp32")),
@@ -153,6 +200,8 @@ TARGETS: tuple[Target, ...] = (
     Target("philox_normal at 4 Mi elements over torch.randn", 5.0, _one(_over("randn"), family="philox_normal", shape=_FOUR_MILLION)),
     Target("generator_normal at 3 Mi elements over torch.randn", 4.0, _one(_over("randn"), family="generator_normal", shape=_LARGE, dtype="fp32")),
     Target("generator_normal at 1x4x64x64 over torch.randn", 1.0, _one(_over("randn"), family="generator_normal", shape=_SMALL, dtype="fp32")),
+    Target("Glow step, forward and backward, over the best peer (lowest row)", 1.5, _lowest("fastest", family="glow_step")),
+    Target("32 layers of RealNVP and Glow in the memory of one: time over that of stored activations (worst row)", 1.35, _one(_times_of("stored"), family="reversible"), at_most=True),
     Target("group_norm on a tiny tensor, without gradients", 6.0, _one(_microseconds, family="dispatch"), at_most=True, unit=" us"),
 )  # fmt: skip
 
@@ -175,7 +224,9 @@ def _verdict(target: Target, rows: Sequence[Row]) -> Verdict:
 
 def _red_rows(target: Target, rows: Sequence[Row]) -> list[str]:
     """Red rows this target would have read: those that change its answer to "something" when given placeholder figures."""
-    names = ("eager", "compile", "openvino", "diffusers", "k-diffusion", "randn", NAIVE, "floor")
+    torchs = ("eager", "compile", "openvino", "randn", NAIVE)
+    peers = ("diffusers", "k-diffusion", "nflows", "zuko", "flowjax", "normflows", "FrEIA", "ml-tarflow", "stored")
+    names = (*torchs, *peers, "floor")
     filled = {"times": dict.fromkeys(("fastgen", *names[:-1]), [1.0] * 3), "ratios": dict.fromkeys(names, [1.0] * 3)}
     red = [row for row in rows if not row["green"]]
     return [row["id"] for row in red if target.measure([row | filled]).value is not None]

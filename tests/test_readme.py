@@ -41,11 +41,12 @@ def test_the_python_blocks_run_in_order(tiny_pipelines, tmp_path, monkeypatch, c
     names = {}
     for block in BLOCKS:
         exec(compile(block, "README.md", "exec"), names)
-    assert len(BLOCKS) == 6
+    assert len(BLOCKS) == 7
     assert names["digits"].shape == (4, 1, 8, 8) and names["digits"].isfinite().all()
     assert names["y"].shape == names["x"].shape
     assert isinstance(names["pipe"].scheduler, samplers.diffusers.FusedScheduler) and names["picture"].size == (8, 8)
     assert names["completed"][:, :, :4].equal(names["drawn"][:, :, :4]) and not names["completed"].equal(names["drawn"])
+    assert names["sevens"].shape == (4, 1, 8, 8) and names["nats"].isfinite().all()
     assert names["trainer"].step == 50 and (tmp_path / "digits.safetensors").is_file()
     printed = capsys.readouterr()
     assert printed.err == ""  # no bars where there is no terminal
@@ -81,7 +82,7 @@ def test_the_extras_that_are_named_are_there():
     ]
     named = re.findall(r"'\.\[(\w+)\]'", README)
     assert named == ["demo"]
-    assert set(extras) == {*named, "diffusers", "gpu", "bench", "test"} and all(
+    assert set(extras) == {*named, "diffusers", "flows", "gpu", "bench", "test"} and all(
         f"`{name}`" in README for name in set(extras) - {"demo"}
     )
     assert {"scikit-learn", "matplotlib", "rich"} <= set(extras["demo"])

@@ -110,7 +110,7 @@ def load_model(
     except RuntimeError as error:
         reason = "; ".join(line.strip() for line in str(error).splitlines())
         raise CheckpointError(f"{path}: the weights do not fit the config: {reason}") from error
-    return model.to(dtype=dtype).requires_grad_().eval()
+    return model.to(device=device, dtype=dtype).requires_grad_().eval()  # buffers too, which no file holds
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:

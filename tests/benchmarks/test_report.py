@@ -72,9 +72,9 @@ def test_every_target_reads_cases_that_exist(monkeypatch):
     monkeypatch.setattr(peer_unets, "there", lambda build: True)  # of projects that are not installed here, too
     families, notes = collect(torch.device("cpu"), full=False)
     assert families and not notes
-    rounds = {
-        name: [1.0] for name in ("fastgen", "eager", "compile", "openvino", "diffusers", "randn", targets.NAIVE, "copy")
-    }
+    flows = ("nflows", "zuko", "flowjax", "normflows", "FrEIA", "ml-tarflow", "stored")
+    others = ("eager", "compile", "openvino", "diffusers", "randn", targets.NAIVE, "copy")
+    rounds = {name: [1.0] for name in ("fastgen", *others, *flows)}
     rows = [row(case.id, rounds, how=case.how) for cases in families.values() for case in cases]
     unread = [target.text for target in targets.TARGETS if target.measure(rows).value is None]
     assert unread == []

@@ -8,6 +8,7 @@ import torch
 
 from fastgen import _library, _schema
 from fastgen.ops import COLUMNS, VLB_COLUMNS
+from fastgen.reference._spline import Numbers
 
 CSRC = Path(__file__).parents[2] / "csrc"
 
@@ -35,6 +36,30 @@ def test_activations_of_the_cpu_kernels():
     assert tuple(enumerators("cpu/gated_activation.cpp", "Activation")) == _schema.GATED_ACTIVATIONS
 
 
+def test_codes_of_couplings_of_the_cpu_kernels():
+    header = "cpu/affine_coupling_plan.h"
+    assert tuple(enumerators("cpu/affine_coupling_scale.h", "Scale")) == _schema.COUPLING_SCALES
+    assert tuple(enumerators(header, "Center")) == tuple(name or "none" for name in _schema.COUPLING_CENTERS)
+    assert tuple(enumerators(header, "Order")) == _schema.COUPLING_ORDERS
+    assert tuple(enumerators(header, "Layout")) == _schema.COUPLING_LAYOUTS
+    assert tuple(enumerators(header, "Mask")) == _schema.COUPLING_MASKS
+    assert tuple(enumerators(header, "Code")) == (*_schema.COUPLING_CODES, "num_codes")
+
+
+def test_splines_of_the_cpu_kernels():
+    assert tuple(enumerators("cpu/rational_quadratic_spline.h", "Tails")) == ("linear", "circular", "none")
+    assert tuple(str(tails).lower() for tails in _schema.SPLINE_TAILS) == ("linear", "circular", "none")
+    kinds = enumerators("cpu/rational_quadratic_spline.h", "Parametrization")
+    assert tuple(kinds) == _schema.SPLINE_PARAMETRIZATIONS
+    numbers = enumerators("cpu/rational_quadratic_spline_elements.h", "Number")
+    assert (*_schema.SPLINE_NUMBERS, "num_numbers") == tuple(numbers) and Numbers._fields == _schema.SPLINE_NUMBERS
+
+
+def test_layouts_of_the_cpu_kernels():
+    assert tuple(enumerators("cpu/squeeze.cpp", "Order")) == _schema.SQUEEZE_ORDERS
+    assert tuple(enumerators("cpu/gaussian_log_prob.cpp", "Layout")) == _schema.GAUSSIAN_LAYOUTS
+
+
 def fields(file: str, name: str) -> list[str]:
     """The integers of a C++ struct, in order."""
     body = re.search(rf"struct {name} \{{[^\n]*\n\s*std::int64_t ([^;]*);", (CSRC / file).read_text())
@@ -46,10 +71,22 @@ def test_programs_of_the_cpu_kernels():
     header = "cpu/incremental_program.h"
     assert tuple(enumerators(header, "Kind")) == _schema.INSTRUCTIONS
     assert tuple(enumerators(header, "Moment")) == _schema.MOMENTS
-    assert tuple(enumerators(header, "Activation")) == _schema.NODE_ACTIVATIONS
+    assert tuple(enumerators("cpu/_node_activation.h", "NodeActivation")) == _schema.NODE_ACTIVATIONS
     assert tuple(fields(header, "Buffer")) == _schema.BUFFER_COLUMNS
     assert tuple(enumerators("cpu/incremental.cpp", "DrawKind")) == _schema.DRAWS
     assert ("kind", *fields_after(header="cpu/incremental.cpp", name="Draw"), "step") == _schema.DRAW_COLUMNS
+
+
+def test_programs_of_masked_networks():
+    header = "cpu/_masked_network.h"
+    for name, columns in (
+        ("Layer", _schema.NETWORK_LAYER),
+        ("Level", _schema.NETWORK_LEVEL),
+        ("Task", _schema.NETWORK_TASK),
+        ("Header", _schema.NETWORK_HEADER),
+    ):
+        assert tuple(fields(header, name)) == columns
+    assert tuple(enumerators("cpu/autoregressive_inverse.cpp", "Scale")) == _schema.AUTOREGRESSIVE_SCALES
 
 
 def fields_after(header: str, name: str) -> list[str]:

@@ -25,6 +25,7 @@ STABLE = {
     "aoti_torch_get_current_stream", "aoti_torch_get_data_ptr", "aoti_torch_get_device_index", "aoti_torch_get_device_type",
     "aoti_torch_get_dim", "aoti_torch_get_dtype", "aoti_torch_get_numel", "aoti_torch_get_size", "aoti_torch_get_sizes",
     "aoti_torch_get_stride", "aoti_torch_get_strides", "aoti_torch_is_contiguous", "aoti_torch_library_init_impl",
+    "aoti_torch_new_uninitialized_tensor",
     "aoti_torch_new_tensor_handle", "torch_call_dispatcher", "torch_delete_list", "torch_delete_string",
     "torch_get_const_data_ptr", "torch_get_mutable_data_ptr", "torch_get_num_threads", "torch_library_impl",
     "torch_list_get_item", "torch_list_push_back", "torch_list_set_item", "torch_list_size", "torch_new_list_reserve_size",

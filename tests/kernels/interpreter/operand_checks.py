@@ -30,6 +30,9 @@ def test_the_calls_are_right_as_they_stand(op):
 def test_a_spoiled_operand_is_refused(op):
     """Also one that would broadcast: a kernel takes every element from where it would lie. The message names the operand; for what
     gives the others their sizes, one image and one table at most, it may name another."""
+    unknown = getattr(
+        case_files()[_schema.FAMILY_OF[op]], "unknown_to_fakes", lambda *_: False
+    )  # values: a GPU would be waited for
     elsewhere, refused = set(), 0
     for name, how, args in spoiled(op):
         if _dispatch.Triton.reasons(op, *args):
@@ -42,7 +45,7 @@ def test_a_spoiled_operand_is_refused(op):
             if name not in str(error):
                 elsewhere.add(name)
         else:
-            pytest.fail(f"the launcher of {op} took {name} with {how}")
+            assert unknown(op, name, how), f"the launcher of {op} took {name} with {how}"
     assert len(elsewhere) <= 2, elsewhere
     assert refused >= (4 if len(arguments(op, "Tensor")) > 1 else 1)  # of a tensor alone the sizes may be free
 
