@@ -1,4 +1,4 @@
-"""Draws docs/flow_memory.png, docs/maf_sampling.png and docs/flow_samples.png, the pictures of docs/flows.md.
+"""Draws docs/flow_memory.png, docs/maf_sampling.png and docs/flow_samples.png, pictures for docs/flows.md.
 
     python docs/make_flow_pictures.py [memory] [sampling] [samples] [--trial FOLDER]
 

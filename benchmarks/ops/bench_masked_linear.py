@@ -106,11 +106,11 @@ def build_made(features: int, allow_compile: bool) -> Workload:
     ours = MADE(features, 2, hidden_features=WIDTH)
     ours.load_state_dict(theirs.state_dict(), strict=False)
     x = random_tensor((256, features), torch.device("cpu"), "fp32", seed=3)
-    functions: dict[str, Callable[..., Tensor]] = {"nflows": theirs}
+    functions: dict[str, Callable[..., Tensor]] = {"nflows": theirs.forward}
     notes: list[str] = []
-    if function := compiled(theirs, [x], allow_compile, notes):
+    if function := compiled(theirs.forward, [x], allow_compile, notes):
         functions["compile"] = function
-    functions["fastgen"] = ours
+    functions["fastgen"] = ours.forward
 
     def expected() -> tuple[Tensor, ...]:
         theirs.double()
