@@ -27,6 +27,7 @@ COLOURS = {"eager": "#D55E00", "compile": "#009E73", "peer": "#0072B2"}
 MARKERS = {"eager": "s", "compile": "^", "peer": "o"}
 GREY = "#555555"
 _ROW_INCHES, _WIDTH = 0.21, 10.0
+_LONGEST = 60  # letters of the title of a group
 _STYLE = {"font.size": 10, "axes.titlesize": 12, "axes.spines.top": False, "axes.spines.right": False}
 
 
@@ -155,7 +156,7 @@ def roofline(documents: Sequence[Document]) -> Figure:
     group on one axis, 1 is the roof. The row furthest from it is named."""
     rows = [row for document in documents for row in document["rows"] if "floor" in row["ratios"]]
     found = sorted(groups(rows), key=lambda group: median(_over_floor(row) for row in group.rows))
-    figure = Figure(figsize=(_WIDTH + 2, 1.6 + 0.27 * max(len(found), 3)), layout="constrained")
+    figure = Figure(figsize=(_WIDTH + 4, 1.6 + 0.27 * max(len(found), 3)), layout="constrained")
     axis = figure.subplots()
     axis.set_title(f"fastgen's time over the machine's own limit\n{_where(documents)}" if documents else "", loc="left")
     values = [_over_floor(row) for row in rows] + [1.0]
@@ -180,7 +181,11 @@ def roofline(documents: Sequence[Document]) -> Figure:
 def _group_label(group: Group) -> str:
     how = "" if group.how == AS_USED else f", {group.how}"
     dtype = "" if group.title.endswith(group.dtype) else f", {group.dtype}"
-    return f"{group.title}{how}{dtype}".replace("`", "")
+    title = group.title.replace("`", "")
+    title = (
+        title if len(title) <= _LONGEST else f"{title[: _LONGEST - 3].rstrip(', ')}..."
+    )  # a long one would leave no place to the dots
+    return f"{title}{how}{dtype}"
 
 
 def _over_floor(row: Row) -> float:
