@@ -18,7 +18,7 @@ LEVELS = (
     ("__main__",),
     ("cli",),
     ("integrations",),
-    ("training",),
+    ("jobs", "metrics", "training"),
     ("models", "samplers", "data"),
     ("autoregressive", "flows"),
     ("nn",),

@@ -1,0 +1,124 @@
+"""`Ranks`: this process among those that torchrun, or another launcher with its variables, has started; or this process alone.
+
+They meet at the launcher's store. torchrun keeps one store over its restarts, and what a killed start has left there is still
+to be read: a counter that has moved on, an address where nobody listens. So rank 0 answers a token that each of the others has
+just made up, and what it answers prefixes every key of this start.
+"""
+
+import contextlib
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+ROUND_TRIP = 0.02  # seconds between two looks for newcomers, longer the longer they take
+LONGEST_WAIT = 0.5
+TIMEOUT = timedelta(minutes=30)  # for ranks that come late, as torch's own
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """One of several processes.
+
+    Attributes:
+        rank: its number, of ``world_size``.
+        world_size: how many there are.
+        local_rank: its number among those of its machine.
+        store: keys and counters that all of them see, and none of an earlier start has written.
+        launched: a launcher started it.
+    """
+
+    rank: int
+    world_size: int
+    local_rank: int
+    store: dist.Store
+    launched: bool
+
+    @property
+    def first(self) -> bool:
+        """Whether it is the one that speaks for all."""
+        return self.rank == 0
+
+    def device(self, chosen: torch.device) -> torch.device:
+        """``chosen``; of several GPUs, where it names none, the one of this rank."""
+        if chosen.type == "cuda" and chosen.index is None and self.launched:
+            return torch.device("cuda", self.local_rank % max(1, torch.cuda.device_count()))
+        return chosen
+
+
+def launched() -> bool:
+    """Whether a launcher started this process: its variables are there."""
+    return {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+
+
+def launched_rank() -> int:
+    """The rank that the launcher gave this process, 0 where there was none; without meeting the others."""
+    return int(os.environ["RANK"]) if launched() else 0
+
+
+def meet() -> Ranks:
+    """This process among the others, all of which have come when this returns.
+
+    Raises:
+        torch.distributed.DistError: the store cannot be reached, or a rank did not come within half an hour.
+    """
+    if not launched():
+        return Ranks(0, 1, 0, dist.HashStore(), launched=False)
+    store, rank, world_size = next(iter(dist.rendezvous("env://", timeout=TIMEOUT)))
+    session = _welcome(store, world_size) if rank == 0 else _greet(store, rank)
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    return Ranks(rank, world_size, local_rank, dist.PrefixStore(f"fastgen/{session}", store), launched=True)
+
+
+@contextlib.contextmanager
+def process_group(ranks: Ranks, device: torch.device) -> Iterator[None]:
+    """The collectives of torch.distributed between ``ranks``: NCCL on GPUs, gloo on CPUs; none for one process."""
+    if ranks.world_size == 1:
+        yield
+        return
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        torch.cuda.set_device(device)
+    dist.init_process_group(
+        "nccl" if on_gpu else "gloo",
+        store=dist.PrefixStore("process_group", ranks.store),
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        timeout=TIMEOUT,
+    )
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def _welcome(store: dist.Store, world_size: int) -> str:
+    """What rank 0 does: answer every newcomer until all others have heard it."""
+    session, answered, wait = uuid.uuid4().hex, set[bytes](), ROUND_TRIP
+    deadline = time.monotonic() + TIMEOUT.total_seconds()
+    missing = [f"hello/{rank}" for rank in range(1, world_size)]
+    while store.add(f"heard/{session}", 0) < world_size - 1:
+        # one that waits has its token under its rank, over whatever an earlier start has left there
+        here = [key for key in missing if store.check([key])]
+        for token in set(store.multi_get(here) if here else []) - answered:
+            store.set(f"welcome/{token.decode()}", session)
+            answered.add(token)
+        if time.monotonic() > deadline:
+            raise dist.DistStoreError(f"{world_size} ranks were to come within {TIMEOUT}, and some did not")
+        time.sleep(wait)
+        wait = min(LONGEST_WAIT, 1.5 * wait)
+    return session
+
+
+def _greet(store: dist.Store, rank: int) -> str:
+    """What the others do: ask, and wait for the answer."""
+    token = uuid.uuid4().hex
+    store.set(f"hello/{rank}", token)
+    session = store.get(f"welcome/{token}").decode()
+    store.add(f"heard/{session}", 1)
+    return session
