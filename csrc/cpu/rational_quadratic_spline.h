@@ -15,6 +15,18 @@ enum class Parametrization { kNflows, kZuko };              // SPLINE_PARAMETRIZ
 template <class A>
 inline constexpr A kLog2E = A(1.44269504088896340736);
 
+// A constant in [0, 1] as the sum of two numbers, the first of half as many bits, so that its product with a short number is exact. One rounding
+// of it would be the same for all elements, in every bin: what is random cancels in a gradient summed over a batch, and this does not.
+template <class A>
+struct TwoParts {
+  A value, error;
+  explicit TwoParts(double exact) {
+    constexpr int half = std::numeric_limits<A>::digits / 2;
+    value = static_cast<A>(std::ldexp(std::nearbyint(std::ldexp(exact, half)), -half));
+    error = static_cast<A>(exact - static_cast<double>(value));
+  }
+};
+
 // What all elements of a call share.
 template <class A>
 struct Form {
@@ -23,8 +35,7 @@ struct Form {
   A least_width, least_height, least_slope, scale;
   A clip;                                // of zuko's soft clip: 1 / -log(min_derivative)
   const std::int64_t* knots;             // the column of each of the K + 1 slopes
-  A rest_of_width() const { return A(1) - least_width * static_cast<A>(bins); }
-  A rest_of_height() const { return A(1) - least_height * static_cast<A>(bins); }
+  TwoParts<A> rest_of_width, rest_of_height;  // 1 - bins * least
 };
 
 template <class A>
@@ -126,8 +137,12 @@ struct Axis {
   const A* powers;
   Vec<A> inverse_total, low, each, least;
 
-  FASTGEN_INLINE Axis(const A* powers, Vec<A> inverse_total, Vec<A> low, Vec<A> high, A least_share, A rest)
-      : powers(powers), inverse_total(inverse_total), low(low), each((high - low) * rest * inverse_total), least((high - low) * least_share) {}
+  FASTGEN_INLINE Axis(const A* powers, Vec<A> inverse_total, Vec<A> low, Vec<A> high, A least_share, TwoParts<A> rest)
+      : powers(powers), inverse_total(inverse_total), low(low), least((high - low) * least_share) {
+    const Vec<A> span = high - low, product = span * rest.value;
+    const Vec<A> error = madd<A>(span, Vec<A>(rest.error), madd<A>(span, Vec<A>(rest.value), -product));
+    each = madd<A>(product, inverse_total, error * inverse_total);
+  }
 };
 
 // Of the bin of an element, along one axis: where it begins, its size; with kGrad the exponentials before it and its own.
@@ -228,8 +243,8 @@ FASTGEN_INLINE void values(const A* columns, const Form<A>& form, const Box<A>& 
   using V = Vec<A>;
   const std::int64_t side = form.bins * kWidth<A>;
   const V total_x = exponentials<A, kind>(columns, form, work), total_y = exponentials<A, kind>(columns + side, form, work + side);
-  const Axis<A> horizontal(work, total_x, box.left, box.right, form.least_width, form.rest_of_width());
-  const Axis<A> vertical(work + side, total_y, box.bottom, box.top, form.least_height, form.rest_of_height());
+  const Axis<A> horizontal(work, total_x, box.left, box.right, form.least_width, form.rest_of_width);
+  const Axis<A> vertical(work + side, total_y, box.bottom, box.top, form.least_height, form.rest_of_height);
   const V low = kInverse ? box.bottom : box.left, high = kInverse ? box.top : box.right;
   const auto outside = x < low || x > high;
   const V at = within<A>(x, low, high);
@@ -283,8 +298,8 @@ FASTGEN_INLINE void gradients(const A* columns, const Form<A>& form, const Box<A
   constexpr int width = kWidth<A>;
   const std::int64_t side = form.bins * width;
   const V total_x = exponentials<A, kind>(columns, form, work), total_y = exponentials<A, kind>(columns + side, form, work + side);
-  const Axis<A> horizontal(work, total_x, box.left, box.right, form.least_width, form.rest_of_width());
-  const Axis<A> vertical(work + side, total_y, box.bottom, box.top, form.least_height, form.rest_of_height());
+  const Axis<A> horizontal(work, total_x, box.left, box.right, form.least_width, form.rest_of_width);
+  const Axis<A> vertical(work + side, total_y, box.bottom, box.top, form.least_height, form.rest_of_height);
   const V low = kInverse ? box.bottom : box.left, high = kInverse ? box.top : box.right;
   const auto outside = x < low || x > high;
   const V at = within<A>(x, low, high);
@@ -320,7 +335,8 @@ FASTGEN_INLINE void gradients(const A* columns, const Form<A>& form, const Box<A
       by_x = -by_input, by_y = grad;
       by_width = -(by_input * p.theta + by_s * p.s * p.inverse_width), by_height = grad * p.u + by_s * p.inverse_width;
     }
-    const V span_x = (box.right - box.left) * form.rest_of_width(), span_y = (box.top - box.bottom) * form.rest_of_height();
+    const V span_x = (box.right - box.left) * (form.rest_of_width.value + form.rest_of_width.error);
+    const V span_y = (box.top - box.bottom) * (form.rest_of_height.value + form.rest_of_height.error);
     through_softmax<A, kind>(columns, work, horizontal, bin.x, bin.index, by_x - by_width, by_width, outside, form, span_x);
     through_softmax<A, kind>(columns + side, work + side, vertical, bin.y, bin.index, by_y - by_height, by_height, outside, form, span_y);
     V at_first = by_first * first.slope, at_last = by_last * last.slope;

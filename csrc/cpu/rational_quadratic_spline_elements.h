@@ -125,8 +125,9 @@ struct Problem {
   template <class A>
   Form<A> form() const {
     const auto at = [&](Number i) { return static_cast<A>(numbers[i]); };
+    const auto rest = [&](Number i) { return TwoParts<A>(1 - static_cast<double>(bins) * numbers[i]); };
     return {bins, derivatives, tails, at(kMinBinWidth), at(kMinBinHeight), at(kMinDerivative), at(kScale), static_cast<A>(-1 / std::log(numbers[kMinDerivative])),
-            knots.data()};
+            knots.data(), rest(kMinBinWidth), rest(kMinBinHeight)};
   }
   // What stands for the slope at the ends of linear tails: 1.
   double end() const { return parametrization == Parametrization::kZuko ? 0 : std::log(std::expm1(1 - numbers[kMinDerivative])); }
