@@ -2,6 +2,7 @@
 
 from .autoregressive import AutoregressiveTrainer, begin_with_frequencies, mean_bits_per_dim
 from .callbacks import Callback, CheckpointEvery, ProgressBar
+from .collectives import RankError
 from .ema import EMA
 from .flow import FlowTrainer, begin_with_statistics, mean_score
 from .loop import TrainingLoop
@@ -15,6 +16,7 @@ from .options import (
     TrainingOptions,
 )
 from .record import TrainingRecord
+from .spread import Spread
 from .trainer import Trainer
 
 __all__ = [
@@ -30,6 +32,8 @@ __all__ = [
     "LikelihoodOptions",
     "OptimizerOptions",
     "ProgressBar",
+    "RankError",
+    "Spread",
     "Trainer",
     "TrainingLoop",
     "TrainingOptions",
