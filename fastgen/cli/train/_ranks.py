@@ -6,6 +6,7 @@ the others how it has prepared, through the launcher's store, and the line that 
 
 import argparse
 import contextlib
+import re
 import warnings
 from collections.abc import Callable, Iterator
 
@@ -74,7 +75,9 @@ def with_one_voice(ranks: Ranks, train: Callable[[], int]) -> int:
         if ranks.world_size == 1 or not _is_lost(error):
             raise
         if ranks.first:
-            raise ConnectionError(f"another rank has gone: {str(error).splitlines()[0]}") from error
+            # gloo begins with a line of its source, and ends with advice
+            said = re.sub(r"^\[[^]]*\.cc:\d+\] ", "", str(error).splitlines()[0]).split(". ")[0]
+            raise ConnectionError(f"another rank has gone: {said}") from error
         return EXIT_FAILURE
 
 
