@@ -1,5 +1,9 @@
-"""Training of diffusion models, autoregressive ones and flows: trainers, options, callbacks, moving average, exact checkpoints."""
+"""Training of diffusion models, autoregressive ones and flows: trainers, options, callbacks, moving average, exact checkpoints.
 
+On one process or, with :class:`Spread`, on the ranks of a launcher.
+"""
+
+from .._ranks import Ranks, meet, process_group
 from .autoregressive import AutoregressiveTrainer, begin_with_frequencies, mean_bits_per_dim
 from .callbacks import Callback, CheckpointEvery, ProgressBar
 from .collectives import RankError
@@ -33,6 +37,7 @@ __all__ = [
     "OptimizerOptions",
     "ProgressBar",
     "RankError",
+    "Ranks",
     "Spread",
     "Trainer",
     "TrainingLoop",
@@ -42,4 +47,6 @@ __all__ = [
     "begin_with_statistics",
     "mean_bits_per_dim",
     "mean_score",
+    "meet",
+    "process_group",
 ]

@@ -54,7 +54,7 @@ class ProgressBar(Callback):
 
 
 class CheckpointEvery(Callback):
-    """Saves the trainer to ``path`` every ``steps`` steps, and after the last one."""
+    """Saves the trainer to ``path`` every ``steps`` steps, and after the last one; of several ranks each has this callback."""
 
     def __init__(self, path: str | os.PathLike[str], steps: int) -> None:
         if steps < 1:

@@ -85,7 +85,11 @@ class FlowTrainer(TrainingLoop[FlowModel, FlowOptions]):
 def begin_with_statistics(
     model: FlowModel, data: Tensor, labels: Tensor | None = None, levels: int | None = None
 ) -> None:
-    """Let the layers that begin with statistics have those of ``data``, all of it at once, as :class:`FlowTrainer` takes it."""
+    """Let the layers that begin with statistics have those of ``data``, all of it at once, as :class:`FlowTrainer` takes it.
+
+    Of several ranks each does so with the same data, before they have a process group: within one, layers take what the ranks give
+    them for different data.
+    """
     x = (
         data
         if levels is None

@@ -77,7 +77,7 @@ class TrainingLoop(Generic[Model, Options]):
         self.spread.check(options.batch_size)
         if self.ranks.world_size > 1 and not dist.is_initialized():
             raise ValueError(
-                f"spread is over {self.ranks.world_size} ranks, which need a process group: enter fastgen._ranks.process_group"
+                f"spread is over {self.ranks.world_size} ranks, which need a process group: enter fastgen.training.process_group"
             )
         self.device = torch.device(device)
         self.images = images.to(self.device)

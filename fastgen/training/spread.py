@@ -1,4 +1,7 @@
-"""`Spread`: how the examples of a step are shared out, which decides how sums are rounded and nothing else of a training."""
+"""`Spread`: how the examples of a step are shared out.
+
+It decides how sums are rounded and, where there is dropout, which masks are drawn; nothing else of a training.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,11 +15,18 @@ class Spread:
     """Over ranks, and at each over so many passes of the network.
 
     Args:
-        ranks: the processes that learn together, each from a part of every batch; of several,
-            :func:`fastgen._ranks.process_group` must be entered. One where None.
+        ranks: the processes that learn together, each from a part of every batch, as :func:`fastgen.training.meet` finds them;
+            of several, :func:`fastgen.training.process_group` must be entered. By default this one.
         accumulate: micro-batches a step and rank, one after the other: less memory, and the gradient of the whole.
         fsdp: each of several ranks keeps a share of the weights, their moments and their average, in place of all of it
             (FSDP2): for models that are large beside the memory of a device.
+
+    Example, under torchrun::
+
+        ranks = meet()
+        with process_group(ranks, device):
+            trainer = Trainer(model, options, images, labels, device=device, spread=Spread(ranks, accumulate=2))
+            trainer.fit(1000, [CheckpointEvery("checkpoint.safetensors", 100)])
 
     Raises:
         TypeError: ``accumulate`` is no integer, or ``fsdp`` is not True or False.
