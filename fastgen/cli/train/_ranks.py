@@ -7,6 +7,7 @@ the others how it has prepared, through the launcher's store, and the line that 
 import argparse
 import contextlib
 import re
+import time
 import warnings
 from collections.abc import Callable, Iterator
 
@@ -18,7 +19,8 @@ from ...models import CheckpointError
 from ...training import RankError, Spread
 from .._errors import EXIT_FAILURE, UsageError
 
-FORESEEN = (CheckpointError, OSError, UsageError)  # what `main` says in one line
+PRECEDENCE = 1.0  # seconds for rank 0 to say it in: a launcher ends all ranks when one has failed
+FORESEEN = (CheckpointError, ModuleNotFoundError, OSError, UsageError)  # what `main` says in one line
 
 
 @contextlib.contextmanager
@@ -66,11 +68,10 @@ def with_one_voice(ranks: Ranks, train: Callable[[], int]) -> int:
     try:
         return train()
     except RankError:
-        return EXIT_FAILURE
+        pass
     except FloatingPointError:  # the loss is that of all
         if ranks.first:
             raise
-        return EXIT_FAILURE
     except RuntimeError as error:
         if ranks.world_size == 1 or not _is_lost(error):
             raise
@@ -78,7 +79,8 @@ def with_one_voice(ranks: Ranks, train: Callable[[], int]) -> int:
             # gloo begins with a line of its source, and ends with advice
             said = re.sub(r"^\[[^]]*\.cc:\d+\] ", "", str(error).splitlines()[0]).split(". ")[0]
             raise ConnectionError(f"another rank has gone: {said}") from error
-        return EXIT_FAILURE
+    time.sleep(PRECEDENCE)
+    return EXIT_FAILURE
 
 
 def _is_lost(error: RuntimeError) -> bool:
