@@ -1,7 +1,12 @@
-"""Training of diffusion models, autoregressive ones and flows: trainers, options, callbacks, moving average, exact checkpoints."""
+"""Training of diffusion models, autoregressive ones and flows: trainers, options, callbacks, moving average, exact checkpoints.
 
+On one process or, with :class:`Spread`, on the ranks of a launcher.
+"""
+
+from .._ranks import Ranks, meet, process_group
 from .autoregressive import AutoregressiveTrainer, begin_with_frequencies, mean_bits_per_dim
 from .callbacks import Callback, CheckpointEvery, ProgressBar
+from .collectives import RankError
 from .ema import EMA
 from .flow import FlowTrainer, begin_with_statistics, mean_score
 from .loop import TrainingLoop
@@ -15,6 +20,7 @@ from .options import (
     TrainingOptions,
 )
 from .record import TrainingRecord
+from .spread import Spread
 from .trainer import Trainer
 
 __all__ = [
@@ -30,6 +36,9 @@ __all__ = [
     "LikelihoodOptions",
     "OptimizerOptions",
     "ProgressBar",
+    "RankError",
+    "Ranks",
+    "Spread",
     "Trainer",
     "TrainingLoop",
     "TrainingOptions",
@@ -38,4 +47,6 @@ __all__ = [
     "begin_with_statistics",
     "mean_bits_per_dim",
     "mean_score",
+    "meet",
+    "process_group",
 ]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..models import AutoregressiveModel
 from .loop import TrainingLoop, check_labels
 from .options import AutoregressiveOptions
+from .spread import Spread
 
 
 class Examples(NamedTuple):
@@ -27,6 +28,7 @@ class AutoregressiveTrainer(TrainingLoop[AutoregressiveModel, AutoregressiveOpti
         images: [M, C, H, W] in [-1, 1].
         labels: [M] int64, None for a model without classes.
         device: of model and data.
+        spread: over ranks and micro-batches.
 
     Raises:
         ValueError: images, labels and model do not fit each other; the message names the argument.
@@ -40,13 +42,18 @@ class AutoregressiveTrainer(TrainingLoop[AutoregressiveModel, AutoregressiveOpti
         labels: Tensor | None = None,
         *,
         device: torch.device | str = "cpu",
+        spread: Spread | None = None,
     ) -> None:
         _check_data(model, images, labels)
-        super().__init__(model, options, images, labels, device)
+        super().__init__(model, options, images, labels, device, spread)
 
-    def draw_batch(self) -> Examples:
-        """The next batch of the trainer's generator."""
-        chosen = torch.randint(len(self.images), (self.options.batch_size,), generator=self.generator).to(self.device)
+    def draw(self) -> tuple[Tensor, ...]:
+        """Which images."""
+        return (torch.randint(len(self.images), (self.options.batch_size,), generator=self.generator),)
+
+    def examples(self, numbers: tuple[Tensor, ...]) -> Examples:
+        """The images that were chosen, with their labels."""
+        chosen = numbers[0].to(self.device)
         images = self.images[chosen].to(memory_format=torch.channels_last)
         return Examples(images, None if self.labels is None else self.labels[chosen])
 

@@ -24,7 +24,7 @@ class Callback:
 
 
 class ProgressBar(Callback):
-    """A bar on the terminal, none where the output is no terminal.
+    """A bar on the terminal, none where the output is no terminal; of several ranks, that of rank 0.
 
     Args:
         quiet: no bar there either.
@@ -39,7 +39,8 @@ class ProgressBar(Callback):
         self._bar: tqdm | None = None
 
     def on_start(self, trainer: "TrainingLoop[Any, Any]", last_step: int) -> None:
-        self._bar = tqdm(initial=trainer.step, total=last_step, disable=self.quiet or None, unit="step")
+        quiet = self.quiet or not trainer.ranks.first
+        self._bar = tqdm(initial=trainer.step, total=last_step, disable=quiet or None, unit="step")
 
     def on_step(self, trainer: "TrainingLoop[Any, Any]", loss: float) -> None:
         self.loss = loss if math.isnan(self.loss) else 0.98 * self.loss + 0.02 * loss
@@ -53,7 +54,7 @@ class ProgressBar(Callback):
 
 
 class CheckpointEvery(Callback):
-    """Saves the trainer to ``path`` every ``steps`` steps, and after the last one."""
+    """Saves the trainer to ``path`` every ``steps`` steps, and after the last one; of several ranks each has this callback."""
 
     def __init__(self, path: str | os.PathLike[str], steps: int) -> None:
         if steps < 1:

@@ -9,10 +9,9 @@ from torch import Tensor, nn
 from ..data import to_levels
 from ..flows import bits_per_dim, dequantize
 from ..models import FlowModel
-from .loop import TrainingLoop, check_labels
+from .loop import MAX_SEED, TrainingLoop, check_labels
 from .options import FlowOptions
-
-MAX_SEED = 2**63 - 1
+from .spread import Spread
 
 
 class Examples(NamedTuple):
@@ -33,6 +32,7 @@ class FlowTrainer(TrainingLoop[FlowModel, FlowOptions]):
             without, rows [M, D], as they are.
         labels: [M] int64, None for a model without classes.
         device: of model and data.
+        spread: over ranks and micro-batches.
 
     Raises:
         ValueError: data, labels and model do not fit each other; the message names the argument.
@@ -46,18 +46,27 @@ class FlowTrainer(TrainingLoop[FlowModel, FlowOptions]):
         labels: Tensor | None = None,
         *,
         device: torch.device | str = "cpu",
+        spread: Spread | None = None,
     ) -> None:
         _check_data(model, options, data, labels)
-        super().__init__(model, options, data, labels, device)
+        if spread is not None and spread.ranks.world_size > 1:
+            _check_begun(model)
+        super().__init__(model, options, data, labels, device, spread)
 
-    def draw_batch(self) -> Examples:
-        """The next batch of the trainer's generator."""
+    def draw(self) -> tuple[Tensor, ...]:
+        """Which examples and, of images, the seeds by which they are dequantised."""
         n, generator = self.options.batch_size, self.generator
-        chosen = torch.randint(len(self.images), (n,), generator=generator).to(self.device)
+        chosen = torch.randint(len(self.images), (n,), generator=generator)
+        if self.options.levels is None:
+            return (chosen,)
+        return chosen, torch.randint(MAX_SEED, (n,), generator=generator)
+
+    def examples(self, numbers: tuple[Tensor, ...]) -> Examples:
+        """The examples that were chosen, with their labels; the noise of each image follows from its own seed."""
+        chosen, *seeds = (x.to(self.device) for x in numbers)
         data, levels = self.images[chosen], self.options.levels
         if levels is not None:
-            seeds = torch.randint(MAX_SEED, (n,), generator=generator)
-            data = dequantize(to_levels(data, levels), levels, seeds=seeds.to(self.device), dtype=data.dtype)
+            data = dequantize(to_levels(data, levels), levels, seeds=seeds[0], dtype=data.dtype)
         return Examples(data, None if self.labels is None else self.labels[chosen])
 
     def loss(self, batch: Examples) -> Tensor:
@@ -76,7 +85,11 @@ class FlowTrainer(TrainingLoop[FlowModel, FlowOptions]):
 def begin_with_statistics(
     model: FlowModel, data: Tensor, labels: Tensor | None = None, levels: int | None = None
 ) -> None:
-    """Let the layers that begin with statistics have those of ``data``, all of it at once, as :class:`FlowTrainer` takes it."""
+    """Let the layers that begin with statistics have those of ``data``, all of it at once, as :class:`FlowTrainer` takes it.
+
+    Of several ranks each does so with the same data, before they have a process group: within one, layers take what the ranks give
+    them for different data.
+    """
     x = (
         data
         if levels is None
@@ -116,6 +129,16 @@ def mean_score(
                 x = dequantize(to_levels(part, levels), levels, seeds=seeds, dtype=part.dtype)
             scores.append(_scored(model.log_prob(x, condition), x, levels).double())
     return float(torch.cat(scores).mean())
+
+
+def _check_begun(model: FlowModel) -> None:
+    """What a layer sets by its first batch would be the doing of one micro-batch, and lost where weights are kept in shares."""
+    for name, layer in model.named_modules():
+        if not getattr(layer, "initialized", True):
+            raise ValueError(
+                f"FlowTrainer: model must have begun with statistics of data before several ranks train it, and {name} has not: "
+                "call begin_with_statistics"
+            )
 
 
 def _scored(nats: Tensor, x: Tensor, levels: int | None) -> Tensor:

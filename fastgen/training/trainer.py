@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from ..models import UNet
-from ..ops import diffusion_loss, q_sample
+from ..ops import diffusion_loss, philox_normal, q_sample
 from ..samplers import alphas_cumprod, noising_tables, vlb_table
-from .loop import TrainingLoop, check_labels
+from .loop import MAX_SEED, TrainingLoop, check_labels
 from .options import SCHEDULES, TrainingOptions
+from .spread import Spread
 
 
 class Batch(NamedTuple):
@@ -34,6 +35,7 @@ class Trainer(TrainingLoop[UNet, TrainingOptions]):
         images: [M, C, H, W] in [-1, 1].
         labels: [M] int64, None for a model without classes.
         device: of model and data.
+        spread: over ranks and micro-batches.
 
     Raises:
         ValueError: images, labels and model do not fit each other; the message names the argument.
@@ -47,27 +49,35 @@ class Trainer(TrainingLoop[UNet, TrainingOptions]):
         labels: Tensor | None = None,
         *,
         device: torch.device | str = "cpu",
+        spread: Spread | None = None,
     ) -> None:
         _check_data(model, options, images, labels)
-        super().__init__(model, options, images, labels, device)
+        super().__init__(model, options, images, labels, device, spread)
         bars = alphas_cumprod(SCHEDULES[options.schedule](options.timesteps))
         self._alphas, self._sigmas = (table.to(self.device) for table in noising_tables(bars))
         learned = model.out_channels != model.in_channels
         self._vlb = vlb_table(bars).to(self.device) if learned else None
 
-    def draw_batch(self) -> Batch:
-        """The next batch of the trainer's generator."""
+    def draw(self) -> tuple[Tensor, ...]:
+        """Which images, their timesteps, the seeds of their noise, and, of a model with labels, whether these are dropped."""
         n, generator = self.options.batch_size, self.generator
-        chosen = torch.randint(len(self.images), (n,), generator=generator).to(self.device)
-        timesteps = torch.randint(self.options.timesteps, (n,), generator=generator).to(self.device)
+        chosen = torch.randint(len(self.images), (n,), generator=generator)
+        timesteps = torch.randint(self.options.timesteps, (n,), generator=generator)
+        seeds = torch.randint(MAX_SEED, (n,), generator=generator)
+        if self.labels is None:
+            return chosen, timesteps, seeds
+        return chosen, timesteps, seeds, torch.rand(n, generator=generator) < self.options.label_dropout
+
+    def examples(self, numbers: tuple[Tensor, ...]) -> Batch:
+        """The images of ``numbers`` and what they are noised by; the noise of each follows from its own seed."""
+        chosen, timesteps, seeds, *dropped = (x.to(self.device) for x in numbers)
         images = self.images[chosen]
-        noise = torch.randn(images.shape, generator=generator).to(self.device)
+        noise = philox_normal(seeds, images.shape, dtype=images.dtype)
         if self.labels is None:
             return Batch(images, None, timesteps, noise)
         labels = self.labels[chosen]
-        dropped = (torch.rand(n, generator=generator) < self.options.label_dropout).to(self.device)
         if self.model.null_label is not None:
-            labels = torch.where(dropped, self.model.null_label, labels)
+            labels = torch.where(dropped[0], self.model.null_label, labels)
         return Batch(images, labels, timesteps, noise)
 
     def loss(self, batch: Batch) -> Tensor:

@@ -8,6 +8,7 @@ import signal
 import pytest
 import torch
 
+from fastgen._ranks import Ranks
 from fastgen.cli._recipes import RECIPES
 from fastgen.cli.main import main
 from fastgen.models import UNet, load_state, read_metadata
@@ -144,6 +145,8 @@ BAD_OPTIONS = [
     (["--device", "cuda:99"], "--device cuda:99: torch finds"),
     (["--resume", "--overwrite"], "not allowed with argument"),
     (["--resume"], "w.checkpoint.safetensors: no such checkpoint file"),
+    (["--accumulate", "0"], "--accumulate: must be at least 1, got 0"),
+    (["--accumulate", "9"], "batch_size must be at least the number of ranks times accumulate, 1 x 9 = 9, got 8"),
 ]
 
 
@@ -206,39 +209,84 @@ def test_nothing_to_do(tmp_path, capsys):
 
 
 def test_a_diverging_run_stops_with_a_message(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(Trainer, "loss", lambda self, batch: torch.tensor(torch.nan))
+    real = Trainer.loss
+    monkeypatch.setattr(Trainer, "loss", lambda self, batch: torch.nan * real(self, batch))
     assert "the loss is nan at step 0: try a smaller learning rate" in refused(capsys, *command(tmp_path))
     assert names(tmp_path) == []
 
 
 class Interrupt(Callback):
-    """Ctrl-C, as the terminal sends it, after step ``at``."""
+    """Ctrl-C, as the terminal sends it, or other signals, after step ``at``."""
 
-    def __init__(self, at):
-        self.at = at
+    def __init__(self, at, *signals):
+        self.at, self.signals = at, signals
 
     def on_step(self, trainer, loss):
         if trainer.step == self.at:
-            os.kill(os.getpid(), signal.SIGINT)
+            for signum in self.signals:
+                os.kill(os.getpid(), signum)
 
 
-@pytest.mark.parametrize("flag", [[], ["--overwrite"]])
-def test_interruption_saves_and_says_how_to_resume(tmp_path, monkeypatch, capsys, flag):
+@pytest.mark.parametrize(
+    ("flag", "signals", "status"),
+    [
+        ([], [signal.SIGINT], 130),
+        (["--overwrite"], [signal.SIGINT], 130),
+        ([], [signal.SIGTERM, signal.SIGTERM], 143),  # of the launcher and of the batch system
+    ],
+)
+def test_interruption_saves_and_says_how_to_resume(tmp_path, monkeypatch, capsys, flag, signals, status):
     assert train(tmp_path / "whole", "--steps", "5") == 0
-    real = Trainer.fit
-    monkeypatch.setattr(Trainer, "fit", lambda self, steps, callbacks: real(self, steps, [*callbacks, Interrupt(2)]))
-    handler = signal.getsignal(signal.SIGINT)
+    real, strike = Trainer.fit, Interrupt(2, *signals)
+    monkeypatch.setattr(Trainer, "fit", lambda self, steps, callbacks: real(self, steps, [*callbacks, strike]))
+    handlers = [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)]
     capsys.readouterr()
-    assert run(*command(tmp_path / "parts", "--steps", "5", *flag)) == 130
+    assert run(*command(tmp_path / "parts", "--steps", "5", *flag)) == status
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "stopped at step 2" in error and "the same command with --resume" in error
     assert ("in place of --overwrite" in error) == bool(flag)
-    assert signal.getsignal(signal.SIGINT) is handler
+    assert [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)] == handlers
     assert names(tmp_path / "parts") == ["w.checkpoint.safetensors"]
     monkeypatch.setattr(Trainer, "fit", real)
     assert train(tmp_path / "parts", "--steps", "5", "--resume") == 0
     ours, theirs = (load_state(tmp_path / part / "w.safetensors")[0] for part in ("parts", "whole"))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_second_ctrl_c_ends_the_process_where_no_launcher_repeats_it(tmp_path, monkeypatch, capsys):
+    real, strike = Trainer.fit, Interrupt(2, signal.SIGINT, signal.SIGINT)
+    monkeypatch.setattr(Trainer, "fit", lambda self, steps, callbacks: real(self, steps, [*callbacks, strike]))
+    assert run(*command(tmp_path, "--steps", "5")) == 130
+    assert capsys.readouterr().err.strip() == "" and names(tmp_path) == []
+    monkeypatch.setattr("fastgen.cli.train.meet", one_launched)
+    assert run(*command(tmp_path, "--steps", "5")) == 130
+    assert "stopped at step 2" in capsys.readouterr().err and names(tmp_path) == ["w.checkpoint.safetensors"]
+
+
+def one_launched():
+    """The only rank of a launcher."""
+    return Ranks(0, 1, 0, torch.distributed.HashStore(), launched=True)
+
+
+def test_the_first_start_of_a_launcher_that_resumes_begins(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("fastgen.cli.train.meet", one_launched)
+    assert train(tmp_path, "--steps", "2", "--resume") == 0
+    assert "w.checkpoint.safetensors is not there yet: training begins at step 0" in capsys.readouterr().out
+    assert train(tmp_path, "--steps", "3", "--resume") == 0
+    printed = capsys.readouterr().out
+    assert "steps 2 to 3" in printed and "begins" not in printed
+    (tmp_path / "w.checkpoint.safetensors").unlink()
+    line = refused(capsys, *command(tmp_path, "--resume"))
+    assert "w.safetensors is there already, and no checkpoint" in line and names(tmp_path) == ["w.safetensors"]
+
+
+def test_micro_batches_and_shares_of_one_process(tmp_path):
+    """The former round otherwise, of the latter there is one; a checkpoint of either is that of all."""
+    assert train(tmp_path / "plain", "--steps", "3") == 0
+    assert train(tmp_path / "parts", "--steps", "2", "--accumulate", "3") == 0
+    assert train(tmp_path / "parts", "--steps", "3", "--resume", "--fsdp") == 0
+    ours, theirs = (load_state(tmp_path / part / "w.safetensors")[0] for part in ("parts", "plain"))
+    assert all((ours[name] - theirs[name]).abs().max() < 1e-2 for name in theirs)  # dropout has other masks
 
 
 def save_on_a_full_disk(trainer, path):

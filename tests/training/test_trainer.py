@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from fastgen.models import UNet
+from fastgen.ops import philox_normal
 from fastgen.samplers import squared_cosine_betas, vlb_table
 from fastgen.training import Trainer, TrainingOptions
 
@@ -28,7 +29,8 @@ def plain_losses(model, options, images, labels, steps):
         chosen = torch.randint(len(images), (options.batch_size,), generator=generator)
         timesteps = torch.randint(options.timesteps, (options.batch_size,), generator=generator)
         x0 = images[chosen]
-        noise = torch.randn(x0.shape, generator=generator).to(x0.dtype)
+        seeds = torch.randint(2**63 - 1, (options.batch_size,), generator=generator)
+        noise = philox_normal(seeds, x0.shape, dtype=x0.dtype)
         dropped = torch.rand(options.batch_size, generator=generator) < options.label_dropout
         y = torch.where(dropped, model.null_label, labels[chosen])
         bar = alpha_bar[timesteps][:, None, None, None]

@@ -2,11 +2,14 @@
 
 import argparse
 
+from ..._ranks import Ranks, meet
 from .. import _options
 from .._autoregressive_recipes import AUTOREGRESSIVE_RECIPES
+from .._errors import UsageError
 from .._flow_recipes import FLOW_RECIPES
 from .._recipes import RECIPES
 from . import autoregressive, classifier, diffusion, flow
+from ._ranks import prepared, with_one_voice
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
@@ -32,9 +35,18 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train as ``args.recipe`` says; returns the exit status."""
-    if args.recipe in AUTOREGRESSIVE_RECIPES:
-        return autoregressive.run(args)
-    if args.recipe in FLOW_RECIPES:
-        return flow.run(args)
-    return classifier.run(args) if args.recipe == classifier.NAME else diffusion.run(args)
+    """Train as ``args.recipe`` says; returns the exit status. Under a launcher the process is one of several ranks."""
+    ranks = meet()
+    if args.recipe == classifier.NAME:
+        return with_one_voice(ranks, lambda: _alone(args, ranks))
+    kind = (
+        autoregressive if args.recipe in AUTOREGRESSIVE_RECIPES else flow if args.recipe in FLOW_RECIPES else diffusion
+    )
+    return with_one_voice(ranks, lambda: kind.run(args, ranks))
+
+
+def _alone(args: argparse.Namespace, ranks: Ranks) -> int:
+    with prepared(ranks):
+        if ranks.world_size > 1:
+            raise UsageError(f"{args.recipe} trains in one process, got {ranks.world_size} ranks")
+    return classifier.run(args)

@@ -5,15 +5,18 @@ from dataclasses import fields
 
 import torch
 
+from ..._ranks import Ranks
 from ...models import UNet
 from ...training import PREDICTION_TYPES, SCHEDULES, Trainer, TrainingOptions
 from .. import _options
 from .._errors import argument_errors
 from .._recipes import RECIPES
 from . import _running
+from ._ranks import prepared, together
 
 DESCRIPTION = (
-    "The weights written are the moving average (EMA). Ctrl-C saves a checkpoint and stops; --resume goes on from it."
+    "The weights written are the moving average (EMA). "
+    "Ctrl-C or SIGTERM saves a checkpoint and stops; --resume goes on from it."
 )
 
 
@@ -46,19 +49,24 @@ def add_options(parser: argparse.ArgumentParser, name: str) -> None:
     _running.add_run_options(parser)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, ranks: Ranks) -> int:
     """Train, checkpoint on the way, write the EMA weights to ``args.out``; returns the exit status."""
-    _running.begin(args)
-    with argument_errors():
-        options = TrainingOptions(**{field.name: getattr(args, field.name) for field in fields(TrainingOptions)})
     recipe = RECIPES[args.recipe]
-    torch.manual_seed(options.seed)  # of the initial weights and of dropout
-    with argument_errors("--model-channels, --dropout"):
-        model = UNet(**recipe.unet, model_channels=args.model_channels, dropout=args.dropout)
-    checkpoint = _running.check_files(args)
-    folder = args.data if recipe.reads_folder else None
-    with argument_errors("--data"):
-        data = recipe.load(folder)
-    trainer = Trainer(model, options, data.images, data.labels, device=args.device)
-    dtype = getattr(torch, args.weights_dtype)
-    return _running.train(args, trainer, checkpoint, lambda: trainer.save_weights(args.out, args.recipe, dtype))
+    with prepared(ranks):
+        _running.begin(args, ranks)
+        with argument_errors():
+            options = TrainingOptions(**{field.name: getattr(args, field.name) for field in fields(TrainingOptions)})
+        torch.manual_seed(options.seed)  # of the initial weights and of dropout
+        with argument_errors("--model-channels, --dropout"):
+            model = UNet(**recipe.unet, model_channels=args.model_channels, dropout=args.dropout)
+        checkpoint = _running.check_files(args, ranks)
+        with argument_errors("--data"):
+            data = recipe.load(args.data if recipe.reads_folder else None)
+    with together(args, ranks) as spread:
+        trainer = Trainer(model, options, data.images, data.labels, device=args.device, spread=spread)
+        dtype = getattr(torch, args.weights_dtype)
+
+        def save() -> None:
+            trainer.save_weights(args.out, args.recipe, dtype)
+
+        return _running.train(args, trainer, checkpoint, save)
