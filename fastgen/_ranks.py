@@ -6,11 +6,12 @@ just made up, and what it answers prefixes every key of this start.
 """
 
 import contextlib
+import itertools
 import os
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 import torch
@@ -38,6 +39,14 @@ class Ranks:
     local_rank: int
     store: dist.Store
     launched: bool
+    _parts: Iterator[int] = field(default_factory=itertools.count, init=False, repr=False, compare=False)
+
+    def part(self) -> dist.Store:
+        """The store for one thing that all ranks do together, none of whose keys an earlier thing has written.
+
+        Every rank must ask for it at the same place of the program, as for a collective.
+        """
+        return dist.PrefixStore(str(next(self._parts)), self.store)
 
     @property
     def first(self) -> bool:
@@ -86,7 +95,7 @@ def process_group(ranks: Ranks, device: torch.device) -> Iterator[None]:
         torch.cuda.set_device(device)
     dist.init_process_group(
         "nccl" if on_gpu else "gloo",
-        store=dist.PrefixStore("process_group", ranks.store),
+        store=ranks.part(),
         rank=ranks.rank,
         world_size=ranks.world_size,
         timeout=TIMEOUT,

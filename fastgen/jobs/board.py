@@ -1,0 +1,152 @@
+"""What the ranks of a job tell each other by keys and counters of the store: what is pending, who takes what, who has failed."""
+
+import base64
+import contextlib
+import json
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import chain
+
+import torch.distributed as dist
+
+from .._ranks import Ranks
+from .errors import JobError, StoppedElsewhere
+from .manifest import Identity
+
+PAUSE = 0.02  # seconds between two looks, longer the longer it takes
+LONGEST_PAUSE = 0.5
+FAREWELL = 10.0  # seconds that rank 0 waits for the others to hear why it refuses
+
+
+@dataclass
+class Part:
+    """What one rank has done.
+
+    Attributes:
+        shards: that it has drawn and written.
+        drawing: seconds.
+        writing: seconds, those for the disk to have it among them.
+        seconds: from the first shard taken to the last one finished, all between the two among them.
+        records: names of its files in `.records`.
+    """
+
+    shards: int = 0
+    drawing: float = 0.0
+    writing: float = 0.0
+    seconds: float = 0.0
+    records: list[str] = field(default_factory=list)
+
+
+class Board:
+    """The store, as one rank of a job sees it.
+
+    Any call raises JobError where the store has gone: with it went rank 0 or the launcher.
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._store, self._ranks = ranks.part(), ranks
+
+    def publish(self, identity: Identity, pending: Sequence[int]) -> None:
+        """Rank 0: the others may begin."""
+        self._say({"identity": asdict(identity), "pending": _ranges(pending)})
+
+    def refuse(self, reason: str) -> None:
+        """Rank 0: nothing is begun. Returns once the others have heard it, or do not listen."""
+        with contextlib.suppress(JobError):
+            self._say({"refused": reason})
+            deadline = time.monotonic() + FAREWELL
+            for _ in _pauses():
+                if self._count("heard") >= self._ranks.world_size - 1 or time.monotonic() > deadline:
+                    return
+
+    def await_start(self) -> tuple[Identity, list[int]]:
+        """The others: whether rank 0 has begun, its job, and the pending shards. Raises StoppedElsewhere where it refuses."""
+        with self._reached():
+            for _ in _pauses():  # waiting inside the store would keep signals waiting too
+                if self._store.check(["start"]):
+                    break
+            said = json.loads(zlib.decompress(base64.b64decode(self._store.get("start"))))
+            self._store.add("heard", 1)
+        if "refused" in said:
+            raise StoppedElsewhere(said["refused"])
+        return Identity(**said["identity"]), list(chain.from_iterable(range(*pair) for pair in said["pending"]))
+
+    def claim(self) -> int:
+        """The next place in the list of pending shards; no other rank gets it."""
+        with self._reached():
+            return self._store.add("claimed", 1) - 1
+
+    def finished(self, examples: int) -> None:
+        """Count the examples of a shard that is there."""
+        with self._reached():
+            self._store.add("examples", examples)
+
+    @property
+    def examples(self) -> int:
+        """That the ranks have finished since the start."""
+        return self._count("examples")
+
+    def check(self) -> None:
+        """Raise StoppedElsewhere where a rank has failed."""
+        with self._reached():
+            if self._store.check(["failed"]):
+                raise StoppedElsewhere(self._store.get("failed").decode())
+
+    def fail(self, reason: str) -> None:
+        """Have the others stop, as soon as they look."""
+        with contextlib.suppress(JobError), self._reached():
+            self._store.set("failed", reason)
+
+    def leave(self, part: Part) -> None:
+        """The others: nothing is left to take. Not a word to the store after this, for rank 0 may end it."""
+        with self._reached():
+            self._store.set(f"part/{self._ranks.rank}", json.dumps(asdict(part)))
+            self._store.add("left", 1)
+
+    def await_others(self) -> list[Part]:
+        """Rank 0: what each of the others has done, once all have left. Raises StoppedElsewhere where one has failed."""
+        others = self._ranks.world_size - 1
+        for _ in _pauses():
+            self.check()
+            if self._count("left") == others:
+                break
+        with self._reached():
+            keys = [f"part/{rank}" for rank in range(1, others + 1)]
+            return [Part(**json.loads(said)) for said in (self._store.multi_get(keys) if keys else [])]
+
+    def _say(self, what: dict[str, object]) -> None:
+        with self._reached():
+            self._store.set("start", base64.b64encode(zlib.compress(json.dumps(what).encode())).decode())
+
+    def _count(self, name: str) -> int:
+        with self._reached():
+            return self._store.add(name, 0)
+
+    @contextlib.contextmanager
+    def _reached(self) -> Iterator[None]:
+        try:
+            yield
+        except dist.DistError as error:
+            raise JobError(f"rank {self._ranks.rank}: rank 0 or the launcher has gone, so this rank ends") from error
+
+
+def _pauses() -> Iterator[None]:
+    """Longer and longer pauses between the turns of a loop."""
+    pause = PAUSE
+    while True:
+        yield
+        time.sleep(pause)
+        pause = min(LONGEST_PAUSE, 1.5 * pause)
+
+
+def _ranges(numbers: Sequence[int]) -> list[list[int]]:
+    """Ascending ``numbers`` as [first, last + 1] of each run."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and runs[-1][1] == number:
+            runs[-1][1] += 1
+        else:
+            runs.append([number, number + 1])
+    return runs
