@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from ..autoregressive import sample
+from ..autoregressive.sampling import checked_cut
 from ..models import AutoregressiveModel
 from .model_job import ModelJob
 
@@ -39,27 +40,29 @@ class AutoregressiveJob(ModelJob):
         super().__init__(model, num, num_classes=classes, needs_class=classes is not None, **options)
         if model.condition_channels is not None:
             raise ValueError("AutoregressiveJob: model must take no map, condition_channels of this one is not None")
-        self.image_shape = tuple(map(int, image_shape))
+        checked_cut(temperature, top_k, top_p)  # raises where one is out of its range
+        if model.distribution == "logistic_mixture" and (top_k, top_p) != (None, None):
+            raise ValueError(f"AutoregressiveJob: top_k and top_p are not for mixtures, got {top_k} and {top_p}")
         self.temperature, self.top_k, self.top_p = float(temperature), top_k, top_p
-        self._sample((), None)  # raises where an argument does not fit
+        self._shape = tuple(map(int, image_shape))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._shape
 
     @property
     def settings(self) -> dict[str, Any]:
         return {
             **super().settings,
-            "image_shape": list(self.image_shape),
             "temperature": self.temperature,
             "top_k": self.top_k,
             "top_p": self.top_p,
         }
 
     def draw_batch(self, seeds: Sequence[int], labels: Tensor | None) -> Tensor:
-        return self._sample(seeds, labels)
-
-    def _sample(self, seeds: Sequence[int], labels: Tensor | None) -> Tensor:
         return sample(
             self.model,
-            (len(seeds), *self.image_shape),
+            (len(seeds), *self._shape),
             condition=None if labels is None else labels.to(self.device),
             seeds=seeds,
             temperature=self.temperature,

@@ -48,14 +48,17 @@ class DiffusionJob(ModelJob):
                 f"got {guidance_scale}"
             )
         solver.plan(steps)  # raises where there is no such trajectory
-        self.solver, self.image_shape = solver, tuple(map(int, image_shape))
-        self.steps, self.guidance_scale = steps, float(guidance_scale)
+        self.solver, self.steps, self.guidance_scale = solver, steps, float(guidance_scale)
+        self._shape = tuple(map(int, image_shape))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._shape
 
     @property
     def settings(self) -> dict[str, Any]:
         return {
             **super().settings,
-            "image_shape": list(self.image_shape),
             "steps": self.steps,
             "guidance_scale": self.guidance_scale,
             "solver": described(self.solver),
@@ -64,7 +67,7 @@ class DiffusionJob(ModelJob):
     def draw_batch(self, seeds: Sequence[int], labels: Tensor | None) -> Tensor:
         return sample(
             self.model,
-            (len(seeds), *self.image_shape),
+            (len(seeds), *self._shape),
             self.solver,
             steps=self.steps,
             seeds=seeds,

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..data import from_unit_interval
@@ -54,9 +53,12 @@ class FlowJob(ModelJob):
         self.scale = None if scale is None else [float(x) for x in scale]
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        return self._flow.shape
+
+    @property
     def settings(self) -> dict[str, Any]:
-        shape = self._flow.shape
-        of_data = {"levels": self.levels} if len(shape) == 3 else {"mean": self.mean, "scale": self.scale}
+        of_data = {"levels": self.levels} if len(self.shape) == 3 else {"mean": self.mean, "scale": self.scale}
         return {**super().settings, "temperature": self.temperature, **of_data}
 
     def draw_batch(self, seeds: Sequence[int], labels: Tensor | None) -> Tensor:

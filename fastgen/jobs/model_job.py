@@ -69,6 +69,7 @@ class ModelJob(Job):
         config = getattr(self._model, "config", None)  # sizes that the shapes of the weights do not say
         return {
             **super().settings,
+            "shape": list(self.shape),
             "device": self.device.type,
             "threads": self.threads,
             "model": type(self._model).__name__,
