@@ -13,7 +13,7 @@ BESIDE = ("dataset.json",)  # what formats add to the shards
 
 
 def clear(folder: Path, identity: Identity) -> None:
-    """Remove the shards of the job in ``folder``, whose lock is held, and leave an empty one of ``identity``; nothing without a job.
+    """Remove the shards of the job in ``folder``, whose lock is held, and leave an empty one of ``identity``; where there is one.
 
     Raises:
         JobError: the manifest there cannot be used, so nobody can tell what is the job's.

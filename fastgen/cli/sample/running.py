@@ -1,4 +1,4 @@
-"""What `fastgen sample` does with a job of any kind: every rank its part, and rank 0 what comes after: a picture, one file, a line."""
+"""What `fastgen sample` does with a job of any kind: every rank its part; rank 0 then a picture, one file of all, and a line."""
 
 import argparse
 import sys
