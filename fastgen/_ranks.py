@@ -41,6 +41,11 @@ class Ranks:
     launched: bool
     _parts: Iterator[int] = field(default_factory=itertools.count, init=False, repr=False, compare=False)
 
+    @property
+    def superseded(self) -> bool:
+        """Whether the launcher has started the ranks anew meanwhile, and this one is what a kill has left of an earlier start."""
+        return self.store.check(["superseded"])
+
     def part(self) -> dist.Store:
         """The store for one thing that all ranks do together, none of whose keys an earlier thing has written.
 
@@ -109,6 +114,9 @@ def process_group(ranks: Ranks, device: torch.device) -> Iterator[None]:
 def _welcome(store: dist.Store, world_size: int) -> str:
     """What rank 0 does: answer every newcomer until all others have heard it."""
     session, answered, wait = uuid.uuid4().hex, set[bytes](), ROUND_TRIP
+    if store.check(["session"]):
+        store.set(f"fastgen/{store.get('session').decode()}/superseded", "")
+    store.set("session", session)
     deadline = time.monotonic() + TIMEOUT.total_seconds()
     missing = [f"hello/{rank}" for rank in range(1, world_size)]
     while store.add(f"heard/{session}", 0) < world_size - 1:

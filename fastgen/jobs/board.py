@@ -21,6 +21,19 @@ FAREWELL = 10.0  # seconds that rank 0 waits for the others to hear why it refus
 
 
 @dataclass
+class Plan:
+    """What is left to do.
+
+    Attributes:
+        pending: numbers of the shards that are not there, ascending.
+        sign: a file in `.records` by which a rank sees that its folder is that of rank 0.
+    """
+
+    pending: list[int]
+    sign: str
+
+
+@dataclass
 class Part:
     """What one rank has done.
 
@@ -48,9 +61,9 @@ class Board:
     def __init__(self, ranks: Ranks) -> None:
         self._store, self._ranks = ranks.part(), ranks
 
-    def publish(self, identity: Identity, pending: Sequence[int]) -> None:
+    def publish(self, identity: Identity, plan: Plan) -> None:
         """Rank 0: the others may begin."""
-        self._say({"identity": asdict(identity), "pending": _ranges(pending)})
+        self._say({"identity": asdict(identity), "pending": _ranges(plan.pending), "sign": plan.sign})
 
     def refuse(self, reason: str) -> None:
         """Rank 0: nothing is begun. Returns once the others have heard it, or do not listen."""
@@ -61,8 +74,8 @@ class Board:
                 if self._count("heard") >= self._ranks.world_size - 1 or time.monotonic() > deadline:
                     return
 
-    def await_start(self) -> tuple[Identity, list[int]]:
-        """The others: whether rank 0 has begun, its job, and the pending shards. Raises StoppedElsewhere where it refuses."""
+    def await_start(self) -> tuple[Identity, Plan]:
+        """The others: what rank 0 has begun, and what is to do. Raises StoppedElsewhere where it refuses."""
         with self._reached():
             for _ in _pauses():  # waiting inside the store would keep signals waiting too
                 if self._store.check(["start"]):
@@ -71,7 +84,8 @@ class Board:
             self._store.add("heard", 1)
         if "refused" in said:
             raise StoppedElsewhere(said["refused"])
-        return Identity(**said["identity"]), list(chain.from_iterable(range(*pair) for pair in said["pending"]))
+        pending = list(chain.from_iterable(range(*pair) for pair in said["pending"]))
+        return Identity(**said["identity"]), Plan(pending, said["sign"])
 
     def claim(self) -> int:
         """The next place in the list of pending shards; no other rank gets it."""
@@ -89,8 +103,10 @@ class Board:
         return self._count("examples")
 
     def check(self) -> None:
-        """Raise StoppedElsewhere where a rank has failed."""
+        """Raise StoppedElsewhere where a rank has failed, JobError where the ranks were started anew without this one."""
         with self._reached():
+            if self._ranks.superseded:
+                raise JobError("the launcher has started the ranks anew, and this one is of an earlier start")
             if self._store.check(["failed"]):
                 raise StoppedElsewhere(self._store.get("failed").decode())
 
@@ -129,7 +145,7 @@ class Board:
         try:
             yield
         except dist.DistError as error:
-            raise JobError(f"rank {self._ranks.rank}: rank 0 or the launcher has gone, so this rank ends") from error
+            raise JobError("the store of the ranks has gone, and with it rank 0 or the launcher") from error
 
 
 def _pauses() -> Iterator[None]:
