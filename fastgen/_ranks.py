@@ -20,6 +20,7 @@ import torch.distributed as dist
 ROUND_TRIP = 0.02  # seconds between two looks for newcomers, longer the longer they take
 LONGEST_WAIT = 0.5
 TIMEOUT = timedelta(minutes=30)  # for ranks that come late, as torch's own
+AT_ONCE = timedelta(minutes=1)  # for a store that is older than this process, or has gone with the launcher
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Ranks:
         local_rank: its number among those of its machine.
         store: keys and counters that all of them see, and none of an earlier start has written.
         launched: a launcher started it.
+        keeps_store: the store is of this process, and ends with it; torchrun keeps it itself.
     """
 
     rank: int
@@ -39,6 +41,7 @@ class Ranks:
     local_rank: int
     store: dist.Store
     launched: bool
+    keeps_store: bool = False
     _parts: Iterator[int] = field(default_factory=itertools.count, init=False, repr=False, compare=False)
 
     @property
@@ -83,10 +86,13 @@ def meet() -> Ranks:
     """
     if not launched():
         return Ranks(0, 1, 0, dist.HashStore(), launched=False)
-    store, rank, world_size = next(iter(dist.rendezvous("env://", timeout=TIMEOUT)))
+    of_launcher = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    store, rank, world_size = next(iter(dist.rendezvous("env://", timeout=AT_ONCE if of_launcher else TIMEOUT)))
+    store.set_timeout(TIMEOUT)
     session = _welcome(store, world_size) if rank == 0 else _greet(store, rank)
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    return Ranks(rank, world_size, local_rank, dist.PrefixStore(f"fastgen/{session}", store), launched=True)
+    own = dist.PrefixStore(f"fastgen/{session}", store)
+    return Ranks(rank, world_size, local_rank, own, launched=True, keeps_store=rank == 0 and not of_launcher)
 
 
 @contextlib.contextmanager

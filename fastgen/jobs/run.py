@@ -79,7 +79,7 @@ def run(
     ranks = meet() if ranks is None else ranks
     board = Board(ranks)
     worker = Worker(job, form, folder, board, ranks.rank, log)
-    with _terminated_in_order(), _failing_for_all(board, ranks.rank):
+    with _terminated_in_order(), _failing_for_all(board, ranks):
         if not ranks.first:
             begun, plan = board.await_start()
             differences = identity.differences(begun)
@@ -143,14 +143,15 @@ def _terminated_in_order() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _failing_for_all(board: Board, rank: int) -> Iterator[None]:
+def _failing_for_all(board: Board, ranks: Ranks) -> Iterator[None]:
     """What ends the body ends the other ranks as well, which no launcher may be there to do."""
     try:
         yield
     except StoppedElsewhere:
+        board.fail(None)
         raise
     except BaseException as error:
-        board.fail(f"rank {rank}: {_one_line(error)}")
+        board.fail(f"rank {ranks.rank}: {_one_line(error)}")
         raise
 
 
