@@ -12,12 +12,25 @@ from itertools import chain
 import torch.distributed as dist
 
 from .._ranks import Ranks
-from .errors import JobError, StoppedElsewhere
+from .errors import JobError, StoppedElsewhere, Terminated
 from .manifest import Identity
 
 PAUSE = 0.02  # seconds between two looks, longer the longer it takes
 LONGEST_PAUSE = 0.5
-FAREWELL = 10.0  # seconds that rank 0 waits for the others to hear why it refuses
+FAREWELL = 10.0  # seconds that a rank which keeps the store waits for the others to hear of a failure
+
+
+@dataclass
+class Plan:
+    """What is left to do.
+
+    Attributes:
+        pending: numbers of the shards that are not there, ascending.
+        sign: a file in `.records` by which a rank sees that its folder is that of rank 0.
+    """
+
+    pending: list[int]
+    sign: str
 
 
 @dataclass
@@ -47,31 +60,28 @@ class Board:
 
     def __init__(self, ranks: Ranks) -> None:
         self._store, self._ranks = ranks.part(), ranks
+        self._gone = False
 
-    def publish(self, identity: Identity, pending: Sequence[int]) -> None:
+    def publish(self, identity: Identity, plan: Plan) -> None:
         """Rank 0: the others may begin."""
-        self._say({"identity": asdict(identity), "pending": _ranges(pending)})
+        self._say({"identity": asdict(identity), "pending": _ranges(plan.pending), "sign": plan.sign})
 
     def refuse(self, reason: str) -> None:
-        """Rank 0: nothing is begun. Returns once the others have heard it, or do not listen."""
+        """Rank 0: nothing is begun."""
         with contextlib.suppress(JobError):
             self._say({"refused": reason})
-            deadline = time.monotonic() + FAREWELL
-            for _ in _pauses():
-                if self._count("heard") >= self._ranks.world_size - 1 or time.monotonic() > deadline:
-                    return
 
-    def await_start(self) -> tuple[Identity, list[int]]:
-        """The others: whether rank 0 has begun, its job, and the pending shards. Raises StoppedElsewhere where it refuses."""
+    def await_start(self) -> tuple[Identity, Plan]:
+        """The others: what rank 0 has begun, and what is to do. Raises StoppedElsewhere where it refuses."""
         with self._reached():
             for _ in _pauses():  # waiting inside the store would keep signals waiting too
                 if self._store.check(["start"]):
                     break
             said = json.loads(zlib.decompress(base64.b64decode(self._store.get("start"))))
-            self._store.add("heard", 1)
         if "refused" in said:
             raise StoppedElsewhere(said["refused"])
-        return Identity(**said["identity"]), list(chain.from_iterable(range(*pair) for pair in said["pending"]))
+        pending = list(chain.from_iterable(range(*pair) for pair in said["pending"]))
+        return Identity(**said["identity"]), Plan(pending, said["sign"])
 
     def claim(self) -> int:
         """The next place in the list of pending shards; no other rank gets it."""
@@ -89,15 +99,28 @@ class Board:
         return self._count("examples")
 
     def check(self) -> None:
-        """Raise StoppedElsewhere where a rank has failed."""
+        """Raise StoppedElsewhere where a rank has failed, JobError where the ranks were started anew without this one."""
         with self._reached():
+            if self._ranks.superseded:
+                raise JobError("the launcher has started the ranks anew, and this one is of an earlier start")
             if self._store.check(["failed"]):
                 raise StoppedElsewhere(self._store.get("failed").decode())
 
-    def fail(self, reason: str) -> None:
-        """Have the others stop, as soon as they look."""
-        with contextlib.suppress(JobError), self._reached():
-            self._store.set("failed", reason)
+    def fail(self, reason: str | None) -> None:
+        """End without an end of the job: for ``reason``, which stops the others as soon as they look, or stopped by them.
+
+        Where this process keeps the store, it gives them the time to look.
+        """
+        if self._gone:
+            return
+        with contextlib.suppress(JobError, Terminated), self._reached():
+            if reason is not None:
+                self._store.set("failed", reason)
+            self._store.add("gone", 1)
+            deadline = time.monotonic() + FAREWELL
+            for _ in _pauses() if self._ranks.keeps_store else ():
+                if self._count("gone") + self._count("left") == self._ranks.world_size or time.monotonic() > deadline:
+                    break
 
     def leave(self, part: Part) -> None:
         """The others: nothing is left to take. Not a word to the store after this, for rank 0 may end it."""
@@ -129,7 +152,8 @@ class Board:
         try:
             yield
         except dist.DistError as error:
-            raise JobError(f"rank {self._ranks.rank}: rank 0 or the launcher has gone, so this rank ends") from error
+            self._gone = True
+            raise JobError("the store of the ranks has gone, and with it rank 0 or the launcher") from error
 
 
 def _pauses() -> Iterator[None]:

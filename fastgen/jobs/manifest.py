@@ -18,8 +18,9 @@ from .job import Job, settings_of, weights_sha256
 
 FORMAT_VERSION = 1
 NAME = "manifest.json"
-SHOWN = 3  # differences in a message, and characters of a value below
-LONGEST_VALUE = 60
+SHOWN = 3  # differences in a message
+LONGEST_VALUE = 60  # characters
+DIGITS = 12  # of a hash
 
 
 @dataclass(frozen=True)
@@ -132,5 +133,7 @@ def _flat(value: Any, name: str = "") -> Iterable[tuple[str, Any]]:
 def _shown(values: Mapping[str, Any], name: str) -> str:
     if name not in values:
         return "nothing"
+    if name.endswith("sha256") and values[name] is not None:
+        return f"{values[name][:DIGITS]}..."
     text = json.dumps(values[name])
     return text if len(text) <= LONGEST_VALUE + 3 else f"{text[:LONGEST_VALUE]}..."

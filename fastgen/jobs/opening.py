@@ -3,11 +3,11 @@
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from .._files import remove_leftovers
 from . import manifest, records
+from .board import Plan
 from .errors import JobError, OtherJob
 from .formats import Format, digest
 from .job import Job
@@ -16,26 +16,11 @@ from .manifest import Identity, Manifest, ShardRecord
 LEFTOVER = re.compile(r"\.(.+)\.[^.]+\.tmp")  # as fastgen._files names them
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What is left to do.
-
-    Attributes:
-        pending: numbers of the shards that are not there.
-        finished: records of those that are, by their names.
-    """
-
-    pending: list[int]
-    finished: dict[str, ShardRecord]
-
-    @property
-    def examples(self) -> int:
-        """In the finished shards."""
-        return sum(record.num for record in self.finished.values())
-
-
-def open_folder(folder: Path, job: Job, form: Format, identity: Identity) -> Plan:
+def open_folder(folder: Path, job: Job, form: Format, identity: Identity) -> tuple[Plan, list[ShardRecord]]:
     """Look at ``folder``, whose lock is held, remove what killed processes have left, say in a manifest what is drawn there.
+
+    Returns:
+        What is left to do, and the records of what is done.
 
     Raises:
         JobError: it holds other files, or shards of another job.
@@ -68,21 +53,24 @@ def open_folder(folder: Path, job: Job, form: Format, identity: Identity) -> Pla
         for name, record in finished.items()
         if name in names and name in entries and form.is_whole(entries[name], record.num, record.bytes)
     }
-    plan = Plan([index for name, index in names.items() if name not in whole], whole)
-    if plan.pending or not complete:
+    pending = [index for name, index in names.items() if name not in whole]
+    if pending or not complete:
         _write(folder, identity, whole.values(), complete=False)
-    records.remove(folder)
-    return plan
+    return Plan(pending, records.begin(folder)), list(whole.values())
 
 
-def close_folder(folder: Path, job: Job, form: Format, identity: Identity, plan: Plan, names: list[str]) -> None:
-    """Put what the ranks have said in the files ``names`` of `.records` into the manifest.
+def close_folder(
+    folder: Path, job: Job, form: Format, identity: Identity, before: list[ShardRecord], names: list[str]
+) -> None:
+    """Put what the ranks have said in the files ``names`` of `.records` into the manifest, beside the records ``before`` them.
 
     Raises:
         JobError: a shard is missing all the same.
     """
-    finished = settle(folder, [*plan.finished.values(), *records.read(folder, names)])
-    missing = [name for name in (form.shard_name(job.shard(index)) for index in plan.pending) if name not in finished]
+    finished = settle(folder, [*before, *records.read(folder, names)])
+    missing = [
+        name for name in (form.shard_name(job.shard(index)) for index in range(len(job))) if name not in finished
+    ]
     if missing:
         raise JobError(
             f"{folder}: {len(missing)} of {len(job)} shards are missing, {missing[0]} the first: start it again"

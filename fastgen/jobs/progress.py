@@ -24,7 +24,7 @@ def shown(job: Job, board: Board, finished: int, *, wanted: bool) -> Iterator[No
     bar = tqdm(
         total=job.num,
         initial=finished,
-        unit=" examples",
+        unit=" images" if len(job.shape) == 3 else " rows",
         smoothing=0,  # the rate since the start; shards come in one after the other
         disable=None if wanted else True,
     )

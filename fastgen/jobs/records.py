@@ -1,17 +1,22 @@
 """What each process says of its finished shards: lines of JSON in its own file of `.records`, until the manifest has them."""
 
+import contextlib
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
+from .errors import JobError
 from .manifest import ShardRecord
 
 FOLDER = ".records"
+PATIENCE = 10.0  # seconds until what one machine has written to a shared folder is there for another
+PAUSE = 0.1
 
 
 class Records:
@@ -33,7 +38,6 @@ class Records:
     def append(self, record: ShardRecord) -> None:
         """Say that a shard is finished, once it is under its name."""
         if self._file is None:
-            self._path.parent.mkdir(exist_ok=True)
             self._file = self._path.open("xb")
         self._file.write(json.dumps(vars(record)).encode() + b"\n")
         self._file.flush()
@@ -44,13 +48,12 @@ class Records:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Have all lines on the disk, and where the folder is shared, on the server."""
-        if self._file is not None and not self._file.closed:
+        """Have all lines on the disk, and where the folder is shared, on its server."""
+        if self._file is None:
+            return
+        heard = () if error is None else (OSError,)  # the first error is the one to hear of
+        with contextlib.suppress(*heard), self._file:
             os.fsync(self._file.fileno())
-            self._file.close()
 
 
 def read(folder: Path, names: list[str] | None = None) -> Iterator[ShardRecord]:
@@ -63,6 +66,24 @@ def read(folder: Path, names: list[str] | None = None) -> Iterator[ShardRecord]:
                 yield ShardRecord(**json.loads(line))
             except (ValueError, TypeError):
                 continue
+
+
+def begin(folder: Path) -> str:
+    """Begin `.records` anew, as the manifest has all of it, with an empty file that no start has had before; returns its name."""
+    remove(folder)
+    (folder / FOLDER).mkdir(exist_ok=True)
+    sign = f"start-{uuid.uuid4().hex}.jsonl"
+    (folder / FOLDER / sign).touch()
+    return sign
+
+
+def check_sign(folder: Path, sign: str) -> None:
+    """Raise JobError where the file that rank 0 has begun with is not to be seen: this machine's ``folder`` is another."""
+    deadline = time.monotonic() + PATIENCE
+    while not (folder / FOLDER / sign).exists():
+        if time.monotonic() > deadline:
+            raise JobError(f"{folder.absolute()} is not the folder of rank 0: all ranks must share it")
+        time.sleep(PAUSE)
 
 
 def remove(folder: Path) -> None:

@@ -11,7 +11,7 @@ from types import FrameType
 
 from .._files import check_writable
 from .._ranks import Ranks, meet
-from . import manifest
+from . import manifest, records
 from .board import Board, Part
 from .clearing import clear
 from .errors import JobError, StoppedElsewhere, Terminated
@@ -82,13 +82,14 @@ def run(
     ranks = meet() if ranks is None else ranks
     board = Board(ranks)
     worker = Worker(job, form, folder, board, ranks.rank, log)
-    with _terminated_in_order(), _failing_for_all(board, ranks.rank):
+    with _terminated_in_order(), _failing_for_all(board, ranks):
         if not ranks.first:
-            begun, pending = board.await_start()
+            begun, plan = board.await_start()
             differences = identity.differences(begun)
             if differences:
-                raise JobError(f"rank 0 runs another job than this rank: {manifest.in_one_line(differences)}")
-            part = worker.work(pending)
+                raise JobError(f"rank 0 draws another job than this rank: {manifest.in_one_line(differences)}")
+            records.check_sign(folder, plan.sign)
+            part = worker.work(plan.pending)
             board.leave(part)
             return _summary(job, ranks, [part])
         with contextlib.ExitStack() as held:
@@ -97,15 +98,15 @@ def run(
                 held.enter_context(only_job(folder))
                 if overwrite:
                     clear(folder, identity)
-                plan = open_folder(folder, job, form, identity)
+                plan, before = open_folder(folder, job, form, identity)
             except BaseException as error:
                 board.refuse(_one_line(error))
                 raise
-            board.publish(identity, plan.pending)
-            with shown(job, board, plan.examples, wanted=progress):
+            board.publish(identity, plan)
+            with shown(job, board, sum(record.num for record in before), wanted=progress):
                 part = worker.work(plan.pending)
                 parts = [part, *board.await_others()]
-            close_folder(folder, job, form, identity, plan, [name for part in parts for name in part.records])
+            close_folder(folder, job, form, identity, before, [name for part in parts for name in part.records])
             return _summary(job, ranks, parts)
 
 
@@ -143,18 +144,19 @@ def _terminated_in_order() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)  # None: not Python's
 
 
 @contextlib.contextmanager
-def _failing_for_all(board: Board, rank: int) -> Iterator[None]:
+def _failing_for_all(board: Board, ranks: Ranks) -> Iterator[None]:
     """What ends the body ends the other ranks as well, which no launcher may be there to do."""
     try:
         yield
     except StoppedElsewhere:
+        board.fail(None)
         raise
     except BaseException as error:
-        board.fail(f"rank {rank}: {_one_line(error)}")
+        board.fail(f"rank {ranks.rank}: {_one_line(error)}")
         raise
 
 

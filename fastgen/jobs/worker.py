@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from .. import _library
 from .._files import write_atomically
 from .board import Board, Part
 from .formats import Format, digest
@@ -51,7 +52,7 @@ class Worker:
                 drawn = self.job.draw(shard)
                 between = time.perf_counter()
                 self.board.check()  # this job may have ended meanwhile, and another have begun in its folder
-                records.append(self._write(shard, drawn))
+                self._write(shard, drawn, records)
                 end = time.perf_counter()
                 self.board.finished(len(shard.seeds))
                 part.shards += 1
@@ -62,19 +63,20 @@ class Worker:
         part.records = [records.name] if records.name else []
         return part
 
-    def _write(self, shard: Shard, drawn: Drawn) -> ShardRecord:
-        path, of_file = self.folder / self.form.shard_name(shard), ("", 0)
+    def _write(self, shard: Shard, drawn: Drawn, records: Records) -> None:
+        """Have a shard on the disk under its name, then in the records."""
+        path, of_shard = self.folder / self.form.shard_name(shard), ("", 0)
 
         def write(temporary: Path) -> None:
-            nonlocal of_file
+            nonlocal of_shard
             self.form.write(temporary, drawn)
-            of_file = digest(temporary)
+            of_shard = digest(temporary)
 
         try:
             write_atomically(path, write, durable=True)
+            records.append(ShardRecord(path.name, shard.seeds.start, len(shard.seeds), *of_shard, self.drawn_on))
         except OSError as error:
             raise OSError(f"{path}: cannot be written: {error.strerror or error}") from error
-        return ShardRecord(path.name, shard.seeds.start, len(shard.seeds), *of_file, self.drawn_on)
 
     def _note(self, shard: Shard, drawing: float, writing: float) -> None:
         if self.log is None:
@@ -94,7 +96,7 @@ class Worker:
 
 def _here(job: Job) -> str:
     """This machine, and what draws on it."""
-    parameter = next(job.model.parameters(), None)
-    on_gpu = parameter is not None and parameter.device.type == "cuda"
-    device = torch.cuda.get_device_name(parameter.device) if on_gpu and parameter is not None else "cpu"
+    parameter = next(job.model.parameters(), torch.empty(0))
+    on_gpu = parameter.device.type == "cuda"
+    device = torch.cuda.get_device_name(parameter.device) if on_gpu else f"cpu, {_library.ISA or 'reference'}"
     return f"{socket.gethostname()}: {device}"
