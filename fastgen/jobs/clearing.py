@@ -9,7 +9,7 @@ from .errors import JobError
 from .formats import FORMATS
 from .manifest import Identity, Manifest
 
-BESIDE = ("dataset.json",)  # what formats add to the shards
+BESIDE = ("dataset.json", "grid.png")  # what a format and `fastgen sample` add to the shards
 
 
 def clear(folder: Path, identity: Identity) -> None:

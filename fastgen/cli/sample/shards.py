@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..._files import write_atomically
+from ..._files import remove_leftovers, write_atomically
 from ...data import png
 from ...jobs import Manifest, ShardRecord
 from .._images import grid, in_colour
@@ -28,12 +28,14 @@ def draw_grid(folder: Path, ink: bool) -> None:
         if len(images) == SHOWN:
             break
     picture = grid(in_colour(np.stack(images), ink=ink))
+    remove_leftovers(folder / "grid.png")
     write_atomically(folder / "grid.png", partial(Path.write_bytes, data=png(picture)))
 
 
 def gather(folder: Path, path: Path) -> None:
     """All shards of ``folder`` in the npz ``path``, under the names that they have there: what the ADM evaluator reads."""
     manifest = Manifest.read(folder)
+    remove_leftovers(path)
     write_atomically(path, partial(_gather, folder, manifest.shards), durable=True)
 
 
