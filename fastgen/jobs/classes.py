@@ -67,6 +67,6 @@ def _lines(path: Path) -> Tensor:
         except ValueError:
             raise ValueError(f"{path}: line {k} must be an integer, got {line[:20]!r}") from None
     try:
-        return torch.tensor(labels, dtype=torch.int64)
-    except (RuntimeError, OverflowError):
+        return torch.from_numpy(np.array(labels, dtype=np.int64))
+    except OverflowError:
         raise ValueError(f"{path}: all classes must be 64-bit integers") from None

@@ -133,7 +133,10 @@ REFUSED = [
     (["--guidance-scale", "2"], "--guidance-scale 2 needs a --class"),
     (["--class", "1", "--classes", "random"], "--classes: not allowed with argument --class"),
     (["--classes", "no.txt"], "No such file or directory: 'no.txt'"),
-    (["--temperature", "0.5"], "--temperature is for flows and autoregressive models: digits-ddpm is a diffusion model"),
+    (
+        ["--temperature", "0.5"],
+        "--temperature is for flows and autoregressive models: digits-ddpm is a diffusion model",
+    ),
     (["--top-k", "3"], "--top-k is for autoregressive models: digits-ddpm is a diffusion model, see --eta and --guid"),
     (["--format", "csv"], "--format csv: format 'csv' is for rows of numbers, not for images"),
     (["--format", "png", "--gather", "x.npz"], "--gather puts shards of --format npz together, these are of png"),

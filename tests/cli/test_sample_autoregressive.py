@@ -58,7 +58,10 @@ def test_weights_that_say_nothing_and_sizes(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--steps", "9"], "--steps is for diffusion models: digits-pixelcnn is an autoregressive model, drawn pixel after"),
+        (
+            ["--steps", "9"],
+            "--steps is for diffusion models: digits-pixelcnn is an autoregressive model, drawn pixel after",
+        ),
         (["--class", "10"], "--class must be in [0, 10), got 10"),
         (["--temperature", "-1"], "--temperature must not be negative, got -1"),
         (["--top-k", "0"], "--top-k: must be at least 1, got 0"),

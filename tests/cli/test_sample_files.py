@@ -1,4 +1,4 @@
-"""The folder of `fastgen sample`: what it goes on with and what it refuses, classes, formats, one file of all, checksums, Ctrl-C."""
+"""The folder of `fastgen sample`: what goes on in it and what is refused, classes, formats, one file of all, checksums, Ctrl-C."""
 
 import os
 import signal

@@ -8,7 +8,7 @@ import torch
 
 from fastgen.cli._flow_recipes import FLOW_RECIPES
 from fastgen.cli.main import main
-from fastgen.data import load_digits, load_table, to_levels
+from fastgen.data import load_digits, to_levels
 from fastgen.models import load_state, read_metadata
 from fastgen.training import mean_score
 
