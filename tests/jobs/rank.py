@@ -2,11 +2,11 @@
 
 JSON says what is drawn, and what goes wrong:
 
-    seconds       that a shard takes
+    seconds       that a batch takes
     rename        seconds that a rename takes, at most
     clock         seconds that the clock is wrong, another number for each rank
     only          the rank that one of these befalls: "no space", "file too large", "no memory", "killed", "other weights"
-    after         shards that the rank finishes before
+    after         batches that the rank draws before
 """
 
 import errno
@@ -37,10 +37,6 @@ class FaultyJob(TinyJob):
         super().__init__(weight=0.25 if fault == "other weights" else 0.5, **options)
         self.seconds, self.fault, self.after = seconds, fault, after
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        return super().settings
-
     def draw_batch(self, seeds: Sequence[int], labels: Tensor | None) -> Tensor:
         time.sleep(self.seconds)
         if self.fault and self.after == 0:
@@ -56,7 +52,7 @@ def fail(fault: str) -> None:
     elif fault == "no memory":
         torch.empty(2**60)
     elif fault == "file too large":
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (400, 400))  # of a file, less than a shard has
     elif fault == "no space":
 
         def full(handle: int) -> None:
