@@ -111,7 +111,7 @@ def test_another_version_is_refused(tmp_path):
         manifest, identity=replace(manifest.identity, versions={**manifest.identity.versions, "torch": "1.0"})
     )
     old.write(tmp_path)
-    with pytest.raises(JobError, match='versions.torch: "1.0" there, "[^"]+" here$'):
+    with pytest.raises(JobError, match=r'versions\.torch: "1.0" there, "[^"]+" here$'):
         start(tmp_path)
 
 
