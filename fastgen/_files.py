@@ -11,6 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+# What file systems say that have no locks, or whose lock server does not answer.
+WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
+
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], Any], *, durable: bool = False) -> None:
     """Call ``write`` with a temporary name, then rename what it wrote to ``path``: a crash leaves the old file or the new one.
@@ -27,7 +30,7 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], Any],
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
     try:
-        with _locked(folder):
+        with _locked(folder, needed=False):
             temporary = folder / path.name
             write(temporary)
             is_folder = temporary.is_dir()
@@ -68,11 +71,18 @@ def check_writable(path: str | os.PathLike[str]) -> None:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Any:
-    """Hold ``folder`` for this process; BlockingIOError where another has it. The system lets go where a process is killed."""
+def _locked(folder: Path, needed: bool = True) -> Any:
+    """Hold ``folder`` for this process; BlockingIOError where another has it. The system lets go where a process is killed.
+
+    Where it is not ``needed``, a file system without locks will do: then nobody removes the folder of a killed process.
+    """
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if needed or error.errno not in WITHOUT_LOCKS:
+                raise
         yield
     finally:
         os.close(handle)

@@ -127,7 +127,9 @@ class PngFolder(Format):
             for seed in shard.seeds
         )
         text = json.dumps({"labels": [[picture, label] for picture, label in zip(pictures, labels, strict=True)]})
-        write_atomically(folder / "dataset.json", partial(Path.write_text, data=text), durable=True)
+        path = folder / "dataset.json"
+        if not path.exists() or path.read_text() != text:
+            write_atomically(path, partial(Path.write_text, data=text), durable=True)
 
 
 class Csv(Format):

@@ -76,7 +76,8 @@ def close_folder(
             f"{folder}: {len(missing)} of {len(job)} shards are missing, {missing[0]} the first: start it again"
         )
     form.finish(folder, job)
-    _write(folder, identity, finished.values(), complete=True)
+    if not Manifest.read(folder).complete:
+        _write(folder, identity, finished.values(), complete=True)
     records.remove(folder)
 
 

@@ -57,15 +57,17 @@ class Records:
 
 
 def read(folder: Path, names: list[str] | None = None) -> Iterator[ShardRecord]:
-    """The records in the files ``names``, or in all that are there. A line that a kill has cut off is passed over."""
+    """The records in the files ``names``, or in all that are there.
+
+    A line that a kill has cut off is passed over, and a file that a job which has just ended has removed.
+    """
     if names is None:
         names = sorted(os.listdir(folder / FOLDER)) if (folder / FOLDER).is_dir() else []
     for name in names:
-        for line in (folder / FOLDER / name).read_bytes().splitlines():
-            try:
-                yield ShardRecord(**json.loads(line))
-            except (ValueError, TypeError):
-                continue
+        with contextlib.suppress(FileNotFoundError):
+            for line in (folder / FOLDER / name).read_bytes().splitlines():
+                with contextlib.suppress(ValueError, TypeError):
+                    yield ShardRecord(**json.loads(line))
 
 
 def begin(folder: Path) -> str:

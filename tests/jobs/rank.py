@@ -2,11 +2,13 @@
 
 JSON says what is drawn, and what goes wrong:
 
-    seconds       that a shard takes
+    num, format   of the job
+    real          draw digits with a real model
+    seconds       that a batch takes
     rename        seconds that a rename takes, at most
     clock         seconds that the clock is wrong, another number for each rank
     only          the rank that one of these befalls: "no space", "file too large", "no memory", "killed", "other weights"
-    after         shards that the rank finishes before
+    after         batches that the rank draws before
 """
 
 import errno
@@ -25,7 +27,7 @@ import torch
 from torch import Tensor
 
 from fastgen._ranks import launched_rank
-from fastgen.jobs import JobError, StoppedElsewhere, run
+from fastgen.jobs import Job, JobError, StoppedElsewhere, run
 
 from .tiny_job import TinyJob
 
@@ -36,10 +38,6 @@ class FaultyJob(TinyJob):
     def __init__(self, seconds: float, fault: str | None, after: int, **options: Any) -> None:
         super().__init__(weight=0.25 if fault == "other weights" else 0.5, **options)
         self.seconds, self.fault, self.after = seconds, fault, after
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        return super().settings
 
     def draw_batch(self, seeds: Sequence[int], labels: Tensor | None) -> Tensor:
         time.sleep(self.seconds)
@@ -56,7 +54,7 @@ def fail(fault: str) -> None:
     elif fault == "no memory":
         torch.empty(2**60)
     elif fault == "file too large":
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (400, 400))  # of a file, less than a shard has
     elif fault == "no space":
 
         def full(handle: int) -> None:
@@ -82,15 +80,15 @@ def main() -> int:
         time.time = lambda: right() + options["clock"] * (rank - 1)
         time.time_ns = lambda: int(time.time() * 1e9)
     fault = options.get("fault") if options.get("only") == rank else None
-    job = FaultyJob(
-        options.get("seconds", 0),
-        fault,
-        options.get("after", 0),
-        num=options.get("num", 60),
-        shard_size=4,
-        batch_size=3,
-        labels=torch.arange(options.get("num", 60)) % 10,
-    )
+    num = options.get("num", 60)
+    if options.get("real"):
+        from .real_job import Digits  # what it imports takes a second
+
+        job: Job = Digits(num, shard_size=4, batch_size=3)
+    else:
+        labels = torch.arange(num) % 10
+        faults = options.get("seconds", 0), fault, options.get("after", 0)
+        job = FaultyJob(*faults, num=num, shard_size=4, batch_size=3, labels=labels)
     try:
         summary = run(job, folder, format=options.get("format", "npz"), log=options.get("log"))
     except StoppedElsewhere:
