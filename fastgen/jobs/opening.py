@@ -75,7 +75,7 @@ def close_folder(
 
 
 def settle(folder: Path, said: Iterable[ShardRecord]) -> dict[str, ShardRecord]:
-    """One record a shard, by its name. Where two differ, a rank of an earlier start has drawn it elsewhere; then the file decides."""
+    """One record a shard, by its name. Where two differ, an earlier start has drawn it elsewhere: then the file decides."""
     by_name: dict[str, dict[str, ShardRecord]] = {}
     for record in said:
         by_name.setdefault(record.name, {}).setdefault(record.sha256, record)
