@@ -3,14 +3,15 @@
 import contextlib
 import errno
 import fcntl
-import glob
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
 
+LEFTOVER = re.compile(r"\.(.+)\.[^.]+\.tmp", re.DOTALL)  # the name of a temporary folder, and in it that of the file
 # What file systems say that have no locks, or whose lock server does not answer.
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
 
@@ -52,9 +53,17 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], Any],
 def remove_leftovers(path: str | os.PathLike[str]) -> None:
     """Remove what :func:`write_atomically` left beside ``path`` where its process was killed; one still writing is left alone."""
     path = Path(path)
-    for folder in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        with contextlib.suppress(OSError), _locked(folder):
-            shutil.rmtree(folder)
+    remove_all_leftovers(path.parent, [path.name])
+
+
+def remove_all_leftovers(folder: Path, names: Container[str]) -> None:
+    """:func:`remove_leftovers` of all files of ``names`` in ``folder``, which is listed once."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            left = LEFTOVER.fullmatch(entry.name)
+            if left and left[1] in names:
+                with contextlib.suppress(OSError), _locked(Path(entry.path)):
+                    shutil.rmtree(entry.path)
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:

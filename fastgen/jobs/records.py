@@ -15,7 +15,7 @@ from .errors import JobError
 from .manifest import ShardRecord
 
 FOLDER = ".records"
-PATIENCE = 10.0  # seconds until what one machine has written to a shared folder is there for another
+PATIENCE = 30.0  # seconds until what one machine has written to a shared folder is there for another
 PAUSE = 0.1
 
 
@@ -72,8 +72,9 @@ def read(folder: Path, names: list[str] | None = None) -> Iterator[ShardRecord]:
 
 def begin(folder: Path) -> str:
     """Begin `.records` anew, as the manifest has all of it, with an empty file that no start has had before; returns its name."""
-    remove(folder)
     (folder / FOLDER).mkdir(exist_ok=True)
+    for file in (folder / FOLDER).iterdir():
+        file.unlink()
     sign = f"start-{uuid.uuid4().hex}.jsonl"
     (folder / FOLDER / sign).touch()
     return sign

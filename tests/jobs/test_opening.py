@@ -188,6 +188,17 @@ def test_where_two_records_differ_the_file_decides(tmp_path, expected):
     assert Manifest.read(tmp_path).shards[0] == manifest.shards[0]
 
 
+def test_a_shard_that_no_record_fits_is_drawn_again(tmp_path, expected):
+    start(tmp_path)
+    manifest = Manifest.read(tmp_path)
+    (tmp_path / "000004.npz").write_bytes(bytes(manifest.shards[1].bytes))
+    (tmp_path / ".records").mkdir()
+    wrong = replace(manifest.shards[1], sha256="0" * 64)
+    (tmp_path / ".records" / "x.jsonl").write_text(json.dumps(vars(wrong)) + "\n")
+    assert start(tmp_path).drawn == 1
+    check_complete(tmp_path, expected["npz"])
+
+
 def test_a_start_asks_the_file_system_little(tmp_path):
     """A folder of many shards is listed once, and no shard is opened: 156,000 of them are at hand within a second or two."""
     asked = []

@@ -41,6 +41,11 @@ class Hooked(TinyJob):
         return super().draw_batch(seeds, labels)
 
 
+@pytest.fixture(autouse=True)
+def in_haste(monkeypatch):
+    monkeypatch.setattr(board, "LAST_WORD", 0)
+
+
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
