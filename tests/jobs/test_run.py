@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from fastgen._ranks import Ranks
-from fastgen.jobs import JobError, StoppedElsewhere, Summary, Terminated, board, records, run
+from fastgen.jobs import JobError, Manifest, StoppedElsewhere, Summary, Terminated, board, records, run
 from fastgen.jobs.progress import shown
 from fastgen.jobs.run import terminated_in_order
 
@@ -147,6 +147,19 @@ def test_a_survivor_of_an_earlier_start_writes_nothing_more(tmp_path):
     with pytest.raises(JobError, match="this one is of an earlier start"):
         run(Hooked(lambda seed: seed == 8 and store.set("superseded", "")), tmp_path, ranks=ranks, progress=False)
     assert sorted(path.name for path in tmp_path.glob("*.npz")) == ["000000.npz", "000004.npz"]
+
+
+def test_a_shard_that_nobody_tells_of_is_missed(tmp_path):
+    def lose(seed):
+        if seed == 28:
+            for file in (tmp_path / ".records").glob("rank-*"):
+                file.unlink()
+
+    with pytest.raises(
+        JobError, match=f"{SHARDS} of {SHARDS} shards are missing, 000000.npz the first: start it again"
+    ):
+        run(Hooked(lose), tmp_path, progress=False)
+    assert not Manifest.read(tmp_path).complete
 
 
 def test_one_set_of_ranks_draws_several_jobs(tmp_path, expected):
