@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -235,10 +236,18 @@ def test_sigterm_ends_it_without_half_a_file(tmp_path, expected, moment, monkeyp
 
     def terminate(*arguments):
         if len(list(tmp_path.glob("*.npz"))) == 2:
-            for _ in range(2):  # a second one does not keep it from clearing up
-                os.kill(os.getpid(), signal.SIGTERM)
+            terminated.append(moment)
+            os.kill(os.getpid(), signal.SIGTERM)
         return real(*arguments) if arguments and moment != "drawing" else None
 
+    remove, terminated = shutil.rmtree, []
+
+    def remove_meanwhile(*arguments, **options):
+        if terminated:
+            os.kill(os.getpid(), signal.SIGTERM)  # a second one must not keep it from clearing up
+        remove(*arguments, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", remove_meanwhile)
     if moment != "drawing":
         name = {"writing": "fsync", "renaming": "replace"}[moment]
         real = getattr(os, name)
