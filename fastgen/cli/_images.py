@@ -1,11 +1,12 @@
-"""Images as files: pixels of tensors, a grid of them, and PNG, which needs no more than zlib."""
-
-import struct
-import zlib
+"""Images as pictures: pixels of tensors, a grid of them, and PNG files."""
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from ..data import png
+
+__all__ = ["GAP", "LEGIBLE", "grid", "in_colour", "png", "to_pixels"]
 
 LEGIBLE = 64  # pixels of the shorter side of an image in a grid, at least
 GAP = 160  # the grey between the images of a grid, which neither paper nor ink is
@@ -17,15 +18,21 @@ def to_pixels(images: Tensor, ink: bool = False) -> np.ndarray:
     Args:
         ink: images of one channel are ink on paper: 1 is black, -1 is white.
     """
-    n, channels, height, width = images.shape
+    turned = ink and images.shape[1] == 1
+    levels = (((-images if turned else images).float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return in_colour(levels.permute(0, 2, 3, 1).contiguous().cpu().numpy())
+
+
+def in_colour(levels: np.ndarray, ink: bool = False) -> np.ndarray:
+    """[N, H, W, 1, 2 or 3] uint8 -> [N, H, W, 3]. Two channels show as red and green; one is ink, 255, on paper where ``ink``."""
+    channels = levels.shape[3]
     if channels == 1:
-        images = (-images if ink else images).expand(n, 3, height, width)
-    elif channels == 2:
-        images = torch.cat([images, torch.full_like(images[:, :1], -1.0)], dim=1)
-    elif channels != 3:
+        return (255 - levels if ink else levels).repeat(3, axis=3)
+    if channels == 2:
+        return np.concatenate([levels, np.zeros_like(levels[..., :1])], axis=3)
+    if channels != 3:
         raise ValueError(f"images must have 1, 2 or 3 channels to be drawn, got {channels}")
-    levels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    return levels
 
 
 def grid(pixels: np.ndarray) -> np.ndarray:
@@ -42,16 +49,3 @@ def grid(pixels: np.ndarray) -> np.ndarray:
         top, left = gap + k // columns * down, gap + k % columns * right
         picture[top : top + height * scale, left : left + width * scale] = tiles[k]
     return picture
-
-
-def png(pixels: np.ndarray) -> bytes:
-    """[H, W, 3] uint8 as a PNG file (RFC 2083): signature, header, one block of data, end."""
-    height, width, _ = pixels.shape
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    rows = np.concatenate([np.zeros((height, 1), dtype=np.uint8), pixels.reshape(height, -1)], axis=1)  # 0: no filter
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # 8 bits, RGB, not interlaced
-    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes())), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(kind, data) for kind, data in parts)
