@@ -17,6 +17,8 @@ from .manifest import Identity
 
 PAUSE = 0.02  # seconds between two looks, longer the longer it takes
 LONGEST_PAUSE = 0.5
+BEAT = 5.0  # seconds between two signs of life of a rank
+LOST = 60.0  # seconds without one after which rank 0 waits for it no longer
 LAST_WORD = 1.0  # seconds in which a rank that fails can say why, before others end and the launcher then ends all
 FAREWELL = 10.0  # seconds that a rank which keeps the store waits for the others to hear of a failure
 
@@ -132,15 +134,42 @@ class Board:
             self._store.add("left", 1)
 
     def await_others(self) -> list[Part]:
-        """Rank 0: what each of the others has done, once all have left. Raises StoppedElsewhere where one has failed."""
-        others = self._ranks.world_size - 1
+        """Rank 0: what each of the others has done, once all have left.
+
+        Raises StoppedElsewhere where one has failed; JobError where one is heard of no more, its machine having died, say: the
+        launchers of the others need not notice, as there are no collectives here that would fail.
+        """
+        others = range(1, self._ranks.world_size)
+        heard: dict[int, tuple[int, float]] = {}
+        looked = time.monotonic()
         for _ in _pauses():
             self.check()
-            if self._count("left") == others:
+            if self._count("left") == len(others):
                 break
+            if time.monotonic() > looked + BEAT:
+                looked = time.monotonic()
+                self._listen(others, heard)
         with self._reached():
-            keys = [f"part/{rank}" for rank in range(1, others + 1)]
+            keys = [f"part/{rank}" for rank in others]
             return [Part(**json.loads(said)) for said in (self._store.multi_get(keys) if keys else [])]
+
+    def beat(self) -> None:
+        """Give a sign of life."""
+        with self._reached():
+            self._store.add(f"beats/{self._ranks.rank}", 1)
+
+    def _listen(self, others: Sequence[int], heard: dict[int, tuple[int, float]]) -> None:
+        """Look for those that have not left: ``heard`` has how often each has been heard, and when, by this clock, that changed."""
+        now = time.monotonic()
+        for rank in others:
+            with self._reached():
+                if self._store.check([f"part/{rank}"]):
+                    continue
+            beats = self._count(f"beats/{rank}")
+            if rank not in heard or heard[rank][0] != beats:
+                heard[rank] = beats, now
+            elif now > heard[rank][1] + LOST:
+                raise JobError(f"rank {rank} has not been heard of for {LOST:g} seconds")
 
     def _say(self, what: dict[str, object]) -> None:
         with self._reached():

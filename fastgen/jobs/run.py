@@ -20,7 +20,7 @@ from .job import Job
 from .lock import only_job
 from .manifest import Identity
 from .opening import close_folder, open_folder
-from .progress import shown
+from .progress import beating, shown
 from .worker import Worker
 
 
@@ -71,7 +71,7 @@ def run(
     Raises:
         ValueError: there is no such format, or it is not for such examples.
         JobError: the folder holds other files, or shards of other settings, weights or versions; or another job is at work in it;
-            or rank 0 or the launcher has gone.
+            or rank 0, the launcher or, seen by rank 0, another rank has gone.
         StoppedElsewhere: a JobError of another rank, which says itself what it is.
         OSError: the folder cannot be written, or the disk is full; what is finished stays.
         Terminated: SIGTERM came.
@@ -89,7 +89,8 @@ def run(
             if differences:
                 raise JobError(f"rank 0 draws another job than this rank: {manifest.in_one_line(differences)}")
             records.check_sign(folder, plan.sign)
-            part = worker.work(plan.pending)
+            with beating(board):
+                part = worker.work(plan.pending)
             board.leave(part)
             return _summary(job, ranks, [part])
         with contextlib.ExitStack() as held:
