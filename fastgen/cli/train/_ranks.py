@@ -17,9 +17,8 @@ import torch.distributed as dist
 from ..._ranks import Ranks, process_group
 from ...models import CheckpointError
 from ...training import RankError, Spread
-from .._errors import EXIT_FAILURE, UsageError
+from .._errors import EXIT_FAILURE, PRECEDENCE, UsageError
 
-PRECEDENCE = 1.0  # seconds for rank 0 to say it in: a launcher ends all ranks when one has failed
 FORESEEN = (CheckpointError, ModuleNotFoundError, OSError, UsageError)  # what `main` says in one line
 
 
