@@ -49,9 +49,7 @@ class Job(ABC):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{type(self).__name__}: {name} must be an integer of at least 1, got {value!r}")
         if not -(2**63) <= seed <= 2**63 - num:
-            raise ValueError(
-                f"{type(self).__name__}: all seeds must be 64-bit integers, got seed={seed} and num={num}"
-            )
+            raise ValueError(f"{type(self).__name__}: all seeds must be 64-bit integers, got seed={seed} and num={num}")
         if labels is not None and (labels.shape != (num,) or labels.dtype != torch.int64):
             raise ValueError(
                 f"{type(self).__name__}: labels must be [num] = [{num}] int64, got {labels.dtype} of {tuple(labels.shape)}"
