@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from .._files import check_writable
 from .._ranks import Ranks
 from ..data.image_sets import ImageSet, ImageSetError, open_image_set
 from ..metrics import (
@@ -90,6 +91,9 @@ def gather(args: argparse.Namespace, ranks: Ranks) -> Gathered:
     """Open what ``args`` names and pass over it, all ranks together."""
     device = ranks.device(args.device)
     with agreed(ranks), _as_usage_errors():
+        if ranks.first:
+            for path in filter(None, (args.save_statistics, args.json)):
+                check_writable(path)
         inputs = _open(args, device)
     rows = inputs.wanted("kid", "precision-recall")
     options: dict[str, Any] = {

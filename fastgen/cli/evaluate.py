@@ -6,7 +6,6 @@ import textwrap
 
 import torch
 
-from .._files import check_writable
 from .._ranks import launched_rank, meet, process_group
 from ..metrics import RankError
 from ..metrics.features import JUDGE, RANGES
@@ -116,8 +115,6 @@ def _run(args: argparse.Namespace) -> int:
         gathered = _evaluation.gather(args, ranks)
     if not ranks.first:  # they have told all that they know
         return 0
-    for path in filter(None, (args.save_statistics, args.json)):
-        check_writable(path)
     result = _evaluation.compute(args, gathered)
     if args.save_statistics is not None:
         gathered.statistics.save(args.save_statistics)

@@ -32,7 +32,7 @@ class ImageSet(ABC):
 
     @abstractmethod
     def read(self, start: int, stop: int) -> Tensor:
-        """The images ``start`` to ``stop - 1``: [n, C, H, W] uint8.
+        """The images ``start`` to ``stop - 1``: [n, C, H, W] uint8, laid out as they were read.
 
         Raises:
             ImageSetError: one of them cannot be read or is of another size; the message names its file.

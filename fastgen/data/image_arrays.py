@@ -80,7 +80,7 @@ class ArrayImages(ImageSet):
         except _DAMAGE as error:
             raise self._damaged(error) from error
         images = torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
-        return images.view(-1, height, width, channels).permute(0, 3, 1, 2).contiguous()
+        return images.view(-1, height, width, channels).permute(0, 3, 1, 2)
 
     def _open(self) -> _Array:
         """``arr_0`` as it lies in the file; sets the labels."""

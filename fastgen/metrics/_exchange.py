@@ -32,7 +32,7 @@ def agreed(ranks: Ranks) -> Iterator[None]:
         if ranks.world_size == 1:
             raise
         error = own
-    said = tell_all(None if error is None else f"{type(error).__name__}: {error}", ranks)
+    said = tell_all(None if error is None else _in_words(error), ranks)
     failed = {rank: text for rank, text in enumerate(said) if text is not None}
     if error is not None and len(failed) == ranks.world_size and len(set(said)) == 1:
         raise error
@@ -49,6 +49,12 @@ def tell_all(report: Report, ranks: Ranks) -> list[Report]:
     reports: list[Report] = [report] * ranks.world_size
     dist.all_gather_object(reports, report)
     return reports
+
+
+def _in_words(error: Exception) -> str:
+    """What it says; of a defect, which may say little, its type before that."""
+    foreseen = isinstance(error, OSError | ValueError | FloatingPointError) and str(error)
+    return str(error) if foreseen else f"{type(error).__name__}: {error}"
 
 
 def merge_moments(moments: Moments, ranks: Ranks, device: torch.device) -> Moments:

@@ -102,7 +102,6 @@ def measure(
     return _together(part, ranks, torch.device(device), keep_rows)
 
 
-@torch.inference_mode()
 def _part(
     images: ImageSet,
     own: range,
@@ -115,8 +114,12 @@ def _part(
     """The images ``own`` of this rank."""
     moments, rows, right = None, [], 0
     with tqdm(total=len(own), desc=images.name, unit="image", delay=2, disable=None if progress else True) as bar:
-        for start, batch in _read(images, own, batch_size):
-            found = features(batch)
+        for start, read in _read(images, own, batch_size):
+            # one layout for all: a convolution rounds channels-last images otherwise, and grey ones are both at once
+            batch = torch.empty(read.shape, dtype=torch.uint8).copy_(read)
+            with torch.inference_mode():
+                found = features(batch)
+                logits = None if classifier is None else _read_classes(classifier, batch, features, found)
             if not found.isfinite().all():
                 broken = int((~found.isfinite().all(dim=1)).nonzero()[0])
                 raise FloatingPointError(f"{images.name}: the features of image {start + broken} are not finite")
@@ -124,12 +127,17 @@ def _part(
             moments.update(found)
             if keep_rows:
                 rows.append(found.cpu())
-            if classifier is not None and images.labels is not None:
-                shared = isinstance(classifier, DigitClasses) and classifier.features is features
-                logits = classifier.of_features(found) if shared else classifier(batch)  # type: ignore[attr-defined]
+            if logits is not None and images.labels is not None:
                 right += class_accuracy(logits, images.labels[start : start + len(batch)]).right
             bar.update(len(batch))
     return _Part(moments, rows, None if classifier is None else Accuracy(right, len(own)))
+
+
+def _read_classes(classifier: Network, batch: Tensor, features: Network, found: Tensor) -> Tensor:
+    """The logits of ``batch``, from its features where they are what the classifier would compute first."""
+    if isinstance(classifier, DigitClasses) and classifier.features is features:
+        return classifier.of_features(found)
+    return classifier(batch)
 
 
 def _read(images: ImageSet, own: range, batch_size: int) -> Iterator[tuple[int, Tensor]]:

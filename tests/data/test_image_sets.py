@@ -196,7 +196,7 @@ def test_a_damaged_deflated_npz_is_named_at_every_reading(tmp_path):
     (tmp_path / "x.npz").write_bytes(damaged)
     opened = open_image_set(tmp_path / "x.npz")
     for _ in range(2):
-        with pytest.raises(ImageSetError, match="x.npz: cannot be read"):
+        with pytest.raises(ImageSetError, match=r"x\.npz: cannot be read"):
             opened.read(0, 50)
 
 
@@ -363,5 +363,5 @@ def test_sets_in_memory_are_joined():
     check(JoinedImages("all", parts), pixels)
     with pytest.raises(ImageSetError, match="all: holds no images"):
         JoinedImages("all", [])
-    with pytest.raises(ImageSetError, match="must be images .* uint8, got torch.float32"):
+    with pytest.raises(ImageSetError, match=r"must be images .* uint8, got torch\.float32"):
         TensorImages("x", tensor.float())
