@@ -182,6 +182,10 @@ def test_copies_are_at_distance_zero(offset):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(30, 400, generator=generator) * 3 + offset
     copies = x.repeat(4, 1)
+    points, others = (BLOCKS._Points(rows, x.double().mean(0), "cpu") for rows in (copies, copies[:77].flip(0)))
+    squares = BLOCKS._squares(points, points.parts[0], others, others.parts[0])
+    equal = (copies[:, None] == copies[:77].flip(0)).all(dim=2)
+    assert equal.sum() == 4 * 77 and torch.equal(squares == 0, equal)
     assert precision_recall(copies, copies.flip(0)) == (1, 1)
     assert precision_recall(copies, copies + 0.01 * torch.randn(120, 400, generator=generator)).recall == 0
 
