@@ -236,13 +236,6 @@ def _as_usage_errors() -> Iterator[None]:
         raise UsageError(str(error)) from error
 
 
-@contextlib.contextmanager
-def _full_precision() -> Iterator[None]:
-    """On a GPU no TF32 and no choice of kernels by their time: features shall be those of any other machine, within rounding."""
-    matmul = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
-            yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = matmul
+def _full_precision() -> contextlib.AbstractContextManager[None]:
+    """On a GPU convolutions without TF32, and no choice of kernels by their time: features as on any machine, within rounding."""
+    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)

@@ -12,6 +12,7 @@ from ..metrics.features import JUDGE, RANGES
 from ..metrics.kernel_distance import SEED, SUBSET_SIZE, SUBSETS
 from ..metrics.measuring import BATCH_SIZE
 from ..metrics.precision_recall import NEIGHBOURS
+from ..models import CheckpointError
 from . import _evaluation, _evaluation_report, _options
 from ._errors import EXIT_FAILURE, UsageError
 
@@ -90,13 +91,11 @@ def run(args: argparse.Namespace) -> int:
     """
     try:
         return _run(args)
-    except RankError as error:
+    except (CheckpointError, FloatingPointError, OSError, RankError, UsageError) as error:
         if launched_rank() != 0 and not os.environ.get("FASTGEN_DEBUG"):
             return EXIT_FAILURE
-        raise UsageError(str(error)) from error
-    except Exception:
-        if launched_rank() != 0 and not os.environ.get("FASTGEN_DEBUG"):
-            return EXIT_FAILURE
+        if isinstance(error, RankError):
+            raise UsageError(str(error)) from error
         raise
 
 
