@@ -82,12 +82,12 @@ $(STAMP): constraints.txt pyproject.toml
 	@$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation -e ".[test,demo,bench]"
 	@touch $(STAMP)
 
-# The peer that has no place among the extras: its own dependencies pull another torch, and only its sampling.py is read.
+# The peers that have no place among the extras: their own dependencies pull another torch, and only some of their files are read.
 # Without it there is nothing to compare with: tests fail here, benchmarks leave its cases out.
 peers: setup
 	@$(BIN)/python -c "import sys; from tests import peers; sys.exit(bool(peers.missing()))" \
-	|| $(BIN)/pip install -q --disable-pip-version-check --no-deps -c constraints.txt k-diffusion \
-	|| { echo "fastgen: k-diffusion cannot be installed; the tests compare with it" >&2; exit 1; }
+	|| $(BIN)/pip install -q --disable-pip-version-check --no-deps -c constraints.txt k-diffusion torch-fidelity \
+	|| { echo "fastgen: k-diffusion and torch-fidelity cannot be installed; the tests compare with them" >&2; exit 1; }
 
 clean:
 	rm -rf build dist fastgen/lib fastgen/_cpu*.so *.egg-info .cache

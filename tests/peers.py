@@ -18,6 +18,7 @@ INSTALL = {
     "normflows": "normflows is not installed (pip install normflows)",
     "zuko": "zuko is not installed (pip install zuko)",
     "FrEIA": "FrEIA is not installed (pip install FrEIA)",
+    "torch_fidelity": "torch-fidelity is not installed (pip install --no-deps torch-fidelity)",
     "sklearn": "scikit-learn is not installed (pip install scikit-learn)",
 }
 
@@ -33,6 +34,8 @@ def load(module: str) -> Any:
     Raises:
         ImportError: it is not installed, or does not load.
     """
+    if module.startswith("torch_fidelity."):
+        return load_torch_fidelity(module)
     return load_k_diffusion() if module == "k_diffusion.sampling" else importlib.import_module(module)
 
 
@@ -67,3 +70,23 @@ def load_k_diffusion() -> Any:
         for name in stubs:  # diffusers looks for them too, and a stand-in has no spec
             del sys.modules[name]
     return module
+
+
+@functools.cache
+def load_torch_fidelity(module: str) -> Any:
+    """A module of torch-fidelity without the package around it, which wants torchvision; what it takes from utils is left empty."""
+    spec = importlib.util.find_spec("torch_fidelity")
+    if spec is None or not spec.submodule_search_locations:
+        raise ImportError(INSTALL["torch_fidelity"])
+    package: Any = types.ModuleType("torch_fidelity")
+    package.__path__ = list(spec.submodule_search_locations)
+    utils: Any = types.ModuleType("torch_fidelity.utils")
+    utils.__getattr__ = lambda name: None  # readers of data sets and caches, which no metric calls
+    before = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "torch_fidelity"}
+    sys.modules.update({"torch_fidelity": package, "torch_fidelity.utils": utils})
+    try:
+        return importlib.import_module(module)
+    finally:
+        for name in [name for name in sys.modules if name.split(".")[0] == "torch_fidelity"]:
+            del sys.modules[name]
+        sys.modules.update(before)

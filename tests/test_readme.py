@@ -82,7 +82,7 @@ def test_the_extras_that_are_named_are_there():
     ]
     named = re.findall(r"'\.\[(\w+)\]'", README)
     assert named == ["demo"]
-    assert set(extras) == {*named, "diffusers", "flows", "gpu", "bench", "test"} and all(
+    assert set(extras) == {*named, "diffusers", "evaluate", "flows", "gpu", "bench", "test"} and all(
         f"`{name}`" in README for name in set(extras) - {"demo"}
     )
     assert {"scikit-learn", "matplotlib", "rich"} <= set(extras["demo"])

@@ -29,7 +29,7 @@ if [ ! -f "$venv/.complete" ] || [ constraints-oldest.txt -nt "$venv/.complete" 
   { grep -vF "$pinned" constraints.txt; cat constraints-oldest.txt; } >"$venv/constraints.txt"
   echo "fastgen: installing the oldest supported set into $venv (several GB the first time)"
   "${pip[@]}" install -c "$venv/constraints.txt" "$wheel[test,demo]"
-  "${pip[@]}" install -c "$venv/constraints.txt" --no-deps k-diffusion
+  "${pip[@]}" install -c "$venv/constraints.txt" --no-deps k-diffusion torch-fidelity
   touch "$venv/.complete"
 fi
 "${pip[@]}" install --no-deps --force-reinstall "$wheel"

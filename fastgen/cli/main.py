@@ -24,6 +24,7 @@ COMMANDS: dict[str, str] = {
     "doctor": "versions, CPU and GPU backends, what failed to load and why",
     "demo": "draw real digits with and without fastgen, compare and time both",
     "sample": "draw images, or rows of a table, from a checkpoint",
+    "evaluate": "measure drawn images against real ones: FID, KID, precision and recall, class accuracy",
     "train": "train a small diffusion model, autoregressive model or flow on real data",
     "bench": "time the ops and models side by side with their peers",
 }
@@ -36,6 +37,7 @@ EXTRAS: dict[str, tuple[str, str]] = {
     "pytest": ("pytest", "bench"),
     "pytest_benchmark": ("pytest-benchmark", "bench"),
     "diffusers": ("diffusers", "demo"),
+    "PIL": ("pillow", "evaluate"),
     "nflows": ("nflows", "flows"),
     "normflows": ("normflows", "flows"),
 }
