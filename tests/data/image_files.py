@@ -2,13 +2,13 @@
 
 import io
 import json
-import struct
 import tarfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
+
+from fastgen.data import png
 
 
 def images(n=10, shape=(3, 6, 5), seed=0):
@@ -21,19 +21,6 @@ def images(n=10, shape=(3, 6, 5), seed=0):
 def as_tensor(pixels):
     """[n, H, W, C] as a set of images returns it."""
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
-
-
-def png(pixels):
-    """[H, W, 1 or 3] uint8 as a PNG file."""
-
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    height, width, channels = pixels.shape
-    rows = np.concatenate([np.zeros((height, 1), np.uint8), pixels.reshape(height, -1)], axis=1)
-    header = struct.pack(">IIBBBBB", width, height, 8, {1: 0, 3: 2}[channels], 0, 0, 0)
-    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes())), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(kind, data) for kind, data in parts)
 
 
 def write_tar(path, pixels, labels=None, first=0):
