@@ -23,6 +23,10 @@ TIMEOUT = timedelta(minutes=30)  # for ranks that come late, as torch's own
 AT_ONCE = timedelta(minutes=1)  # for a store that is older than this process, or has gone with the launcher
 
 
+class RankError(RuntimeError):
+    """Another rank has failed, so that this one cannot go on; the message says at which one and why."""
+
+
 @dataclass(frozen=True)
 class Ranks:
     """One of several processes.

@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterator
 
 import torch.distributed as dist
 
-from .._ranks import Ranks
-from ..jobs import StoppedElsewhere
+from .._ranks import RankError, Ranks
 
 PAUSE = 0.02  # seconds between two looks, longer the longer it takes
 LONGEST_PAUSE = 0.5
@@ -20,7 +19,7 @@ def all_ranks_or_none(ranks: Ranks) -> Iterator[None]:
     """Go on after the body where no rank has failed in it, and all have been through it.
 
     Raises:
-        StoppedElsewhere: another rank has failed and says why itself, or this one for the same reason as rank 0.
+        RankError: another rank has failed and says why itself, or this one for the same reason as rank 0.
         Exception: what the body of this rank raised, otherwise.
     """
     if ranks.world_size == 1:
@@ -34,13 +33,13 @@ def all_ranks_or_none(ranks: Ranks) -> Iterator[None]:
     try:
         _agree(ranks, mine)
     except dist.DistError as error:
-        raise (mine or StoppedElsewhere("rank 0 or the launcher has gone")) from error
+        raise (mine or RankError("rank 0 or the launcher has gone")) from error
     if mine is not None:
         raise mine
 
 
 def _agree(ranks: Ranks, mine: Exception | None) -> None:
-    """Tell the others of ``mine``; raise StoppedElsewhere where this rank has nothing of its own to say, and cannot go on."""
+    """Tell the others of ``mine``; raise RankError where this rank has nothing of its own to say, and cannot go on."""
     store, said = ranks.part(), "" if mine is None else f"{type(mine).__name__}: {mine}"
     if ranks.first:
         store.set("rank 0", said)
@@ -58,7 +57,7 @@ def _agree(ranks: Ranks, mine: Exception | None) -> None:
         repeated = store.get("rank 0").decode() == said
         store.add("heard", 1)
     if mine is None or repeated:
-        raise StoppedElsewhere(said or "another rank could not begin")
+        raise RankError(said or "another rank could not begin")
 
 
 def _wait(until: Callable[[], bool], seconds: float = math.inf) -> None:

@@ -15,7 +15,7 @@ from types import ModuleType
 import torch
 
 from .. import __version__
-from .._ranks import launched_rank
+from .._ranks import RankError, launched_rank
 from ..models import CheckpointError
 from ._errors import EXIT_FAILURE, EXIT_INTERRUPTED, PRECEDENCE, UsageError
 from ._options import Parser
@@ -61,11 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILURE
     except Exception as error:
-        from ..jobs import (
-            StoppedElsewhere,
-        )  # here and below: a quarter of a second, for those alone that may have raised it
-
-        if isinstance(error, StoppedElsewhere):
+        if isinstance(error, RankError):
             time.sleep(PRECEDENCE)
             return EXIT_FAILURE
         line = _foreseen(error, command)
@@ -98,7 +94,7 @@ def _import(command: str) -> ModuleType:
 
 def _foreseen(error: Exception, command: str | None) -> str | None:
     """The line to print for what can happen to a user; None for a defect of fastgen."""
-    from ..jobs import JobError
+    from ..jobs import JobError  # a quarter of a second, for those alone that may have raised it
 
     if isinstance(error, ModuleNotFoundError):
         package, extra = EXTRAS.get((error.name or "").split(".")[0], (None, None))

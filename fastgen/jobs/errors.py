@@ -1,5 +1,7 @@
 """What ends a job before its time."""
 
+from .._ranks import RankError
+
 
 class JobError(RuntimeError):
     """A job cannot be begun, or not be ended; the message is one line."""
@@ -9,7 +11,7 @@ class OtherJob(JobError):
     """The folder holds another job; the message names the first differences."""
 
 
-class StoppedElsewhere(JobError):
+class StoppedElsewhere(JobError, RankError):
     """Another rank has failed, or refuses, and says why itself: this one ends without a word. The message is the other's."""
 
 

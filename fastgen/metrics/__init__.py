@@ -1,6 +1,7 @@
 """How good drawn images are: FID, KID, precision and recall, class accuracy; `fastgen evaluate` is all of it from the shell."""
 
-from ._exchange import RankError, agreed
+from .._ranks import RankError
+from ._exchange import agreed
 from .accuracy import Accuracy, class_accuracy
 from .features import (
     DigitFeatures,

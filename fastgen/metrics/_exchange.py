@@ -8,14 +8,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .._ranks import Ranks
+from .._ranks import RankError, Ranks
 from .statistics import Moments
 
 Report = TypeVar("Report")
-
-
-class RankError(RuntimeError):
-    """A rank could not do its part; every rank raises this, with the number of that rank and what it met."""
 
 
 @contextlib.contextmanager
@@ -23,7 +19,8 @@ def agreed(ranks: Ranks) -> Iterator[None]:
     """What every rank does for itself inside: none goes on where one has failed, and none is left waiting.
 
     Raises:
-        RankError: one or more ranks failed inside, or each in its own way. Where all failed alike each keeps its own error.
+        RankError: one or more ranks failed inside, or each in its own way: at every rank. Where all failed alike each keeps its own
+            error.
     """
     error: Exception | None = None
     try:

@@ -3,10 +3,9 @@
 On one process or, with :class:`Spread`, on the ranks of a launcher.
 """
 
-from .._ranks import Ranks, meet, process_group
+from .._ranks import RankError, Ranks, meet, process_group
 from .autoregressive import AutoregressiveTrainer, begin_with_frequencies, mean_bits_per_dim
 from .callbacks import Callback, CheckpointEvery, ProgressBar
-from .collectives import RankError
 from .ema import EMA
 from .flow import FlowTrainer, begin_with_statistics, mean_score
 from .loop import TrainingLoop

@@ -10,11 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .._ranks import Ranks
-
-
-class RankError(RuntimeError):
-    """Rank 0 could not do what it does for all, and has said why; this is raised by the others."""
+from .._ranks import RankError, Ranks
 
 
 def alone() -> Ranks:

@@ -64,7 +64,7 @@ SAID = [
     r"stopped at step 4; checkpoint in .*/stopped\.checkpoint\.safetensors: the same command with --resume goes on",
     r"fastgen: error: .*/stopped\.checkpoint\.safetensors is there already: give --resume",
     r"fastgen: error: batch_size must be at least the number of ranks times accumulate, 2 x 5 = 10, got 9",
-    r"fastgen: error: rank 1: .*/data-1: no train-images-idx3-ubyte, gzipped or not",
+    r"rank 1: fastgen: error: .*/data-1: no train-images-idx3-ubyte, gzipped or not",
     r"fastgen: error: mnist-classifier trains in one process, got 2 ranks",
     r"fastgen: error: another rank has gone: .*Connection (closed|reset) by peer",
     r".*/killed\.checkpoint\.safetensors is not there yet: training begins at step 0",

@@ -8,8 +8,9 @@ from .._autoregressive_recipes import AUTOREGRESSIVE_RECIPES
 from .._errors import UsageError
 from .._flow_recipes import FLOW_RECIPES
 from .._recipes import RECIPES
+from .._together import all_ranks_or_none
 from . import autoregressive, classifier, diffusion, flow
-from ._ranks import prepared, with_one_voice
+from ._ranks import with_one_voice
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
@@ -46,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _alone(args: argparse.Namespace, ranks: Ranks) -> int:
-    with prepared(ranks):
+    with all_ranks_or_none(ranks):
         if ranks.world_size > 1:
             raise UsageError(f"{args.recipe} trains in one process, got {ranks.world_size} ranks")
     return classifier.run(args)

@@ -1,55 +1,16 @@
-"""`fastgen train` on several ranks: they begin together or not at all, and rank 0 speaks for all.
-
-What goes wrong before the first step may do so on one machine alone, whose folder of images is not there, say. So each rank tells
-the others how it has prepared, through the launcher's store, and the line that rank 0 prints is that of the first which has not.
-"""
+"""`fastgen train` on several ranks: what is around the training, and what is said once of what all of them run into."""
 
 import argparse
 import contextlib
 import re
-import time
 import warnings
 from collections.abc import Callable, Iterator
 
 import torch
 import torch.distributed as dist
 
-from ..._ranks import Ranks, process_group
-from ...models import CheckpointError
-from ...training import RankError, Spread
-from .._errors import EXIT_FAILURE, PRECEDENCE, UsageError
-
-FORESEEN = (CheckpointError, ModuleNotFoundError, OSError, UsageError)  # what `main` says in one line
-
-
-@contextlib.contextmanager
-def prepared(ranks: Ranks) -> Iterator[None]:
-    """Around what every rank does for itself before they work together.
-
-    Raises:
-        UsageError: at rank 0, of the first other rank that failed.
-        RankError: at every other rank, where any failed foreseeably.
-    """
-    failed: Exception | None = None
-    try:
-        yield
-    except FORESEEN as error:
-        failed = error
-    lines = _lines_of_all(ranks, "" if failed is None else " ".join(str(failed).split()))
-    if failed is not None and (ranks.first or ranks.world_size == 1):
-        raise failed
-    at = next((rank for rank, line in enumerate(lines) if line), None)
-    if at is not None:
-        raise UsageError(f"rank {at}: {lines[at]}") if ranks.first else RankError(lines[at])
-
-
-def _lines_of_all(ranks: Ranks, line: str) -> list[str]:
-    """What every rank has to say."""
-    if ranks.world_size == 1:
-        return [line]
-    keys = [f"prepared/{rank}" for rank in range(ranks.world_size)]
-    ranks.store.set(keys[ranks.rank], line)
-    return [text.decode() for text in ranks.store.multi_get(keys)]
+from ..._ranks import RankError, Ranks, process_group
+from ...training import Spread
 
 
 @contextlib.contextmanager
@@ -66,20 +27,18 @@ def with_one_voice(ranks: Ranks, train: Callable[[], int]) -> int:
     """The exit status of ``train``; of what all ranks run into, ranks other than the first say nothing."""
     try:
         return train()
-    except RankError:
-        pass
-    except FloatingPointError:  # the loss is that of all
+    except FloatingPointError as error:  # the loss is that of all
         if ranks.first:
             raise
+        raise RankError(str(error)) from error
     except RuntimeError as error:
-        if ranks.world_size == 1 or not _is_lost(error):
+        if ranks.world_size == 1 or isinstance(error, RankError) or not _is_lost(error):
             raise
+        # gloo begins with a line of its source, and ends with advice
+        said = re.sub(r"^\[[^]]*\.cc:\d+\] ", "", str(error).splitlines()[0]).split(". ")[0]
         if ranks.first:
-            # gloo begins with a line of its source, and ends with advice
-            said = re.sub(r"^\[[^]]*\.cc:\d+\] ", "", str(error).splitlines()[0]).split(". ")[0]
             raise ConnectionError(f"another rank has gone: {said}") from error
-    time.sleep(PRECEDENCE)
-    return EXIT_FAILURE
+        raise RankError(said) from error
 
 
 def _is_lost(error: RuntimeError) -> bool:

@@ -12,8 +12,9 @@ from ...training import AutoregressiveOptions, AutoregressiveTrainer, begin_with
 from .. import _options
 from .._autoregressive_recipes import AUTOREGRESSIVE_RECIPES
 from .._errors import argument_errors
+from .._together import all_ranks_or_none
 from . import _running
-from ._ranks import prepared, together
+from ._ranks import together
 
 DESCRIPTION = (
     "The weights written are the moving average (EMA), of which bits a dimension are said on images not trained on. "
@@ -39,7 +40,7 @@ def add_options(parser: argparse.ArgumentParser, name: str) -> None:
 def run(args: argparse.Namespace, ranks: Ranks) -> int:
     """Train, checkpoint on the way, write the EMA weights to ``args.out``; returns the exit status."""
     recipe = AUTOREGRESSIVE_RECIPES[args.recipe]
-    with prepared(ranks):
+    with all_ranks_or_none(ranks):
         _running.begin(args, ranks)
         with argument_errors():
             names = [field.name for field in fields(AutoregressiveOptions)]

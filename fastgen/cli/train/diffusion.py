@@ -11,8 +11,9 @@ from ...training import PREDICTION_TYPES, SCHEDULES, Trainer, TrainingOptions
 from .. import _options
 from .._errors import argument_errors
 from .._recipes import RECIPES
+from .._together import all_ranks_or_none
 from . import _running
-from ._ranks import prepared, together
+from ._ranks import together
 
 DESCRIPTION = (
     "The weights written are the moving average (EMA). "
@@ -52,7 +53,7 @@ def add_options(parser: argparse.ArgumentParser, name: str) -> None:
 def run(args: argparse.Namespace, ranks: Ranks) -> int:
     """Train, checkpoint on the way, write the EMA weights to ``args.out``; returns the exit status."""
     recipe = RECIPES[args.recipe]
-    with prepared(ranks):
+    with all_ranks_or_none(ranks):
         _running.begin(args, ranks)
         with argument_errors():
             options = TrainingOptions(**{field.name: getattr(args, field.name) for field in fields(TrainingOptions)})

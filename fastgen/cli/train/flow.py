@@ -12,8 +12,9 @@ from ...training import FlowOptions, FlowTrainer, begin_with_statistics, mean_sc
 from .. import _options
 from .._errors import argument_errors
 from .._flow_recipes import FLOW_RECIPES
+from .._together import all_ranks_or_none
 from . import _running
-from ._ranks import prepared, together
+from ._ranks import together
 
 DESCRIPTION = (
     "The weights written are the moving average (EMA), whose bits a dimension (of images, dequantised) or nats (of rows) are said "
@@ -39,7 +40,7 @@ def add_options(parser: argparse.ArgumentParser, name: str) -> None:
 def run(args: argparse.Namespace, ranks: Ranks) -> int:
     """Train, checkpoint on the way, write the EMA weights to ``args.out``; returns the exit status."""
     recipe = FLOW_RECIPES[args.recipe]
-    with prepared(ranks):
+    with all_ranks_or_none(ranks):
         _running.begin(args, ranks)
         with argument_errors():
             names = [field.name for field in fields(FlowOptions) if field.name != "levels"]
