@@ -87,7 +87,8 @@ def ranks_of(folder: Path) -> dict[int, int]:
                 environment = dict(
                     entry.split(b"=", 1) for entry in (process / "environ").read_bytes().split(b"\0") if b"=" in entry
                 )
-                found[int(environment[b"RANK"])] = int(process.name)
+                if b"RANK" in environment:  # not of a process that has just ended
+                    found[int(environment[b"RANK"])] = int(process.name)
     return found
 
 

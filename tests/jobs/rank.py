@@ -7,8 +7,9 @@ JSON says what is drawn, and what goes wrong:
     seconds       that a batch takes
     rename        seconds that a rename takes, at most
     clock         seconds that the clock is wrong, another number for each rank
-    only          the rank that one of these befalls: "no space", "file too large", "no memory"
+    only          the rank that one of these befalls: "no space", "file too large", "no memory", "killed"
     until         file that all shards but the first one wait for
+    lost          seconds without a sign of life after which a rank is waited for no longer
     after         batches that the rank draws before
 """
 
@@ -17,6 +18,7 @@ import json
 import os
 import random
 import resource
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -27,7 +29,7 @@ import torch
 from torch import Tensor
 
 from fastgen._ranks import launched_rank
-from fastgen.jobs import Job, JobError, StoppedElsewhere, run
+from fastgen.jobs import Job, JobError, StoppedElsewhere, board, progress, run
 
 from .tiny_job import TinyJob
 
@@ -51,7 +53,9 @@ class FaultyJob(TinyJob):
 
 def fail(fault: str) -> None:
     """Have ``fault`` happen, now or at the next write."""
-    if fault == "no memory":
+    if fault == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif fault == "no memory":
         torch.empty(2**60)
     elif fault == "file too large":
         resource.setrlimit(resource.RLIMIT_FSIZE, (400, 400))  # of a file, less than a shard has
@@ -75,6 +79,8 @@ def main() -> int:
             real(*names)
 
         os.replace = slowly
+    if options.get("lost"):
+        board.LOST, board.BEAT, progress.BEAT = options["lost"], 0.1, 0.1
     if options.get("clock"):
         right = time.time
         time.time = lambda: right() + options["clock"] * (rank - 1)

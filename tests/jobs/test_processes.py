@@ -147,3 +147,13 @@ def test_a_rank_that_fails_says_so_in_one_line_and_the_others_end(tmp_path, expe
     assert ended[1].stderr.count("\n") == 1
     left = {name: data for name, data in contents(folder).items() if not name.startswith(".records")}
     assert left.items() <= expected.items() and 1 <= len(left) < SHARDS
+
+
+def test_a_rank_that_nobody_sees_die_is_missed_and_its_shard_drawn_by_the_next_start(tmp_path, expected):
+    folder = tmp_path / "job"
+    ended = by_variables(folder, 2, fault="killed", only=1, after=2, seconds=0.05, lost=2)
+    assert [process.returncode for process in ended] == [1, -signal.SIGKILL]
+    assert ended[0].stderr == "rank 0: rank 1 has not been heard of for 2 seconds\n"
+    (alone,) = by_variables(folder, 1)
+    assert alone.stdout.strip() == f"1 of {SHARDS} shards drawn"
+    check_complete(folder, expected)
