@@ -16,8 +16,8 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], Any],
     """Call ``write`` with a temporary name, then rename what it wrote to ``path``: a crash leaves the old file or the new one.
 
     Args:
-        path: the file; its folder is made where it is missing.
-        write: writes a file of the name it is given, which ends as ``path`` does.
+        path: the file, or a folder of files; the folder it is in is made where it is missing.
+        write: writes a file of the name it is given, which ends as ``path`` does; or makes a folder of that name, with files in it.
         durable: wait until file and folder are on the disk, so that a power failure too leaves one of the two.
 
     The temporary name is in a folder of its own beside ``path``, so that what ``write`` leaves there when it is killed, temporary
@@ -30,10 +30,16 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], Any],
         with _locked(folder):
             temporary = folder / path.name
             write(temporary)
-            os.chmod(temporary, 0o666 & ~_umask())  # some writers make files that only their owner reads
+            is_folder = temporary.is_dir()
+            # some writers make files that only their owner reads
+            os.chmod(temporary, (0o777 if is_folder else 0o666) & ~_umask())
             if durable:
-                _to_disk(temporary)
-            os.replace(temporary, path)
+                for file in [*temporary.iterdir(), temporary] if is_folder else [temporary]:
+                    _to_disk(file)
+            if is_folder:
+                _replace_folder(temporary, path)
+            else:
+                os.replace(temporary, path)
         if durable:
             _to_disk(path.parent)
     finally:
@@ -72,10 +78,25 @@ def _locked(folder: Path) -> Any:
         os.close(handle)
 
 
+def _replace_folder(source: Path, path: Path) -> None:
+    """Rename the folder ``source`` to ``path``, which the system does only once what was there has gone."""
+    while True:
+        try:
+            return os.replace(source, path)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(path)
+
+
 def _to_disk(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL or not path.is_dir():  # some network file systems sync no folders
+            raise
     finally:
         os.close(handle)
 

@@ -6,11 +6,12 @@ just made up, and what it answers prefixes every key of this start.
 """
 
 import contextlib
+import itertools
 import os
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 import torch
@@ -20,6 +21,7 @@ ROUND_TRIP = 0.02  # seconds between two looks for newcomers, longer the longer 
 LONGEST_WAIT = 0.5
 TOKEN = 32  # characters of a newcomer's token
 TIMEOUT = timedelta(minutes=30)  # for ranks that come late, as torch's own
+AT_ONCE = timedelta(minutes=1)  # for a store that is older than this process, or has gone with the launcher
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Ranks:
         local_rank: its number among those of its machine.
         store: keys and counters that all of them see, and none of an earlier start has written.
         launched: a launcher started it.
+        keeps_store: the store is of this process, and ends with it; torchrun keeps it itself.
     """
 
     rank: int
@@ -39,6 +42,20 @@ class Ranks:
     local_rank: int
     store: dist.Store
     launched: bool
+    keeps_store: bool = False
+    _parts: Iterator[int] = field(default_factory=itertools.count, init=False, repr=False, compare=False)
+
+    @property
+    def superseded(self) -> bool:
+        """Whether the launcher has started the ranks anew meanwhile, and this one is what a kill has left of an earlier start."""
+        return self.store.check(["superseded"])
+
+    def part(self) -> dist.Store:
+        """The store for one thing that all ranks do together, none of whose keys an earlier thing has written.
+
+        Every rank must ask for it at the same place of the program, as for a collective.
+        """
+        return dist.PrefixStore(str(next(self._parts)), self.store)
 
     @property
     def first(self) -> bool:
@@ -70,10 +87,13 @@ def meet() -> Ranks:
     """
     if not launched():
         return Ranks(0, 1, 0, dist.HashStore(), launched=False)
-    store, rank, world_size = next(iter(dist.rendezvous("env://", timeout=TIMEOUT)))
+    of_launcher = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    store, rank, world_size = next(iter(dist.rendezvous("env://", timeout=AT_ONCE if of_launcher else TIMEOUT)))
+    store.set_timeout(TIMEOUT)
     session = _welcome(store, world_size) if rank == 0 else _greet(store)
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    return Ranks(rank, world_size, local_rank, dist.PrefixStore(f"fastgen/{session}", store), launched=True)
+    own = dist.PrefixStore(f"fastgen/{session}", store)
+    return Ranks(rank, world_size, local_rank, own, launched=True, keeps_store=rank == 0 and not of_launcher)
 
 
 @contextlib.contextmanager
@@ -87,7 +107,7 @@ def process_group(ranks: Ranks, device: torch.device) -> Iterator[None]:
         torch.cuda.set_device(device)
     dist.init_process_group(
         "nccl" if on_gpu else "gloo",
-        store=dist.PrefixStore("process_group", ranks.store),
+        store=ranks.part(),
         rank=ranks.rank,
         world_size=ranks.world_size,
         timeout=TIMEOUT,
@@ -101,6 +121,9 @@ def process_group(ranks: Ranks, device: torch.device) -> Iterator[None]:
 def _welcome(store: dist.Store, world_size: int) -> str:
     """What rank 0 does: answer every newcomer until all others have heard it."""
     session, answered, wait = uuid.uuid4().hex, set[str](), ROUND_TRIP
+    if store.check(["session"]):
+        store.set(f"fastgen/{store.get('session').decode()}/superseded", "")
+    store.set("session", session)
     deadline = time.monotonic() + TIMEOUT.total_seconds()
     while store.add(f"heard/{session}", 0) < world_size - 1:
         # one value has all tokens, what an earlier start has left there too: as many round trips for a thousand ranks as for two

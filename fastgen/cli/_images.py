@@ -1,11 +1,12 @@
-"""Images as files: pixels of tensors, a grid of them, and PNG, which needs no more than zlib."""
-
-import struct
-import zlib
+"""Images as pictures: pixels of tensors, a grid of them, and PNG files."""
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from ..data import png
+
+__all__ = ["GAP", "LEGIBLE", "grid", "png", "to_pixels"]
 
 LEGIBLE = 64  # pixels of the shorter side of an image in a grid, at least
 GAP = 160  # the grey between the images of a grid, which neither paper nor ink is
@@ -42,16 +43,3 @@ def grid(pixels: np.ndarray) -> np.ndarray:
         top, left = gap + k // columns * down, gap + k % columns * right
         picture[top : top + height * scale, left : left + width * scale] = tiles[k]
     return picture
-
-
-def png(pixels: np.ndarray) -> bytes:
-    """[H, W, 3] uint8 as a PNG file (RFC 2083): signature, header, one block of data, end."""
-    height, width, _ = pixels.shape
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    rows = np.concatenate([np.zeros((height, 1), dtype=np.uint8), pixels.reshape(height, -1)], axis=1)  # 0: no filter
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # 8 bits, RGB, not interlaced
-    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes())), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(kind, data) for kind, data in parts)

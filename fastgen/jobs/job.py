@@ -3,6 +3,7 @@
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 
-class Shard(NamedTuple):
+@dataclass(frozen=True)
+class Shard:
     """A part of a job that is drawn and written as one: its number, and its seeds."""
 
     index: int
@@ -49,9 +51,7 @@ class Job(ABC):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{type(self).__name__}: {name} must be an integer of at least 1, got {value!r}")
         if not -(2**63) <= seed <= 2**63 - num:
-            raise ValueError(
-                f"{type(self).__name__}: all seeds must be 64-bit integers, got seed={seed} and num={num}"
-            )
+            raise ValueError(f"{type(self).__name__}: all seeds must be 64-bit integers, got seed={seed} and num={num}")
         if labels is not None and (labels.shape != (num,) or labels.dtype != torch.int64):
             raise ValueError(
                 f"{type(self).__name__}: labels must be [num] = [{num}] int64, got {labels.dtype} of {tuple(labels.shape)}"
@@ -62,6 +62,11 @@ class Job(ABC):
     @abstractmethod
     def draw_batch(self, seeds: Sequence[int], labels: Tensor | None) -> Tensor:
         """Images [n, C, H, W] in [-1, 1] or rows [n, D], each of its seed, with the class in ``labels`` [n]."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """Of an example as ``draw_batch`` has it: (C, H, W) of images, (D,) of rows."""
 
     @property
     @abstractmethod
