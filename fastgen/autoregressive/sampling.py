@@ -83,7 +83,7 @@ def sample(
     full = _checked(model, shape, method)
     if weights_dtype is not None and method in ("jacobi", "naive"):
         raise ValueError(f"sample: weights_dtype is for the cached engine, got {weights_dtype} with method={method!r}")
-    cut = _cut(temperature, top_k, top_p)
+    cut = checked_cut(temperature, top_k, top_p)
     network = FullNetwork(model, shape, condition)
     given, mask = _given(full, len(shape) == 3, prefix, image, known)
     given, mask = given.to(network.device, network.dtype), mask.to(network.device)
@@ -191,7 +191,7 @@ def _checked(model: Any, shape: Sequence[int], method: str) -> tuple[int, int, i
     return count, colors, *([1, *size] if len(size) == 1 else size)  # type: ignore[return-value]
 
 
-def _cut(temperature: float, top_k: int | None, top_p: float | None) -> dict[str, Any]:
+def checked_cut(temperature: float, top_k: int | None, top_p: float | None) -> dict[str, Any]:
     """How a level is drawn, as :func:`fastgen.ops.categorical_sample` takes it."""
     if not 0 <= temperature < float("inf"):
         raise ValueError(f"sample: temperature must be finite and not negative, got {temperature}")

@@ -9,6 +9,9 @@ EXIT_FAILURE = 1
 EXIT_USAGE = 2  # as argparse counts
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
+# Seconds that a rank with nothing to say lets the one that speaks go first: a launcher ends all ranks when one has ended.
+PRECEDENCE = 1.0
+
 
 class UsageError(ValueError):
     """An option does not fit the others, or the file it names."""

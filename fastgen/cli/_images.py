@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..data import png
 
-__all__ = ["GAP", "LEGIBLE", "grid", "png", "to_pixels"]
+__all__ = ["GAP", "LEGIBLE", "grid", "in_colour", "png", "to_pixels"]
 
 LEGIBLE = 64  # pixels of the shorter side of an image in a grid, at least
 GAP = 160  # the grey between the images of a grid, which neither paper nor ink is
@@ -18,15 +18,21 @@ def to_pixels(images: Tensor, ink: bool = False) -> np.ndarray:
     Args:
         ink: images of one channel are ink on paper: 1 is black, -1 is white.
     """
-    n, channels, height, width = images.shape
+    turned = ink and images.shape[1] == 1
+    levels = (((-images if turned else images).float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return in_colour(levels.permute(0, 2, 3, 1).contiguous().cpu().numpy())
+
+
+def in_colour(levels: np.ndarray, ink: bool = False) -> np.ndarray:
+    """[N, H, W, 1, 2 or 3] uint8 -> [N, H, W, 3]. Two channels show as red and green; one is ink, 255, on paper where ``ink``."""
+    channels = levels.shape[3]
     if channels == 1:
-        images = (-images if ink else images).expand(n, 3, height, width)
-    elif channels == 2:
-        images = torch.cat([images, torch.full_like(images[:, :1], -1.0)], dim=1)
-    elif channels != 3:
+        return (255 - levels if ink else levels).repeat(3, axis=3)
+    if channels == 2:
+        return np.concatenate([levels, np.zeros_like(levels[..., :1])], axis=3)
+    if channels != 3:
         raise ValueError(f"images must have 1, 2 or 3 channels to be drawn, got {channels}")
-    levels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    return levels
 
 
 def grid(pixels: np.ndarray) -> np.ndarray:

@@ -2,18 +2,23 @@
 
 import argparse
 import math
+import time
 from pathlib import Path
 from typing import NoReturn
 
 import torch
 
-from ._errors import EXIT_USAGE, UsageError
+from .._ranks import launched_rank
+from ._errors import EXIT_USAGE, PRECEDENCE, UsageError
 
 
 class Parser(argparse.ArgumentParser):
     """Says what is wrong with an option in one line, as every other error of `fastgen`."""
 
     def error(self, message: str) -> NoReturn:
+        if launched_rank():  # all ranks have the same options, and rank 0 says it
+            time.sleep(PRECEDENCE)
+            self.exit(EXIT_USAGE)
         self.exit(EXIT_USAGE, f"{self.prog}: error: {' '.join(message.split())} (see `{self.prog} --help`)\n")
 
 

@@ -8,20 +8,23 @@ import argparse
 import importlib
 import os
 import sys
+import time
 from collections.abc import Sequence
 from types import ModuleType
 
 import torch
 
 from .. import __version__
+from .._ranks import launched_rank
+from ..jobs import JobError, StoppedElsewhere
 from ..models import CheckpointError
-from ._errors import EXIT_FAILURE, EXIT_INTERRUPTED, UsageError
+from ._errors import EXIT_FAILURE, EXIT_INTERRUPTED, PRECEDENCE, UsageError
 from ._options import Parser
 
 COMMANDS: dict[str, str] = {
     "doctor": "versions, CPU and GPU backends, what failed to load and why",
     "demo": "draw real digits with and without fastgen, compare and time both",
-    "sample": "draw images from a checkpoint",
+    "sample": "draw images, or rows of a table, from a checkpoint",
     "train": "train a small diffusion model, autoregressive model or flow on real data",
     "bench": "time the ops and models side by side with their peers",
 }
@@ -56,11 +59,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, `head` say, has seen enough; nothing is left to say, at the exit neither
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILURE
+    except StoppedElsewhere:
+        time.sleep(PRECEDENCE)
+        return EXIT_FAILURE
     except Exception as error:
         line = _foreseen(error, command)
         if line is None or os.environ.get("FASTGEN_DEBUG"):
             raise
-        print(f"fastgen: error: {line}", file=sys.stderr)
+        rank = f"rank {launched_rank()}: " if launched_rank() else ""
+        print(f"{rank}fastgen: error: {line}", file=sys.stderr)
         return EXIT_FAILURE
     except KeyboardInterrupt:
         print(file=sys.stderr)
@@ -91,6 +98,8 @@ def _foreseen(error: Exception, command: str | None) -> str | None:
         return package and f"`fastgen {command}` needs {package}, of the extra {extra!r}: pip install {package}"
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
         return f"not enough memory for this `fastgen {command}`: try smaller or fewer images at a time"
-    if isinstance(error, CheckpointError | FloatingPointError | OSError | UsageError):
+    if isinstance(error, torch.distributed.DistError):  # what follows is of C++
+        return " ".join(str(error).split("Exception raised from")[0].split())
+    if isinstance(error, CheckpointError | FloatingPointError | JobError | OSError | UsageError):
         return " ".join(str(error).split())
     return None

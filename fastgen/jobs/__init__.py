@@ -3,28 +3,39 @@
 What is drawn is a :class:`Job`; :func:`run` draws what of it is missing in a folder, :func:`verify` reads it all again.
 """
 
-from .errors import JobError, StoppedElsewhere, Terminated
+from . import classes
+from .autoregressive import AutoregressiveJob
+from .diffusion import DiffusionJob
+from .errors import JobError, OtherJob, StoppedElsewhere, Terminated
+from .flow import FlowJob
 from .formats import FORMATS, Csv, Format
 from .job import Drawn, Job, Shard
 from .manifest import Identity, Manifest, ShardRecord
+from .model_job import ModelJob
 from .run import Summary, run
 from .verify import Verification, verify
 
 __all__ = [
     "FORMATS",
+    "AutoregressiveJob",
     "Csv",
+    "DiffusionJob",
     "Drawn",
+    "FlowJob",
     "Format",
     "Identity",
     "Job",
     "JobError",
     "Manifest",
+    "ModelJob",
+    "OtherJob",
     "Shard",
     "ShardRecord",
     "StoppedElsewhere",
     "Summary",
     "Terminated",
     "Verification",
+    "classes",
     "run",
     "verify",
 ]

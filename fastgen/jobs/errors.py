@@ -5,6 +5,10 @@ class JobError(RuntimeError):
     """A job cannot be begun, or not be ended; the message is one line."""
 
 
+class OtherJob(JobError):
+    """The folder holds another job; the message names the first differences."""
+
+
 class StoppedElsewhere(JobError):
     """Another rank has failed, or refuses, and says why itself: this one ends without a word. The message is the other's."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from .._files import remove_leftovers
 from . import manifest, records
 from .board import Plan
-from .errors import JobError
+from .errors import JobError, OtherJob
 from .formats import Format, digest
 from .job import Job
 from .manifest import Identity, Manifest, ShardRecord
@@ -31,7 +31,7 @@ def open_folder(folder: Path, job: Job, form: Format, identity: Identity) -> tup
         before = Manifest.read(folder)
         differences = identity.differences(before.identity)
         if differences:
-            raise JobError(f"{folder} holds another job: {manifest.in_one_line(differences)}")
+            raise OtherJob(f"{folder} holds another job: {manifest.in_one_line(differences)}")
         known = before.shards
         complete = before.complete
     else:

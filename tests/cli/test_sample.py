@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from fastgen.cli._solvers import SAMPLERS, build_solver
 from fastgen.cli.main import main
 from fastgen.cli.sample import add_parser
+from fastgen.cli.sample.solvers import SAMPLERS, build_solver
 from fastgen.models import UNet, find_weights, load_state, save_state
 from fastgen.samplers import DDIM, DDPM, DPMSolverPP, Euler
 from fastgen.training import TrainingRecord
 
-from ..backends import import_peer
 from ..modules import randomize
 from .running import refused
+from .samples import drawn, names, pictures
 
 TINY = {"model_channels": 8, "channel_mult": (1, 1), "num_res_blocks": 1, "attention_resolutions": (), "num_groups": 4}
 
@@ -27,10 +27,6 @@ def arguments(folder, *options: str) -> list[str]:
 
 def draw(folder, *options: str) -> int:
     return main(arguments(folder, *options))
-
-
-def names(folder):
-    return sorted(path.name for path in folder.iterdir())
 
 
 def tiny(path, metadata=None, **config):
@@ -47,54 +43,54 @@ def solver_for(*options, record=None, learned=False):
 def test_an_image_depends_on_its_seed_alone(tmp_path, capsys):
     assert draw(tmp_path / "a", "--class", "7", "--num", "5", "--seed", "10", "--batch-size", "2") == 0
     assert draw(tmp_path / "b", "--weights", "digits-ddpm", "--class", "7", "--num", "2", "--seed", "12") == 0
-    a, b = (np.load(tmp_path / name / "samples.npz") for name in "ab")
-    assert a["images"].shape == (5, 1, 8, 8) and a["seeds"].tolist() == [10, 11, 12, 13, 14] and a["label"] == 7
-    np.testing.assert_allclose(a["images"][2:4], b["images"], atol=1e-5)
-    assert names(tmp_path / "b") == ["000012.png", "000013.png", "grid.png", "samples.npz"]
+    a, b = (drawn(tmp_path / name) for name in "ab")
+    assert a["arr_0"].shape == (5, 8, 8, 1) and a["arr_0"].dtype == np.uint8
+    assert a["seeds"].tolist() == [10, 11, 12, 13, 14] and a["labels"].tolist() == [7] * 5
+    np.testing.assert_allclose(a["arr_0"][2:4].astype(int), b["arr_0"], atol=1)
+    assert names(tmp_path / "b") == ["000012.npz", "grid.png", "manifest.json"]
     assert "2 images of 4 DDIM steps" in capsys.readouterr().out
 
 
 def test_alone_it_draws_the_shipped_digits_into_a_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["sample", "--steps", "2"]) == 0
-    assert len(names(tmp_path / "samples")) == 18 and names(tmp_path) == ["samples"]
+    assert names(tmp_path / "samples") == ["000000.npz", "grid.png", "manifest.json"] and names(tmp_path) == ["samples"]
     printed = capsys.readouterr()
     assert printed.err == ""  # no terminal, no bar
     assert printed.out == "16 images of 2 DDIM steps in samples, together in samples/grid.png\n"
+    assert len(drawn(tmp_path / "samples")["arr_0"]) == 16 and "labels" not in drawn(tmp_path / "samples")
 
 
 def test_digits_are_ink_on_paper_and_large_enough_to_see(tmp_path):
-    matplotlib_image = import_peer("matplotlib.image")
     assert draw(tmp_path, "--class", "1", "--num", "4", "--steps", "20") == 0
-    images = np.load(tmp_path / "samples.npz")["images"][:, 0]
-    assert images.mean() < 0  # mostly paper
-    one = matplotlib_image.imread(tmp_path / "000000.png")
-    assert one.shape == (8, 8, 3) and one.mean() > 0.5
-    np.testing.assert_allclose(one[..., 0], (1 - images[0].clip(-1, 1)) / 2, atol=1 / 255)
-    grid = matplotlib_image.imread(tmp_path / "grid.png")
-    assert min(grid.shape[:2]) >= 128 and grid.mean() > 0.5
+    images = drawn(tmp_path)["arr_0"]
+    assert images.mean() < 127  # mostly paper, which is 0 in the shards as in the data
+    shown = pictures(tmp_path, 8, 8, 4)
+    assert min(shown[0].shape[:2]) >= 64 and shown[0].mean() > 0.5
+    for picture, image in zip(shown, images, strict=True):
+        np.testing.assert_allclose(picture[::8, ::8, 0], 1 - image[..., 0] / 255, atol=1e-6)
 
 
 def test_photographs_are_not_turned_into_negatives(tmp_path):
-    matplotlib_image = import_peer("matplotlib.image")
     weights = tiny(tmp_path / "w.safetensors")
     assert draw(tmp_path / "o", "--weights", weights, "--size", "4", "6", "--num", "3") == 0
-    images = np.load(tmp_path / "o" / "samples.npz")["images"]
-    assert images.shape == (3, 1, 4, 6)
-    one = matplotlib_image.imread(tmp_path / "o" / "000000.png")
-    np.testing.assert_allclose(one[..., 0], (1 + images[0, 0].clip(-1, 1)) / 2, atol=1 / 255)
+    images = drawn(tmp_path / "o")["arr_0"]
+    assert images.shape == (3, 4, 6, 1)
+    for picture, image in zip(pictures(tmp_path / "o", 4, 6, 3), images, strict=True):
+        np.testing.assert_allclose(picture[::16, ::16, 0], image[..., 0] / 255, atol=1e-6)
 
 
 def test_ddpm_guidance_and_no_class(tmp_path):
     assert draw(tmp_path / "a", "--class", "3", "--num", "1", "--sampler", "ddpm", "--guidance-scale", "2") == 0
     assert draw(tmp_path / "b", "--num", "1") == 0
     assert (tmp_path / "a" / "grid.png").read_bytes().startswith(b"\x89PNG")
+    assert (drawn(tmp_path / "a")["arr_0"] != drawn(tmp_path / "b")["arr_0"]).any()
 
 
 @pytest.mark.parametrize("name", ["dpmpp_2m", "heun", "pndm", "euler_ancestral"])
 def test_other_samplers_by_name(tmp_path, name):
     assert draw(tmp_path / "a", "--class", "3", "--num", "2", "--steps", "5", "--sampler", name) == 0
-    assert names(tmp_path / "a") == ["000000.png", "000001.png", "grid.png", "samples.npz"]
+    assert names(tmp_path / "a") == ["000000.npz", "grid.png", "manifest.json"]
 
 
 def test_help_lists_the_samplers(capsys):
@@ -135,6 +131,18 @@ REFUSED = [
     (["--size", "0", "8"], "--size: must be at least 1, got 0"),
     (["--guidance-scale", "nan", "--class", "1"], "--guidance-scale: must be finite, got nan"),
     (["--guidance-scale", "2"], "--guidance-scale 2 needs a --class"),
+    (["--class", "1", "--classes", "random"], "--classes: not allowed with argument --class"),
+    (["--classes", "no.txt"], "No such file or directory: 'no.txt'"),
+    (
+        ["--temperature", "0.5"],
+        "--temperature is for flows and autoregressive models: digits-ddpm is a diffusion model",
+    ),
+    (["--top-k", "3"], "--top-k is for autoregressive models: digits-ddpm is a diffusion model, see --eta and --guid"),
+    (["--format", "csv"], "--format csv: format 'csv' is for rows of numbers, not for images"),
+    (["--format", "png", "--gather", "x.npz"], "--gather puts shards of --format npz together, these are of png"),
+    (["--verify", "--overwrite"], "--overwrite: not allowed with argument --verify"),
+    (["--threads", "0"], "--threads: must be at least 1, got 0"),
+    (["--weights", "mnist-classifier"], "holds a DigitClassifier; drawn from are GatedPixelCNN, Glow, IAF,"),
     (["--seed", str(2**63)], "--seed: must be at least -2^63 and below 2^63"),
     (["--seed", str(2**63 - 1), "--num", "2"], "that of the last image, SEED + 1, must be below 2^63"),
     (["--num", "-3"], "--num: must be at least 1, got -3"),
@@ -183,10 +191,11 @@ def test_no_cuda(tmp_path, capsys):
 
 
 def test_an_unwritable_folder_is_found_before_anything_is_drawn(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("fastgen.cli.sample.sample", lambda *args, **options: pytest.fail("something was drawn"))
+    monkeypatch.setattr("fastgen.jobs.diffusion.sample", lambda *args, **options: pytest.fail("something was drawn"))
     (tmp_path / "file").touch()
     assert "cannot be written" in refused(capsys, *arguments(tmp_path / "file"))
     assert "cannot be written" in refused(capsys, *arguments(tmp_path / "file" / "out"))
+    assert "cannot be written" in refused(capsys, *arguments(tmp_path / "out"), "--gather", tmp_path / "file" / "x.npz")
 
 
 def test_weights_that_say_nothing_and_models_of_other_kinds(tmp_path, capsys):
@@ -272,5 +281,5 @@ def test_images_that_are_not_finite_are_not_written(tmp_path, capsys):
 
     weights = altered(tmp_path / "w.safetensors", explode)
     line = refused(capsys, *arguments(tmp_path / "o", "--weights", weights, "--set", "clip_sample=false", "--seed", 5))
-    assert "16 of 16 images are not finite, that of seed 5 the first" in line
-    assert names(tmp_path / "o") == []
+    assert "16 of 16 examples are not finite, that of seed 5 the first" in line
+    assert not list((tmp_path / "o").glob("*.npz")) and not (tmp_path / "o" / "grid.png").exists()

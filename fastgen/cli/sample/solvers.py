@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from ..samplers import SOLVERS, SigmaSolver, Solver, make_solver
-from ..training import SCHEDULES, TrainingRecord
-from ._errors import UsageError, argument_errors
+from ...samplers import SOLVERS, SigmaSolver, Solver, make_solver
+from ...training import SCHEDULES, TrainingRecord
+from .._errors import UsageError, argument_errors
 
 # Those for the schedule of betas that checkpoints are trained on.
 SAMPLERS = sorted(
