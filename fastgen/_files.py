@@ -3,13 +3,17 @@
 import contextlib
 import errno
 import fcntl
-import glob
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
+
+LEFTOVER = re.compile(r"\.(.+)\.[^.]+\.tmp", re.DOTALL)  # the name of a temporary folder, and in it that of the file
+# What file systems say that have no locks, or whose lock server does not answer.
+WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], Any], *, durable: bool = False) -> None:
@@ -27,7 +31,7 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], Any],
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
     try:
-        with _locked(folder):
+        with _locked(folder, needed=False):
             temporary = folder / path.name
             write(temporary)
             is_folder = temporary.is_dir()
@@ -49,9 +53,17 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], Any],
 def remove_leftovers(path: str | os.PathLike[str]) -> None:
     """Remove what :func:`write_atomically` left beside ``path`` where its process was killed; one still writing is left alone."""
     path = Path(path)
-    for folder in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        with contextlib.suppress(OSError), _locked(folder):
-            shutil.rmtree(folder)
+    remove_all_leftovers(path.parent, [path.name])
+
+
+def remove_all_leftovers(folder: Path, names: Container[str]) -> None:
+    """:func:`remove_leftovers` of all files of ``names`` in ``folder``, which is listed once."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            left = LEFTOVER.fullmatch(entry.name)
+            if left and left[1] in names:
+                with contextlib.suppress(OSError), _locked(Path(entry.path)):
+                    shutil.rmtree(entry.path)
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
@@ -68,11 +80,18 @@ def check_writable(path: str | os.PathLike[str]) -> None:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Any:
-    """Hold ``folder`` for this process; BlockingIOError where another has it. The system lets go where a process is killed."""
+def _locked(folder: Path, needed: bool = True) -> Any:
+    """Hold ``folder`` for this process; BlockingIOError where another has it. The system lets go where a process is killed.
+
+    Where it is not ``needed``, a file system without locks will do: then nobody removes the folder of a killed process.
+    """
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if needed or error.errno not in WITHOUT_LOCKS:
+                raise
         yield
     finally:
         os.close(handle)

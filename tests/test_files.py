@@ -1,7 +1,10 @@
 """Files written whole or not at all: what a failed write, a killed one and a second writer leave."""
 
+import errno
+import fcntl
 import os
 import signal
+import stat
 import subprocess
 import sys
 
@@ -21,6 +24,10 @@ def slowly(name):
 
 write_atomically(Path(sys.argv[1]), slowly)
 """
+
+
+UMASK = os.umask(0)
+os.umask(UMASK)
 
 
 @pytest.fixture
@@ -59,6 +66,60 @@ def test_it_makes_folders_and_forces_file_and_folder_to_the_disk(tmp_path, monke
     assert (tmp_path / "a" / "x").read_text() == "new" and names(tmp_path / "a") == ["x"]
     file, folder = forced
     assert file.endswith(".tmp/x") and folder == str(tmp_path / "a")
+
+
+def test_a_folder_takes_the_place_of_another(tmp_path, monkeypatch):
+    forced = []
+    real = os.fsync
+    monkeypatch.setattr(
+        os,
+        "fsync",
+        lambda handle: (forced.append(os.path.basename(os.readlink(f"/proc/self/fd/{handle}"))), real(handle)),
+    )
+
+    def fill(*files):
+        def write(folder):
+            folder.mkdir(mode=0o700)
+            for name in files:
+                (folder / name).write_text(name)
+
+        return write
+
+    write_atomically(tmp_path / "x", fill("a", "b"), durable=True)
+    assert (
+        names(tmp_path / "x") == ["a", "b"] and sorted(forced[:2]) == ["a", "b"] and forced[2:] == ["x", tmp_path.name]
+    )
+    assert (tmp_path / "x").stat().st_mode & 0o777 == 0o777 & ~UMASK
+    write_atomically(tmp_path / "x", fill("c"))
+    assert names(tmp_path / "x") == ["c"] and names(tmp_path) == ["x"]
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError):
+        write_atomically(tmp_path / "file", fill("c"))
+    assert names(tmp_path) == ["file", "x"]
+
+
+def test_file_systems_that_lock_nothing_and_sync_no_folders(tmp_path, monkeypatch):
+    real = os.fsync
+
+    def fsync(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        real(handle)
+
+    def flock(handle, operation):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(fcntl, "flock", flock)
+    write_atomically(tmp_path / "x", lambda path: path.write_text("new"), durable=True)
+    assert names(tmp_path) == ["x"]
+    (tmp_path / ".x.abc.tmp").mkdir()  # of a living process perhaps
+    remove_leftovers(tmp_path / "x")
+    assert names(tmp_path) == [".x.abc.tmp", "x"]
+    monkeypatch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error")))
+    with pytest.raises(OSError, match="Input/output error"):
+        write_atomically(tmp_path / "x", lambda path: path.write_text("newer"), durable=True)
+    assert (tmp_path / "x").read_text() == "new"
 
 
 def test_leftovers_of_a_killed_process_go_and_those_of_a_living_one_stay(tmp_path, writer):

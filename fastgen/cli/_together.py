@@ -1,6 +1,7 @@
 """What ranks of one command say: an error that all of them come to is said once, and no rank begins where another cannot."""
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator
 
@@ -11,6 +12,7 @@ from ..jobs import StoppedElsewhere
 
 PAUSE = 0.02  # seconds between two looks, longer the longer it takes
 LONGEST_PAUSE = 0.5
+FAREWELL = 10.0  # seconds that rank 0 gives the others to hear that nothing is begun
 
 
 @contextlib.contextmanager
@@ -45,18 +47,22 @@ def _agree(ranks: Ranks, mine: Exception | None) -> None:
     if mine is not None:
         store.set("failed", "")
     store.add("ready", 1)
-    if mine is None:
-        _wait(lambda: store.check(["failed"]) or store.add("ready", 0) == ranks.world_size)
-        if store.check(["failed"]):
-            raise StoppedElsewhere("another rank could not begin")
-    elif not ranks.first:
+    _wait(lambda: store.check(["failed"]) or store.add("ready", 0) == ranks.world_size)
+    if not store.check(["failed"]):
+        return
+    if ranks.first:  # the store may end with this process
+        _wait(lambda: store.add("heard", 0) == ranks.world_size - 1, FAREWELL)
+        repeated = False
+    else:
         _wait(lambda: store.check(["rank 0"]))
-        if store.get("rank 0").decode() == said:
-            raise StoppedElsewhere(said)
+        repeated = store.get("rank 0").decode() == said
+        store.add("heard", 1)
+    if mine is None or repeated:
+        raise StoppedElsewhere(said or "another rank could not begin")
 
 
-def _wait(until: Callable[[], bool]) -> None:
-    pause = PAUSE
-    while not until():
+def _wait(until: Callable[[], bool], seconds: float = math.inf) -> None:
+    pause, deadline = PAUSE, time.monotonic() + seconds
+    while not until() and time.monotonic() < deadline:
         time.sleep(pause)
         pause = min(LONGEST_PAUSE, 1.5 * pause)

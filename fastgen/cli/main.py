@@ -16,7 +16,6 @@ import torch
 
 from .. import __version__
 from .._ranks import launched_rank
-from ..jobs import JobError, StoppedElsewhere
 from ..models import CheckpointError
 from ._errors import EXIT_FAILURE, EXIT_INTERRUPTED, PRECEDENCE, UsageError
 from ._options import Parser
@@ -59,10 +58,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, `head` say, has seen enough; nothing is left to say, at the exit neither
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILURE
-    except StoppedElsewhere:
-        time.sleep(PRECEDENCE)
-        return EXIT_FAILURE
     except Exception as error:
+        from ..jobs import (
+            StoppedElsewhere,
+        )  # here and below: a quarter of a second, for those alone that may have raised it
+
+        if isinstance(error, StoppedElsewhere):
+            time.sleep(PRECEDENCE)
+            return EXIT_FAILURE
         line = _foreseen(error, command)
         if line is None or os.environ.get("FASTGEN_DEBUG"):
             raise
@@ -93,6 +96,8 @@ def _import(command: str) -> ModuleType:
 
 def _foreseen(error: Exception, command: str | None) -> str | None:
     """The line to print for what can happen to a user; None for a defect of fastgen."""
+    from ..jobs import JobError
+
     if isinstance(error, ModuleNotFoundError):
         package, extra = EXTRAS.get((error.name or "").split(".")[0], (None, None))
         return package and f"`fastgen {command}` needs {package}, of the extra {extra!r}: pip install {package}"

@@ -1,6 +1,7 @@
 """Jobs: many examples drawn in shards by one process or by many that a launcher started, to the same bytes, and over restarts.
 
-What is drawn is a :class:`Job`; :func:`run` draws what of it is missing in a folder, :func:`verify` reads it all again.
+What is drawn is a :class:`Job`: of the library's models :class:`DiffusionJob`, :class:`AutoregressiveJob` and :class:`FlowJob`,
+with :mod:`classes`, or one of your own. :func:`run` draws what of it is missing in a folder, :func:`verify` reads it all again.
 """
 
 from . import classes

@@ -17,6 +17,7 @@ from .manifest import Identity
 
 PAUSE = 0.02  # seconds between two looks, longer the longer it takes
 LONGEST_PAUSE = 0.5
+LAST_WORD = 1.0  # seconds in which a rank that fails can say why, before others end and the launcher then ends all
 FAREWELL = 10.0  # seconds that a rank which keeps the store waits for the others to hear of a failure
 
 
@@ -107,12 +108,14 @@ class Board:
                 raise StoppedElsewhere(self._store.get("failed").decode())
 
     def fail(self, reason: str | None) -> None:
-        """End without an end of the job: for ``reason``, which stops the others as soon as they look, or stopped by them.
+        """End before the job does: for ``reason``, which stops the others as soon as they look, or stopped by another without one.
 
         Where this process keeps the store, it gives them the time to look.
         """
         if self._gone:
             return
+        if reason is None:
+            time.sleep(LAST_WORD)
         with contextlib.suppress(JobError, Terminated), self._reached():
             if reason is not None:
                 self._store.set("failed", reason)

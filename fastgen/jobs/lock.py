@@ -10,13 +10,12 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+from .._files import WITHOUT_LOCKS
 from .errors import JobError
 
 NAME = ".lock"
 PATIENCE = 5.0  # seconds for a predecessor that was killed and is not gone yet
 PAUSE = 0.1
-# What file systems say that have no locks, or whose lock server does not answer.
-WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 @contextlib.contextmanager

@@ -5,9 +5,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .job import Drawn, Job, Shard
+
+SHOWN = 10  # classes in the settings
 
 
 class ModelJob(Job):
@@ -68,6 +70,7 @@ class ModelJob(Job):
     def settings(self) -> dict[str, Any]:
         config = getattr(self._model, "config", None)  # sizes that the shapes of the weights do not say
         return {
+            "classes": _in_words(self.labels),
             **super().settings,
             "shape": list(self.shape),
             "device": self.device.type,
@@ -79,6 +82,16 @@ class ModelJob(Job):
     def draw(self, shard: Shard) -> Drawn:
         with _threads(self.threads):
             return super().draw(shard)
+
+
+def _in_words(labels: Tensor | None) -> str | None:
+    """For who compares two jobs: the hash of the labels says no more than that they differ."""
+    if labels is None:
+        return None
+    first = labels[:SHOWN].tolist()
+    if labels.eq(first[0]).all():
+        return f"all {first[0]}"
+    return ", ".join(map(str, first)) + (", ..." if len(labels) > SHOWN else "")
 
 
 @contextlib.contextmanager

@@ -1,19 +1,16 @@
 """What rank 0 does with the folder before and after all work: whether it is of this job, what is missing, the manifest."""
 
 import os
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from .._files import remove_leftovers
+from .._files import remove_all_leftovers
 from . import manifest, records
 from .board import Plan
 from .errors import JobError, OtherJob
 from .formats import Format, digest
 from .job import Job
 from .manifest import Identity, Manifest, ShardRecord
-
-LEFTOVER = re.compile(r"\.(.+)\.[^.]+\.tmp")  # as fastgen._files names them
 
 
 def open_folder(folder: Path, job: Job, form: Format, identity: Identity) -> tuple[Plan, list[ShardRecord]]:
@@ -42,11 +39,7 @@ def open_folder(folder: Path, job: Job, form: Format, identity: Identity) -> tup
 
     shards = [job.shard(index) for index in range(len(job))]
     names = {form.shard_name(shard): shard.index for shard in shards}
-    for name in entries:
-        left = LEFTOVER.fullmatch(name)
-        if left and (left[1] in names or left[1] == manifest.NAME):
-            remove_leftovers(folder / left[1])
-
+    remove_all_leftovers(folder, {*names, manifest.NAME})
     finished = settle(folder, [*known, *records.read(folder)])
     whole = {
         name: record
@@ -82,13 +75,19 @@ def close_folder(
 
 
 def settle(folder: Path, said: Iterable[ShardRecord]) -> dict[str, ShardRecord]:
-    """One record a shard. Where two differ, one process was killed or lost sight of, on other hardware; then the file decides."""
-    by_name: dict[str, ShardRecord] = {}
+    """One record a shard, by its name. Where two differ, an earlier start has drawn it elsewhere: then the file decides."""
+    by_name: dict[str, dict[str, ShardRecord]] = {}
     for record in said:
-        other = by_name.setdefault(record.name, record)
-        if other.sha256 != record.sha256 and (folder / record.name).exists():
-            by_name[record.name] = record if digest(folder / record.name)[0] == record.sha256 else other
-    return by_name
+        by_name.setdefault(record.name, {}).setdefault(record.sha256, record)
+    settled = {}
+    for name, by_sha256 in by_name.items():
+        if len(by_sha256) == 1:
+            (settled[name],) = by_sha256.values()
+        elif (folder / name).exists():
+            fitting = by_sha256.get(digest(folder / name)[0])
+            if fitting is not None:
+                settled[name] = fitting
+    return settled
 
 
 def _write(folder: Path, identity: Identity, finished: Iterable[ShardRecord], *, complete: bool) -> None:

@@ -15,7 +15,7 @@ from .errors import JobError
 from .manifest import ShardRecord
 
 FOLDER = ".records"
-PATIENCE = 10.0  # seconds until what one machine has written to a shared folder is there for another
+PATIENCE = 30.0  # seconds until what one machine has written to a shared folder is there for another
 PAUSE = 0.1
 
 
@@ -57,21 +57,24 @@ class Records:
 
 
 def read(folder: Path, names: list[str] | None = None) -> Iterator[ShardRecord]:
-    """The records in the files ``names``, or in all that are there. A line that a kill has cut off is passed over."""
+    """The records in the files ``names``, or in all that are there.
+
+    A line that a kill has cut off is passed over, and a file that a job which has just ended has removed.
+    """
     if names is None:
         names = sorted(os.listdir(folder / FOLDER)) if (folder / FOLDER).is_dir() else []
     for name in names:
-        for line in (folder / FOLDER / name).read_bytes().splitlines():
-            try:
-                yield ShardRecord(**json.loads(line))
-            except (ValueError, TypeError):
-                continue
+        with contextlib.suppress(FileNotFoundError):
+            for line in (folder / FOLDER / name).read_bytes().splitlines():
+                with contextlib.suppress(ValueError, TypeError):
+                    yield ShardRecord(**json.loads(line))
 
 
 def begin(folder: Path) -> str:
     """Begin `.records` anew, as the manifest has all of it, with an empty file that no start has had before; returns its name."""
-    remove(folder)
     (folder / FOLDER).mkdir(exist_ok=True)
+    for file in (folder / FOLDER).iterdir():
+        file.unlink()
     sign = f"start-{uuid.uuid4().hex}.jsonl"
     (folder / FOLDER / sign).touch()
     return sign

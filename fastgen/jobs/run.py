@@ -82,7 +82,7 @@ def run(
     ranks = meet() if ranks is None else ranks
     board = Board(ranks)
     worker = Worker(job, form, folder, board, ranks.rank, log)
-    with _terminated_in_order(), _failing_for_all(board, ranks):
+    with terminated_in_order(), failing_for_all(board, ranks):
         if not ranks.first:
             begun, plan = board.await_start()
             differences = identity.differences(begun)
@@ -130,7 +130,7 @@ def _summary(job: Job, ranks: Ranks, parts: list[Part]) -> Summary:
 
 
 @contextlib.contextmanager
-def _terminated_in_order() -> Iterator[None]:
+def terminated_in_order() -> Iterator[None]:
     """SIGTERM raises Terminated in the body, once, so that half-written files are removed on the way out."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may handle signals
@@ -148,7 +148,7 @@ def _terminated_in_order() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _failing_for_all(board: Board, ranks: Ranks) -> Iterator[None]:
+def failing_for_all(board: Board, ranks: Ranks) -> Iterator[None]:
     """What ends the body ends the other ranks as well, which no launcher may be there to do."""
     try:
         yield

@@ -1,12 +1,10 @@
-"""Images as files: levels, the grid, and PNG files that another program reads."""
+"""Images as pictures: levels and the grid."""
 
 import numpy as np
 import pytest
 import torch
 
-from fastgen.cli._images import GAP, LEGIBLE, grid, png, to_pixels
-
-from ..backends import import_peer
+from fastgen.cli._images import GAP, LEGIBLE, grid, to_pixels
 
 
 def test_pixels():
@@ -30,11 +28,3 @@ def test_grid_shows_every_image_large_enough_to_see():
         assert (picture[top : top + height, left : left + width] == (40 * k if k < 5 else GAP)).all()
     assert (picture[:gap] == GAP).all() and (picture[:, -gap:] == GAP).all()
     assert grid(np.zeros((1, 300, 200, 3), dtype=np.uint8)).shape == (302, 202, 3)  # large ones stay as they are
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (5, 7), (64, 3)])
-def test_png_is_read_back_by_another_program(tmp_path, shape):
-    image = import_peer("matplotlib.image")
-    pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
-    (tmp_path / "x.png").write_bytes(png(pixels))
-    assert np.array_equal((image.imread(tmp_path / "x.png") * 255).round().astype(np.uint8), pixels)

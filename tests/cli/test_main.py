@@ -5,10 +5,12 @@ import sys
 import types
 
 import pytest
+import torch
 
 from fastgen import __version__
 from fastgen.cli import main as cli
 from fastgen.cli._errors import EXIT_FAILURE, EXIT_INTERRUPTED, UsageError, argument_errors
+from fastgen.jobs import JobError, StoppedElsewhere
 from fastgen.models import CheckpointError
 
 from .. import fresh
@@ -70,6 +72,11 @@ def test_arguments_and_status_go_through(command):
         (UsageError("two\n  lines"), "two lines"),
         (FloatingPointError("the loss is nan"), "the loss is nan"),
         (MemoryError(), "not enough memory for this `fastgen bench`: try smaller or fewer images at a time"),
+        (JobError("samples: another job is at work there"), "samples: another job is at work there"),
+        (
+            torch.distributed.DistStoreError("no answer\nException raised from f at Utils.hpp:1\nframe #0: g"),
+            "no answer",
+        ),
         (
             RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried"),
             "not enough memory for this `fastgen bench`: try smaller or fewer images at a time",
@@ -83,6 +90,25 @@ def test_foreseen_errors_are_one_line(command, capsys, error, line):
     command(run)
     assert cli.main(["bench"]) == EXIT_FAILURE
     assert capsys.readouterr().err == f"fastgen: error: {line}\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError("the disk is full"), "rank 3: fastgen: error: the disk is full\n"),
+        (StoppedElsewhere("the disk is full"), ""),
+    ],
+)
+def test_a_rank_says_its_number_or_nothing(command, capsys, monkeypatch, error, said):
+    def run(args):
+        raise error
+
+    command(run)
+    monkeypatch.setattr(cli, "PRECEDENCE", 0)
+    for name, value in {"RANK": "3", "WORLD_SIZE": "4", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert cli.main(["bench"]) == EXIT_FAILURE
+    assert capsys.readouterr().err == said
 
 
 def test_interruption_is_no_traceback(command):

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import zipfile
 
 import numpy as np
@@ -73,6 +74,19 @@ def test_another_job_in_the_folder_is_refused_or_overwritten(tmp_path, capsys, u
     assert "holds note.txt" in refused(capsys, *SMALL, "--out", other(tmp_path), "--overwrite")
 
 
+def test_what_an_interrupted_job_has_left_is_removed_too(tmp_path, monkeypatch, undisturbed):
+    def ended(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules["fastgen.jobs.run"], "close_folder", ended)
+        assert draw(tmp_path, "--seed", "100", "--format", "png") == EXIT_INTERRUPTED
+    assert {"000100", "000108", ".records"} <= set(names(tmp_path))
+    (tmp_path / ".000104.x.tmp").mkdir()  # of a process that was killed
+    assert draw(tmp_path, "--overwrite") == 0
+    assert contents(tmp_path) == undisturbed and names(tmp_path) == [*undisturbed, "grid.png", "manifest.json"]
+
+
 def other(folder):
     """A folder with a file and no job."""
     (folder / "o").mkdir()
@@ -104,6 +118,10 @@ def test_all_classes(tmp_path, capsys):
     file = tmp_path / "classes.txt"
     file.write_text("\n".join(map(str, [9, 8, 7, 6, 5, 4, 3, 2, 1, 0])))
     assert labels("d", "--classes", str(file)) == list(range(9, -1, -1))
+    line = refused(capsys, *SMALL, "--out", tmp_path / "a", "--class", "3")
+    assert 'holds another job: classes: "all 7" there, "all 3" here' in line
+    line = refused(capsys, *SMALL, "--out", tmp_path / "a", "--classes", "balanced")
+    assert 'classes: "all 7" there, "0, 1, 2, 3, 4, 5, 6, 7, 8, 9" here' in line
     file.write_text("1\n2\n")
     line = refused(capsys, *SMALL, "--out", tmp_path / "e", "--classes", file)
     assert f"--classes: {file}: must hold a class for each of 10 examples, got 2" in line

@@ -2,6 +2,8 @@
 
 JSON says what is drawn, and what goes wrong:
 
+    num, format   of the job
+    real          draw digits with a real model
     seconds       that a batch takes
     rename        seconds that a rename takes, at most
     clock         seconds that the clock is wrong, another number for each rank
@@ -25,7 +27,7 @@ import torch
 from torch import Tensor
 
 from fastgen._ranks import launched_rank
-from fastgen.jobs import JobError, StoppedElsewhere, run
+from fastgen.jobs import Job, JobError, StoppedElsewhere, run
 
 from .tiny_job import TinyJob
 
@@ -78,15 +80,15 @@ def main() -> int:
         time.time = lambda: right() + options["clock"] * (rank - 1)
         time.time_ns = lambda: int(time.time() * 1e9)
     fault = options.get("fault") if options.get("only") == rank else None
-    job = FaultyJob(
-        options.get("seconds", 0),
-        fault,
-        options.get("after", 0),
-        num=options.get("num", 60),
-        shard_size=4,
-        batch_size=3,
-        labels=torch.arange(options.get("num", 60)) % 10,
-    )
+    num = options.get("num", 60)
+    if options.get("real"):
+        from .real_job import Digits  # what it imports takes a second
+
+        job: Job = Digits(num, shard_size=4, batch_size=3)
+    else:
+        labels = torch.arange(num) % 10
+        faults = options.get("seconds", 0), fault, options.get("after", 0)
+        job = FaultyJob(*faults, num=num, shard_size=4, batch_size=3, labels=labels)
     try:
         summary = run(job, folder, format=options.get("format", "npz"), log=options.get("log"))
     except StoppedElsewhere:

@@ -111,7 +111,7 @@ def test_another_version_is_refused(tmp_path):
         manifest, identity=replace(manifest.identity, versions={**manifest.identity.versions, "torch": "1.0"})
     )
     old.write(tmp_path)
-    with pytest.raises(JobError, match='versions.torch: "1.0" there, "[^"]+" here$'):
+    with pytest.raises(JobError, match=r'versions\.torch: "1.0" there, "[^"]+" here$'):
         start(tmp_path)
 
 
@@ -186,6 +186,17 @@ def test_where_two_records_differ_the_file_decides(tmp_path, expected):
     assert start(tmp_path).drawn == 1
     check_complete(tmp_path, expected["npz"])
     assert Manifest.read(tmp_path).shards[0] == manifest.shards[0]
+
+
+def test_a_shard_that_no_record_fits_is_drawn_again(tmp_path, expected):
+    start(tmp_path)
+    manifest = Manifest.read(tmp_path)
+    (tmp_path / "000004.npz").write_bytes(bytes(manifest.shards[1].bytes))
+    (tmp_path / ".records").mkdir()
+    wrong = replace(manifest.shards[1], sha256="0" * 64)
+    (tmp_path / ".records" / "x.jsonl").write_text(json.dumps(vars(wrong)) + "\n")
+    assert start(tmp_path).drawn == 1
+    check_complete(tmp_path, expected["npz"])
 
 
 def test_a_start_asks_the_file_system_little(tmp_path):

@@ -15,6 +15,8 @@ import torch.distributed as dist
 
 from fastgen._ranks import Ranks
 from fastgen.jobs import JobError, StoppedElsewhere, Summary, Terminated, board, records, run
+from fastgen.jobs.progress import shown
+from fastgen.jobs.run import terminated_in_order
 
 from .launching import check_complete, contents
 from .tiny_job import TinyJob
@@ -37,6 +39,11 @@ class Hooked(TinyJob):
         if self.hook is not None:
             self.hook(seeds[0])
         return super().draw_batch(seeds, labels)
+
+
+@pytest.fixture(autouse=True)
+def in_haste(monkeypatch):
+    monkeypatch.setattr(board, "LAST_WORD", 0)
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +192,21 @@ def test_the_line_of_progress_is_of_the_whole_job(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     run(Hooked(), tmp_path)
     assert sys.stderr.getvalue() == ""
+
+
+def test_a_store_that_goes_ends_rank_0_while_it_draws(tmp_path):
+    """It holds the lock of the folder, which the next start needs, so it does not draw its shard to the end first."""
+
+    class Gone:
+        @property
+        def examples(self):
+            raise JobError("the store has gone")
+
+    with pytest.raises(JobError, match="the store has gone"), terminated_in_order():
+        with shown(Hooked(), Gone(), 0, wanted=False):
+            for _ in range(600):
+                threading.Event().wait(0.1)
+        raise AssertionError("it was drawn to the end")
 
 
 def test_rows_are_counted_as_rows(tmp_path, monkeypatch):

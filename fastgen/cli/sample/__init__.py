@@ -20,6 +20,12 @@ from .kind import Kind, model_name
 from .solvers import SAMPLERS
 
 DEFAULT_WEIGHTS = "digits-ddpm"
+DESCRIPTION = (
+    "Draw from a checkpoint: images, or rows of a table. What the checkpoint says of its training is the default. The same "
+    "command goes on where it was stopped, and any number of processes draw the same bytes."
+)
+# without the two dashes torchrun takes --num for an option of its own
+TORCHRUN = "by 8 processes: torchrun --nproc-per-node 8 -m -- fastgen sample --num 50000"
 KINDS: tuple[Kind, ...] = (Diffusion(), Flow(), Autoregressive())
 
 
@@ -28,9 +34,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = subparsers.add_parser(
         "sample",
         help="draw images or rows of a table from a checkpoint, by one process or by many",
-        description="Draw from a checkpoint: images, or rows of a table. What the checkpoint says of its training is the default. "
-        "The same command goes on where it was stopped; under torchrun all its ranks draw, the same bytes for any number of them.",
-        epilog=textwrap.fill(f"samplers: {', '.join(SAMPLERS)}", 78, subsequent_indent="  "),
+        description=textwrap.fill(DESCRIPTION, 78),
+        epilog=f"{TORCHRUN}\n\n{textwrap.fill('samplers: ' + ', '.join(SAMPLERS), 78, subsequent_indent='  ')}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _add_what(parser)
