@@ -7,7 +7,8 @@ JSON says what is drawn, and what goes wrong:
     seconds       that a batch takes
     rename        seconds that a rename takes, at most
     clock         seconds that the clock is wrong, another number for each rank
-    only          the rank that one of these befalls: "no space", "file too large", "no memory", "killed", "other weights"
+    only          the rank that one of these befalls: "no space", "file too large", "no memory"
+    until         file that all shards but the first one wait for
     after         batches that the rank draws before
 """
 
@@ -16,7 +17,6 @@ import json
 import os
 import random
 import resource
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -35,12 +35,14 @@ from .tiny_job import TinyJob
 class FaultyJob(TinyJob):
     """Takes its time, and fails where it is told to."""
 
-    def __init__(self, seconds: float, fault: str | None, after: int, **options: Any) -> None:
-        super().__init__(weight=0.25 if fault == "other weights" else 0.5, **options)
-        self.seconds, self.fault, self.after = seconds, fault, after
+    def __init__(self, seconds: float, fault: str | None, after: int, until: str | None, **options: Any) -> None:
+        super().__init__(**options)
+        self.seconds, self.fault, self.after, self.until = seconds, fault, after, until
 
     def draw_batch(self, seeds: Sequence[int], labels: Tensor | None) -> Tensor:
         time.sleep(self.seconds)
+        while self.until and seeds[0] >= self.shard_size and not os.path.exists(self.until):
+            time.sleep(0.05)
         if self.fault and self.after == 0:
             fail(self.fault)
         self.after -= 1
@@ -49,9 +51,7 @@ class FaultyJob(TinyJob):
 
 def fail(fault: str) -> None:
     """Have ``fault`` happen, now or at the next write."""
-    if fault == "killed":
-        os.kill(os.getpid(), signal.SIGKILL)
-    elif fault == "no memory":
+    if fault == "no memory":
         torch.empty(2**60)
     elif fault == "file too large":
         resource.setrlimit(resource.RLIMIT_FSIZE, (400, 400))  # of a file, less than a shard has
@@ -87,7 +87,7 @@ def main() -> int:
         job: Job = Digits(num, shard_size=4, batch_size=3)
     else:
         labels = torch.arange(num) % 10
-        faults = options.get("seconds", 0), fault, options.get("after", 0)
+        faults = options.get("seconds", 0), fault, options.get("after", 0), options.get("until")
         job = FaultyJob(*faults, num=num, shard_size=4, batch_size=3, labels=labels)
     try:
         summary = run(job, folder, format=options.get("format", "npz"), log=options.get("log"))

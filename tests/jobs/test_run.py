@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -14,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from fastgen._ranks import Ranks
-from fastgen.jobs import JobError, StoppedElsewhere, Summary, Terminated, board, records, run
+from fastgen.jobs import JobError, Manifest, StoppedElsewhere, Summary, Terminated, board, records, run
 from fastgen.jobs.progress import shown
 from fastgen.jobs.run import terminated_in_order
 
@@ -149,6 +150,19 @@ def test_a_survivor_of_an_earlier_start_writes_nothing_more(tmp_path):
     assert sorted(path.name for path in tmp_path.glob("*.npz")) == ["000000.npz", "000004.npz"]
 
 
+def test_a_shard_that_nobody_tells_of_is_missed(tmp_path):
+    def lose(seed):
+        if seed == 28:
+            for file in (tmp_path / ".records").glob("rank-*"):
+                file.unlink()
+
+    with pytest.raises(
+        JobError, match=f"{SHARDS} of {SHARDS} shards are missing, 000000.npz the first: start it again"
+    ):
+        run(Hooked(lose), tmp_path, progress=False)
+    assert not Manifest.read(tmp_path).complete
+
+
 def test_one_set_of_ranks_draws_several_jobs(tmp_path, expected):
     ranks = Ranks(0, 1, 0, dist.HashStore(), launched=False)
     for name in ("a", "b"):
@@ -222,10 +236,18 @@ def test_sigterm_ends_it_without_half_a_file(tmp_path, expected, moment, monkeyp
 
     def terminate(*arguments):
         if len(list(tmp_path.glob("*.npz"))) == 2:
-            for _ in range(2):  # a second one does not keep it from clearing up
-                os.kill(os.getpid(), signal.SIGTERM)
+            terminated.append(moment)
+            os.kill(os.getpid(), signal.SIGTERM)
         return real(*arguments) if arguments and moment != "drawing" else None
 
+    remove, terminated = shutil.rmtree, []
+
+    def remove_meanwhile(*arguments, **options):
+        if terminated:
+            os.kill(os.getpid(), signal.SIGTERM)  # a second one must not keep it from clearing up
+        remove(*arguments, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", remove_meanwhile)
     if moment != "drawing":
         name = {"writing": "fsync", "renaming": "replace"}[moment]
         real = getattr(os, name)
