@@ -1,4 +1,4 @@
-"""The examples for clusters: scripts for Slurm run here on two nodes that are none, manifests of Kubernetes are what fastgen understands."""
+"""The examples for clusters: Slurm's scripts run here on two nodes that are none, manifests name what is there and is understood."""
 
 import importlib
 import os
@@ -131,7 +131,7 @@ def test_sampling_by_the_script_of_slurm(slurm, tmp_path):
 @pytest.mark.long
 def test_a_job_whose_time_is_up_goes_on_when_it_has_been_queued_again(slurm, tmp_path):
     folder, script = tmp_path / "job", EXAMPLES / "slurm_sample.sh"
-    options = ["--num", "120", "--shard", "2", "--steps", "40", "--out", str(folder)]
+    options = ["--num", "48", "--shard", "2", "--steps", "40", "--out", str(folder)]
     process = slurm.start(script, *options)
     wait_until(lambda: len(list(folder.glob("0*.npz"))) >= 2, "nothing is drawn")
     process.send_signal(signal.SIGUSR1)

@@ -9,6 +9,7 @@ measures; a network of its own has none: `unshare --user --map-root-user --net s
 """
 
 import argparse
+import itertools
 import multiprocessing
 import os
 import random
@@ -63,9 +64,7 @@ class Clients:
         waits = {}
         for rank in self.ranks:
             start = time.perf_counter()
-            self.stores[rank] = dist.TCPStore(
-                HOST, self.port, is_master=False, wait_for_workers=False, timeout=TIMEOUT
-            )
+            self.stores[rank] = dist.TCPStore(HOST, self.port, is_master=False, wait_for_workers=False, timeout=TIMEOUT)
             waits[rank] = time.perf_counter() - start
         files = len(os.listdir("/proc/self/fd")) - before
         return {"slowest": max(waits.values()), "files": files}
@@ -141,9 +140,7 @@ class Simulation:
         self._server = start(serve)
         port = self._server.recv()
         edges = [clients * i // processes for i in range(processes + 1)]
-        self._pipes = [
-            start(attend, port, range(a, b), clients) for a, b in zip(edges, edges[1:], strict=False) if a < b
-        ]
+        self._pipes = [start(attend, port, range(a, b), clients) for a, b in itertools.pairwise(edges) if a < b]
 
     def phase(self, name: str, *arguments: Any) -> tuple[float, float, Answers]:
         """Seconds that all processes took for a phase, the CPU seconds of the server in it, and what they answered."""

@@ -71,7 +71,7 @@ def run(
     Raises:
         ValueError: there is no such format, or it is not for such examples.
         JobError: the folder holds other files, or shards of other settings, weights or versions; or another job is at work in it;
-            or rank 0 or the launcher has gone.
+            or rank 0 or the launcher has gone, or another rank with its machine.
         StoppedElsewhere: a JobError of another rank, which says itself what it is.
         OSError: the folder cannot be written, or the disk is full; what is finished stays.
         Terminated: SIGTERM came.
@@ -89,7 +89,8 @@ def run(
             if differences:
                 raise JobError(f"rank 0 draws another job than this rank: {manifest.in_one_line(differences)}")
             records.check_sign(folder, plan.sign)
-            part = worker.work(plan.pending)
+            with board.alive():
+                part = worker.work(plan.pending)
             board.leave(part)
             return _summary(job, ranks, [part])
         with contextlib.ExitStack() as held:

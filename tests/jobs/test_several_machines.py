@@ -194,6 +194,6 @@ def test_a_node_that_is_killed(kind, tmp_path, expected, request):
         goes = cluster.start(second, endpoint=first)
         wait_until(lambda: len(ranks_of(cluster.folder)) == 4 and cluster.shards() >= 2, "nothing is drawn")
         goes.kill()
-        said = stays.end()
+        said = stays.end(300)
         assert stays.launcher.returncode == 0, said
     check_complete(tmp_path / "job", expected)
