@@ -1,4 +1,4 @@
-"""The examples for clusters: Slurm's scripts run here on two nodes that are none, manifests name what is there and is understood."""
+"""The examples for clusters: Slurm's scripts run here on two nodes that are none, manifests name what there is."""
 
 import importlib
 import os
