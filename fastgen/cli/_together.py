@@ -12,7 +12,7 @@ from ..jobs import StoppedElsewhere
 
 PAUSE = 0.02  # seconds between two looks, longer the longer it takes
 LONGEST_PAUSE = 0.5
-FAREWELL = 10.0  # seconds that rank 0 gives the others to hear that nothing is begun
+FAREWELL = 60.0  # seconds that rank 0 gives the others, which may still read their weights, to hear of a failure
 
 
 @contextlib.contextmanager

@@ -60,7 +60,7 @@ def test_a_refusal_is_said_once(tmp_path):
     assert main([*SMALL, "--seed", "1", "--out", str(tmp_path)]) == 0
     first, second = by_variables(*[[*SMALL, "--out", tmp_path]] * 2)
     assert first[0] == second[0] == 1 and first[1] == second[1] == second[2] == ""
-    assert "holds another job: seed: 1 there, 0 here" in first[2] and first[2].count("\n") == 1
+    assert "holds another job: " in first[2] and "; seed: 1 there, 0 here; " in first[2] and first[2].count("\n") == 1
 
 
 def test_an_option_that_nobody_knows_is_said_once(tmp_path):
