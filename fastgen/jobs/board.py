@@ -3,7 +3,6 @@
 import base64
 import contextlib
 import json
-import threading
 import time
 import zlib
 from collections.abc import Iterator, Sequence
@@ -18,11 +17,10 @@ from .manifest import Identity
 
 PAUSE = 0.02  # seconds between two looks, longer the longer it takes
 LONGEST_PAUSE = 0.5
+BEAT = 5.0  # seconds between two signs of life of a rank
+LOST = 60.0  # seconds without one after which rank 0 waits for it no longer
 LAST_WORD = 1.0  # seconds in which a rank that fails can say why, before others end and the launcher then ends all
 FAREWELL = 10.0  # seconds that a rank which keeps the store waits for the others to hear of a failure
-
-BEAT = 5.0  # seconds between two signs of life of a rank
-SILENCE = 60.0  # seconds without one after which a rank is taken to have gone with its machine, which torchrun does not notice
 
 
 @dataclass
@@ -129,25 +127,6 @@ class Board:
                 if self._count("gone") + self._count("left") == self._ranks.world_size or time.monotonic() > deadline:
                     break
 
-    @contextlib.contextmanager
-    def alive(self) -> Iterator[None]:
-        """The others: give signs of life while the body runs, however long it takes."""
-        ended = threading.Event()
-
-        def beat() -> None:
-            with contextlib.suppress(JobError):  # the body will notice
-                while not ended.wait(BEAT):
-                    with self._reached():
-                        self._store.add(f"beats/{self._ranks.rank}", 1)
-
-        thread = threading.Thread(target=beat, name="fastgen signs of life", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join()
-
     def leave(self, part: Part) -> None:
         """The others: nothing is left to take. Not a word to the store after this, for rank 0 may end it."""
         with self._reached():
@@ -157,35 +136,40 @@ class Board:
     def await_others(self) -> list[Part]:
         """Rank 0: what each of the others has done, once all have left.
 
-        Raises:
-            StoppedElsewhere: one has failed.
-            JobError: one gives no signs of life.
+        Raises StoppedElsewhere where one has failed; JobError where one is heard of no more, its machine having died, say: the
+        launchers of the others need not notice, as there are no collectives here that would fail.
         """
-        others = self._ranks.world_size - 1
-        beats, listened = dict.fromkeys(range(1, others + 1), (0, time.monotonic())), time.monotonic()
+        others = range(1, self._ranks.world_size)
+        heard: dict[int, tuple[int, float]] = {}
+        looked = time.monotonic()
         for _ in _pauses():
             self.check()
-            if self._count("left") == others:
+            if self._count("left") == len(others):
                 break
-            if time.monotonic() - listened > BEAT:
-                self._listen(beats)
-                listened = time.monotonic()
+            if time.monotonic() > looked + BEAT:
+                looked = time.monotonic()
+                self._listen(others, heard)
         with self._reached():
-            keys = [f"part/{rank}" for rank in range(1, others + 1)]
+            keys = [f"part/{rank}" for rank in others]
             return [Part(**json.loads(said)) for said in (self._store.multi_get(keys) if keys else [])]
 
-    def _listen(self, beats: dict[int, tuple[int, float]]) -> None:
-        """Bring up to date how often each rank gave a sign of life, and when that was last seen to grow, by the clock here."""
-        for rank, (before, when) in beats.items():
-            count, now = self._count(f"beats/{rank}"), time.monotonic()
-            if count != before:
-                beats[rank] = count, now
-            elif now - when > SILENCE and not self._has_left(rank):
-                raise JobError(f"rank {rank} has given no sign of life for {SILENCE:g} seconds")
-
-    def _has_left(self, rank: int) -> bool:
+    def beat(self) -> None:
+        """Give a sign of life."""
         with self._reached():
-            return self._store.check([f"part/{rank}"])
+            self._store.add(f"beats/{self._ranks.rank}", 1)
+
+    def _listen(self, others: Sequence[int], heard: dict[int, tuple[int, float]]) -> None:
+        """Look for those that have not left: ``heard`` has how often each has been heard, and when, by this clock, that changed."""
+        now = time.monotonic()
+        for rank in others:
+            with self._reached():
+                if self._store.check([f"part/{rank}"]):
+                    continue
+            beats = self._count(f"beats/{rank}")
+            if rank not in heard or heard[rank][0] != beats:
+                heard[rank] = beats, now
+            elif now > heard[rank][1] + LOST:
+                raise JobError(f"rank {rank} has not been heard of for {LOST:g} seconds")
 
     def _say(self, what: dict[str, object]) -> None:
         with self._reached():

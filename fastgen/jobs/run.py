@@ -13,14 +13,13 @@ from .._files import check_writable
 from .._ranks import Ranks, meet
 from . import manifest, records
 from .board import Board, Part
-from .clearing import clear
 from .errors import JobError, StoppedElsewhere, Terminated
 from .formats import FORMATS, Format
 from .job import Job
 from .lock import only_job
 from .manifest import Identity
 from .opening import close_folder, open_folder
-from .progress import shown
+from .progress import beating, shown
 from .worker import Worker
 
 
@@ -55,7 +54,6 @@ def run(
     ranks: Ranks | None = None,
     progress: bool = True,
     log: str | os.PathLike[str] | None = None,
-    overwrite: bool = False,
 ) -> Summary:
     """Draw what is missing of ``job`` in ``folder``, beside the other ranks that run the same. Returns when nothing is missing.
 
@@ -66,12 +64,11 @@ def run(
         ranks: those that take part; the launcher's, or this process alone, where None.
         progress: show how far it is, on a terminal.
         log: folder for a line of JSON a shard and rank; None without.
-        overwrite: remove the shards of the job in ``folder``, this one or another, and begin anew.
 
     Raises:
         ValueError: there is no such format, or it is not for such examples.
         JobError: the folder holds other files, or shards of other settings, weights or versions; or another job is at work in it;
-            or rank 0 or the launcher has gone, or another rank with its machine.
+            or rank 0, the launcher or, seen by rank 0, another rank has gone.
         StoppedElsewhere: a JobError of another rank, which says itself what it is.
         OSError: the folder cannot be written, or the disk is full; what is finished stays.
         Terminated: SIGTERM came.
@@ -89,7 +86,7 @@ def run(
             if differences:
                 raise JobError(f"rank 0 draws another job than this rank: {manifest.in_one_line(differences)}")
             records.check_sign(folder, plan.sign)
-            with board.alive():
+            with beating(board):
                 part = worker.work(plan.pending)
             board.leave(part)
             return _summary(job, ranks, [part])
@@ -97,8 +94,6 @@ def run(
             try:
                 check_writable(folder / manifest.NAME)
                 held.enter_context(only_job(folder))
-                if overwrite:
-                    clear(folder, identity)
                 plan, before = open_folder(folder, job, form, identity)
             except BaseException as error:
                 board.refuse(_one_line(error))

@@ -15,8 +15,8 @@ import torch
 import torch.distributed as dist
 
 from fastgen._ranks import Ranks
-from fastgen.jobs import JobError, Manifest, StoppedElsewhere, Summary, Terminated, board, records, run
-from fastgen.jobs.progress import shown
+from fastgen.jobs import JobError, Manifest, StoppedElsewhere, Summary, Terminated, board, progress, records, run
+from fastgen.jobs.progress import beating, shown
 from fastgen.jobs.run import terminated_in_order
 
 from .launching import check_complete, contents
@@ -216,11 +216,46 @@ def test_a_store_that_goes_ends_rank_0_while_it_draws(tmp_path):
         def examples(self):
             raise JobError("the store has gone")
 
-    with pytest.raises(JobError, match="the store has gone"), terminated_in_order():
-        with shown(Hooked(), Gone(), 0, wanted=False):
+    check_ended(lambda: shown(Hooked(), Gone(), 0, wanted=False), "the store has gone")
+
+
+def check_ended(beside, message):
+    """What goes on beside the body ends it while it draws."""
+    with pytest.raises(JobError, match=message), terminated_in_order():
+        with beside():
             for _ in range(600):
                 threading.Event().wait(0.1)
         raise AssertionError("it was drawn to the end")
+
+
+def test_a_failure_elsewhere_ends_a_rank_while_it_draws(monkeypatch):
+    monkeypatch.setattr(progress, "BEAT", 0.1)
+    store = dist.HashStore()
+    first, second = (board.Board(Ranks(rank, 2, rank, store, launched=True)) for rank in range(2))
+    first.fail("rank 0: no room")
+    check_ended(lambda: beating(second), "rank 0: no room")
+    with pytest.raises(StoppedElsewhere), shown(Hooked(), second, 0, wanted=False):
+        second.check()
+
+
+def test_a_rank_that_is_heard_of_no_more_is_not_waited_for(tmp_path, expected, monkeypatch):
+    monkeypatch.setattr(board, "BEAT", 0.05)
+    monkeypatch.setattr(board, "LOST", 0.5)
+    ranks = Ranks(0, 2, 0, dist.HashStore(), launched=True)  # the other has met it, and its machine has died
+    with pytest.raises(JobError, match=r"rank 1 has not been heard of for 0\.5 seconds"):
+        run(Hooked(), tmp_path, ranks=ranks, progress=False)
+    assert run(Hooked(), tmp_path, progress=False).drawn == 0  # by a start without it
+    check_complete(tmp_path, expected)
+
+
+def test_a_rank_that_is_slow_is_waited_for(tmp_path, expected, monkeypatch):
+    for module in (board, progress):
+        monkeypatch.setattr(module, "BEAT", 0.05)
+    monkeypatch.setattr(board, "LOST", 0.5)
+    slow = Hooked(lambda seed: threading.Event().wait(2))
+    whole, part = by_threads(tmp_path, [Hooked(lambda seed: threading.Event().wait(0.2)), slow])
+    assert whole.drawn == SHARDS and part.drawn >= 1
+    check_complete(tmp_path, expected)
 
 
 def test_rows_are_counted_as_rows(tmp_path, monkeypatch):
