@@ -14,7 +14,9 @@ import pytest
 
 from fastgen.cli.main import build_parser, main
 from fastgen.jobs import Manifest, verify
+from fastgen.models import UNet
 
+from .backends import import_peer
 from .jobs.launching import contents, wait_until
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -145,6 +147,19 @@ def test_a_job_whose_time_is_up_goes_on_when_it_has_been_queued_again(slurm, tmp
     assert process.returncode == 0, said
     assert verify(folder, progress=False).ok and Manifest.read(folder).complete
     assert {name: finished[name] for name in finished if name.endswith(".npz")}.items() <= contents(folder).items()
+
+
+@pytest.mark.long
+def test_training_by_the_script_of_slurm(slurm, tmp_path):
+    import_peer("sklearn")
+    script, weights = EXAMPLES / "slurm_train.sh", tmp_path / "digits.safetensors"
+    options = ["digits-ddpm", "--batch-size", "8", "--model-channels", "16", "--out", str(weights), "--steps"]
+    for steps in ("2", "4"):  # the second goes on from the checkpoint of the first
+        process = slurm.start(script, *options, steps)
+        said, _ = process.communicate(timeout=180)
+        assert process.returncode == 0, said
+    assert UNet.load(weights).model_channels == 16
+    assert "step 2" in said, said
 
 
 @pytest.mark.parametrize("manifest", MANIFESTS, ids=lambda path: path.stem)

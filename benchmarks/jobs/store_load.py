@@ -28,7 +28,8 @@ import torch.distributed as dist
 
 from fastgen import _ranks
 from fastgen.jobs import Identity
-from fastgen.jobs.board import Board, Part, Plan
+from fastgen.jobs.board import BEAT, Board, Part, Plan
+from fastgen.jobs.progress import beating
 
 from ..tables import seconds_text, table
 from . import figures
@@ -36,6 +37,7 @@ from . import figures
 TIMEOUT = timedelta(minutes=5)
 SPREAD = 0.2  # of the seconds a shard: ranks do not stay in step
 REQUESTS = 4  # of a shard: `claim`, the two of `check`, `finished`
+OF_A_BEAT = 3  # every BEAT seconds of a rank: `beat`, the two of `check`
 HOST = "127.0.0.1"
 MARGIN = 200  # file descriptors of a process beside its connections
 
@@ -94,10 +96,11 @@ class Clients:
                 board.publish(Identity({}, "", {}), Plan(list(range(shards)), "sign"))
             else:
                 board.await_start()
-            while timed("claim", board.claim) < shards:
-                time.sleep(random.uniform(1 - SPREAD, 1 + SPREAD) * seconds)
-                timed("check", board.check)
-                timed("finished", lambda: board.finished(1))
+            with beating(board):
+                while timed("claim", board.claim) < shards:
+                    time.sleep(random.uniform(1 - SPREAD, 1 + SPREAD) * seconds)
+                    timed("check", board.check)
+                    timed("finished", lambda: board.finished(1))
             if rank == 0:
                 board.await_others()
             else:
@@ -243,7 +246,7 @@ def markdown(found: figures.Figures) -> str:
                 pace,
                 f"{job['shards']:,}",
                 f"{job['shards_a_second']:,.0f}",
-                f"{REQUESTS * job['shards_a_second']:,.0f}",
+                f"{REQUESTS * job['shards_a_second'] + OF_A_BEAT * clients / BEAT:,.0f}",
                 *(seconds_text(spread[name]) for name in ("median", "99%", "max")),
                 f"{100 * job['server_cpu_share']:.1f}%",
             )
