@@ -22,8 +22,8 @@ export OMP_NUM_THREADS=$((SLURM_CPUS_PER_TASK / ranks))  # torchrun would leave 
 if [[ -n ${SLURM_GPUS_ON_NODE:-} ]]; then set -- "$@" --device cuda; fi
 
 # the launchers meet at the first node, at a port that other jobs on it are unlikely to have
-first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-endpoint=$first:$((20000 + SLURM_JOB_ID % 10000))
+mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+endpoint=${nodes[0]}:$((20000 + SLURM_JOB_ID % 10000))
 
 # that node has a connection from every rank, and 1,024 open files are a common limit
 ulimit -n "$(ulimit -Hn)"

@@ -158,8 +158,8 @@ def test_training_by_the_script_of_slurm(slurm, tmp_path):
         process = slurm.start(script, *options, steps)
         said, _ = process.communicate(timeout=180)
         assert process.returncode == 0, said
-    assert UNet.load(weights).model_channels == 16
-    assert "step 2" in said, said
+    assert UNet.load(weights).config["model_channels"] == 16
+    assert "steps 2 to 4, 2 ranks" in said
 
 
 @pytest.mark.parametrize("manifest", MANIFESTS, ids=lambda path: path.stem)
