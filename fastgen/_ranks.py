@@ -19,6 +19,7 @@ import torch.distributed as dist
 
 ROUND_TRIP = 0.02  # seconds between two looks for newcomers, longer the longer they take
 LONGEST_WAIT = 0.5
+TOKEN = 32  # characters of a newcomer's token
 TIMEOUT = timedelta(minutes=30)  # for ranks that come late, as torch's own
 AT_ONCE = timedelta(minutes=1)  # for a store that is older than this process, or has gone with the launcher
 
@@ -93,7 +94,7 @@ def meet() -> Ranks:
     of_launcher = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     store, rank, world_size = next(iter(dist.rendezvous("env://", timeout=AT_ONCE if of_launcher else TIMEOUT)))
     store.set_timeout(TIMEOUT)
-    session = _welcome(store, world_size) if rank == 0 else _greet(store, rank)
+    session = _welcome(store, world_size) if rank == 0 else _greet(store)
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     own = dist.PrefixStore(f"fastgen/{session}", store)
     return Ranks(rank, world_size, local_rank, own, launched=True, keeps_store=rank == 0 and not of_launcher)
@@ -123,18 +124,18 @@ def process_group(ranks: Ranks, device: torch.device) -> Iterator[None]:
 
 def _welcome(store: dist.Store, world_size: int) -> str:
     """What rank 0 does: answer every newcomer until all others have heard it."""
-    session, answered, wait = uuid.uuid4().hex, set[bytes](), ROUND_TRIP
+    session, answered, wait = uuid.uuid4().hex, set[str](), ROUND_TRIP
     if store.check(["session"]):
         store.set(f"fastgen/{store.get('session').decode()}/superseded", "")
     store.set("session", session)
     deadline = time.monotonic() + TIMEOUT.total_seconds()
-    missing = [f"hello/{rank}" for rank in range(1, world_size)]
     while store.add(f"heard/{session}", 0) < world_size - 1:
-        # one that waits has its token under its rank, over whatever an earlier start has left there
-        here = [key for key in missing if store.check([key])]
-        for token in set(store.multi_get(here) if here else []) - answered:
-            store.set(f"welcome/{token.decode()}", session)
-            answered.add(token)
+        # one value has all tokens, what an earlier start has left there too: as many round trips for a thousand ranks as for two
+        tokens = store.get("hello").decode() if store.check(["hello"]) else ""
+        new = {tokens[i : i + TOKEN] for i in range(0, len(tokens), TOKEN)} - answered
+        if new:
+            store.multi_set([f"welcome/{token}" for token in new], [session] * len(new))  # type: ignore[attr-defined]
+            answered |= new
         if time.monotonic() > deadline:
             raise dist.DistStoreError(f"{world_size} ranks were to come within {TIMEOUT}, and some did not")
         time.sleep(wait)
@@ -142,10 +143,10 @@ def _welcome(store: dist.Store, world_size: int) -> str:
     return session
 
 
-def _greet(store: dist.Store, rank: int) -> str:
+def _greet(store: dist.Store) -> str:
     """What the others do: ask, and wait for the answer."""
     token = uuid.uuid4().hex
-    store.set(f"hello/{rank}", token)
+    store.append("hello", token)  # type: ignore[attr-defined]  # torch's stubs lack what its stores have
     session = store.get(f"welcome/{token}").decode()
     store.add(f"heard/{session}", 1)
     return session

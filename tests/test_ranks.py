@@ -64,7 +64,7 @@ def meet_by_threads(store, world_size):
     """The session that each of ``world_size`` threads comes to."""
     with ThreadPoolExecutor(world_size) as pool:
         first = pool.submit(_ranks._welcome, store, world_size)
-        others = [pool.submit(_ranks._greet, store, rank) for rank in range(1, world_size)]
+        others = [pool.submit(_ranks._greet, store) for _ in range(1, world_size)]
         return [future.result(30) for future in (first, *others)]
 
 
@@ -128,9 +128,9 @@ def test_every_start_has_a_session_of_its_own(world_size):
 
 def test_what_a_killed_start_has_left_misleads_nobody():
     store = dist.HashStore()
-    for rank, token in ((1, "answered"), (2, "waiting"), (3, "of a rank that is no more")):
-        store.set(f"hello/{rank}", token)
-    store.set("welcome/answered", "old")
+    answered, waiting = "a" * _ranks.TOKEN, "b" * _ranks.TOKEN
+    store.set("hello", answered + waiting)
+    store.set(f"welcome/{answered}", "old")
     store.set("session", "old")
     store.add("heard/old", 1)
     (session,) = set(meet_by_threads(store, 3))
