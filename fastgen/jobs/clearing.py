@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from .._files import remove_leftovers
+from .._files import remove_all_leftovers
 from . import manifest, records
 from .errors import JobError
 from .formats import FORMATS
@@ -20,9 +20,10 @@ def clear(folder: Path, identity: Identity) -> None:
     """
     if not (folder / manifest.NAME).exists():
         return
-    for name in _names(folder):
+    names = _names(folder)
+    remove_all_leftovers(folder, set(names))
+    for name in names:
         path = folder / name
-        remove_leftovers(path)
         if path.is_dir():
             shutil.rmtree(path)
         else:
