@@ -5,6 +5,7 @@
 // strips are so short that they leave vectors empty, several are computed together.
 #pragma once
 
+#include <functional>
 #include <memory>
 
 #include "cpu/affine_coupling_plan.h"
@@ -74,6 +75,13 @@ template <class T>
 using Kernel = opmath_t<T> (*)(const Spans<T>& of, std::int64_t count, const Numbers<opmath_t<T>>& numbers,
                                const Besides<opmath_t<T>>& beside, opmath_t<T>* values, LogParts<opmath_t<T>>* parts);
 
+// What becomes of the strips that were computed: sums are added to that of their item, or `values` takes those of each strip, in order.
+template <class A>
+struct Taken {
+  A* sums = nullptr;
+  std::function<void(std::int64_t n, std::int64_t p, const Strip&, const A* values)> values = {};
+};
+
 // The places of all tensors of a call, and the way through them.
 template <class T>
 struct Walk {
@@ -90,12 +98,10 @@ struct Walk {
   bool a_position = false;
   Finish<A> finish = nullptr;
 
-  // Calls `kernel` and then take(item, n, strip, position, sum, values) for the transformed strips of items [begin, end), in order, with
-  // values where it is to `keep` them, else with their sum. Strips that are copied are, if `copies`.
-  template <class Take>
-  void run(std::int64_t begin, std::int64_t end, bool keep, bool copies, Kernel<T> kernel, const Take& take) const {
-    if (plan.full) return run_strip_by_strip(begin, end, keep, copies, kernel, take);
-    run_in_tiles(begin, end, keep, copies, kernel, take);
+  // Calls `kernel` for the transformed strips of items [begin, end). Strips that are copied are, if `copies`.
+  void run(std::int64_t begin, std::int64_t end, bool copies, Kernel<T> kernel, const Taken<A>& taken) const {
+    if (plan.full) return run_strip_by_strip(begin, end, copies, kernel, taken);
+    run_in_tiles(begin, end, copies, kernel, taken);
   }
 
   void copy(std::int64_t n, std::int64_t p, const Strip& s) const {
@@ -143,8 +149,8 @@ struct Walk {
   };
 
   // What is in order is read and written where it is.
-  template <class Take>
-  void run_strip_by_strip(std::int64_t begin, std::int64_t end, bool keep, bool copies, Kernel<T> kernel, const Take& take) const {
+  void run_strip_by_strip(std::int64_t begin, std::int64_t end, bool copies, Kernel<T> kernel, const Taken<A>& taken) const {
+    const bool keep = static_cast<bool>(taken.values);
     const std::int64_t room = std::max(kLongest, std::max(plan.transformed, plan.width)), apart = plan.rows ? raw_step : plan.step;
     const std::unique_ptr<A[]> values(keep ? new A[room] : nullptr), of_means(a_position && !plan.rows ? new A[2 * room] : nullptr);
     const std::unique_ptr<T[]> tiles(plan.side_by_side ? nullptr : new T[7 * room]);
@@ -159,12 +165,12 @@ struct Walk {
       if (step != 1) scatter(to, from, count, step, table);
     };
     LogParts<A> parts[kWaiting];
-    Packed taken[kWaiting];
+    std::int64_t items[kWaiting];  // of the parts
     int waiting = 0;
     const auto drain = [&] {
       A sums[kWaiting];
       if (waiting) finish(parts, waiting, numbers.power, sums);
-      for (int i = 0; i < waiting; ++i) take(taken[i].item, taken[i].n, *taken[i].strip, taken[i].p, sums[i], values.get());
+      for (int i = 0; i < waiting; ++i) taken.sums[items[i]] += sums[i];
       waiting = 0;
     };
     for (std::int64_t item = begin; item < end; ++item)
@@ -193,16 +199,17 @@ struct Walk {
         const A sum = kernel(at, s.count, numbers, besides, values.get(), parts + waiting);
         if (to) put(to, at.y, s.count, plan.step);
         if (to_raw) put(to_raw, at.d_raw, s.count, apart), put(to_shift, at.d_shift, s.count, apart);
-        if (!finish) return take(item, n, s, p, sum, values.get());
-        taken[waiting++] = {item, n, p, 0, &s};
+        if (keep) return taken.values(n, p, s, values.get());
+        if (!taken.sums) return;
+        if (!finish) return void(taken.sums[item] += sum);
+        items[waiting++] = item;
         if (waiting == kWaiting) drain();
       });
     drain();
   }
 
   // Several strips, each too short for a vector, are computed together.
-  template <class Take>
-  void run_in_tiles(std::int64_t begin, std::int64_t end, bool keep, bool copies, Kernel<T> kernel, const Take& take) const {
+  void run_in_tiles(std::int64_t begin, std::int64_t end, bool copies, Kernel<T> kernel, const Taken<A>& taken) const {
     const std::int64_t room = std::max(kTile, std::max(plan.transformed, plan.width));
     const std::unique_ptr<T[]> tiles(new T[7 * room]);
     const std::unique_ptr<A[]> numbers_of(new A[4 * room]);
@@ -226,9 +233,13 @@ struct Walk {
           scatter(d_raw.at(n, s->raw, p), tile[5] + start, s->count, apart, table);
           scatter(d_shift.at(n, s->raw, p), tile[6] + start, s->count, apart, table);
         }
-        A sum(0);
-        for (std::int64_t i = 0; !keep && i < s->count; ++i) sum += values[start + i];
-        take(item, n, *s, p, sum, values + start);
+        if (taken.values) {
+          taken.values(n, p, *s, values + start);
+        } else if (taken.sums) {
+          A sum(0);
+          for (std::int64_t i = 0; i < s->count; ++i) sum += values[start + i];
+          taken.sums[item] += sum;
+        }
       }
       packed.clear();
       filled = 0;
@@ -311,15 +322,15 @@ std::vector<opmath_t<T>> means_of(const Walk<T>& walk, Center center, Kernel<T> 
   const double count = a_position ? plan.transformed : plan.of_sample();
   parallel(plan.n, plan.elements() * kWork, [&](std::int64_t begin, std::int64_t end) {
     std::vector<double> sums((end - begin) * size);
-    walk.run(begin * plan.a_sample, end * plan.a_sample, true, false, kernel,
-             [&](std::int64_t, std::int64_t n, const Strip& s, std::int64_t p, A, const A* values) {
-               double* const of_sample = sums.data() + (n - begin) * size;
-               if (a_position && !plan.rows) {
-                 for (std::int64_t i = 0; i < s.count; ++i) of_sample[p + i * plan.step] += static_cast<double>(values[i]);
-               } else {
-                 of_sample[a_position ? p : 0] += sum_vectors<A>(s.count, [&](std::int64_t i, auto at) { return at.load(values + i); });
-               }
-             });
+    const auto add = [&](std::int64_t n, std::int64_t p, const Strip& s, const A* values) {
+      double* const of_sample = sums.data() + (n - begin) * size;
+      if (a_position && !plan.rows) {
+        for (std::int64_t i = 0; i < s.count; ++i) of_sample[p + i * plan.step] += static_cast<double>(values[i]);
+      } else {
+        of_sample[a_position ? p : 0] += sum_vectors<A>(s.count, [&](std::int64_t i, auto at) { return at.load(values + i); });
+      }
+    };
+    walk.run(begin * plan.a_sample, end * plan.a_sample, false, kernel, {nullptr, add});
     for (std::size_t i = 0; i < sums.size(); ++i) means[begin * size + i] = static_cast<A>(sums[i] / count);
   });
   return means;

@@ -187,7 +187,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> affine_coupling_bwd(const Tensor& gra
         return;
       }
     if (!p.weight.given()) {
-      parallel(p.plan.items(), work, [&](std::int64_t begin, std::int64_t end) { walk.run(begin, end, false, true, kernel, [](auto&&...) {}); });
+      parallel(p.plan.items(), work, [&](std::int64_t begin, std::int64_t end) { walk.run(begin, end, true, kernel, {}); });
       return;
     }
     const WeightBlocks blocks(p.plan);
@@ -196,14 +196,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> affine_coupling_bwd(const Tensor& gra
       for (std::int64_t block = begin; block < end; ++block) {
         A* const sums = parts.get() + block * p.plan.transformed;
         std::fill_n(sums, p.plan.transformed, A(0));
-        walk.run(block * blocks.size, std::min((block + 1) * blocks.size, p.plan.items()), true, true, kernel,
-                 [&](std::int64_t, std::int64_t, const Strip& s, std::int64_t, A, const A* values) {
-                   if (p.plan.rows) {
-                     for (std::int64_t i = 0; i < s.count; ++i) sums[s.raw + i] += values[i];
-                   } else {
-                     sums[s.raw] += sum_vectors<A>(s.count, [&](std::int64_t i, auto at) { return at.load(values + i); });
-                   }
-                 });
+        const auto add = [&](std::int64_t, std::int64_t, const Strip& s, const A* values) {
+          if (p.plan.rows) {
+            for (std::int64_t i = 0; i < s.count; ++i) sums[s.raw + i] += values[i];
+          } else {
+            sums[s.raw] += sum_vectors<A>(s.count, [&](std::int64_t i, auto at) { return at.load(values + i); });
+          }
+        };
+        walk.run(block * blocks.size, std::min((block + 1) * blocks.size, p.plan.items()), true, kernel, {nullptr, add});
       }
     });
     for_columns(blocks.blocks, 1, p.plan.transformed, parts.get(), [&](std::int64_t first, std::int64_t columns, const auto& totals_of) {

@@ -218,12 +218,13 @@ FASTGEN_INLINE Vec<A> multiplier_of(const DirectScale<A>& s, const Numbers<A>& n
   return A(1) / s.value;
 }
 
-// f(i, at, n) for the vectors of [0, count), of which n, a constant, go side by side from the i-th element on.
+// f(i, at, n) for the vectors of [0, count), of which n, a constant, go side by side from the i-th element on: one in fp64.
 template <class A, class F>
 FASTGEN_INLINE void for_groups(std::int64_t count, const F& f) {
   constexpr int width = kWidth<A>;
   std::int64_t i = 0;
-  for (; i + 4 * width <= count; i += 4 * width) f(i, Whole{}, std::integral_constant<int, 4>{});
+  if constexpr (std::is_same_v<A, float>)
+    for (; i + 4 * width <= count; i += 4 * width) f(i, Whole{}, std::integral_constant<int, 4>{});
   for (; i + width <= count; i += width) f(i, Whole{}, std::integral_constant<int, 1>{});
   if (i < count) f(i, Part{static_cast<int>(count - i)}, std::integral_constant<int, 1>{});
 }

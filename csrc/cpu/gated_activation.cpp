@@ -130,25 +130,42 @@ class Conditions {
 
   Conditions(const Problem& p, ScalarType dtype) : p_(p) {
     if (!p.beside) return;
-    const bool same = p.condition->scalar_type() == dtype;
-    if (same) same_.emplace(*p.condition, p, dtype);
-    else wide_.emplace(*p.condition, p, opmath_type(dtype));
+    if constexpr (!std::is_same_v<T, A>)
+      if (p.condition->scalar_type() != dtype) wide_.emplace(*p.condition, p, opmath_type(dtype));
+    if (!wide_) same_.emplace(*p.condition, p, dtype);
   }
 
   template <class F>
   void for_runs(std::int64_t begin, std::int64_t end, const F& f) const {
     if (same_) return from_memory(*same_, begin, end, f);
-    if (wide_) return from_memory(*wide_, begin, end, f);
-    OfChannel<A> numbers(p_);
-    for (std::int64_t i = begin; i < end; ++i) {
-      const Run run = p_.runs[i];
-      const A* const c = numbers.of_sample(run.n);
-      if (p_.rows) f(i, run, Beside<A>{c, c + p_.channels});
-      else f(i, run, Numbers<A>{Vec<A>(c[run.channel]), Vec<A>(c[p_.channels + run.channel])});
-    }
+    if constexpr (!std::is_same_v<T, A>)
+      if (wide_) return from_memory(*wide_, begin, end, f);
+    if (p_.rows) for_rows(begin, end, f);
+    else for_planes(begin, end, f);
+  }
+
+  // The same where there is no condition beside the input, and of one kind of runs alone.
+  template <class F>
+  void for_rows(std::int64_t begin, std::int64_t end, const F& f) const {
+    for_numbers(begin, end, [&](std::int64_t i, const Run& run, const A* c) { f(i, run, Beside<A>{c, c + p_.channels}); });
+  }
+  template <class F>
+  void for_planes(std::int64_t begin, std::int64_t end, const F& f) const {
+    for_numbers(begin, end, [&](std::int64_t i, const Run& run, const A* c) {
+      f(i, run, Numbers<A>{Vec<A>(c[run.channel]), Vec<A>(c[p_.channels + run.channel])});
+    });
   }
 
  private:
+  template <class F>
+  void for_numbers(std::int64_t begin, std::int64_t end, const F& f) const {
+    OfChannel<A> numbers(p_);
+    for (std::int64_t i = begin; i < end; ++i) {
+      const Run run = p_.runs[i];
+      f(i, run, numbers.of_sample(run.n));
+    }
+  }
+
   template <class Q, class F>
   void from_memory(const Operand<Q>& condition, std::int64_t begin, std::int64_t end, const F& f) const {
     for (std::int64_t i = begin; i < end; ++i) {
@@ -245,7 +262,7 @@ std::tuple<Tensor, Tensor> gated_activation_bwd(const Tensor& grad_output, const
           const auto [group, first, last] = blocks[item];
           A *const of_a = parts.get() + item * 2 * p.channels, *const of_b = of_a + p.channels;
           std::fill_n(of_a, 2 * p.channels, A(0));
-          conditions.for_runs(first, last, [&](std::int64_t, const Run& run, const auto& add) {
+          conditions.for_rows(first, last, [&](std::int64_t, const Run& run, const auto& add) {
             run_gradients(run, add, [&](std::int64_t i, auto at, const Gradients<A>& d) {
               at.store(of_a + i, at.load(of_a + i) + d.a);
               at.store(of_b + i, at.load(of_b + i) + d.b);
@@ -255,7 +272,7 @@ std::tuple<Tensor, Tensor> gated_activation_bwd(const Tensor& grad_output, const
       });
     } else {
       parallel(p.runs.count(), work, [&](std::int64_t begin, std::int64_t end) {
-        conditions.for_runs(begin, end, [&](std::int64_t item, const Run& run, const auto& add) {
+        conditions.for_planes(begin, end, [&](std::int64_t item, const Run& run, const auto& add) {
           Vec<A> of_a(A(0)), of_b(A(0));
           run_gradients(run, add, [&](std::int64_t, auto at, const Gradients<A>& d) { of_a += at.keep(d.a), of_b += at.keep(d.b); });
           A* const to = parts.get() + (run.n * p.runs.pieces + item % p.runs.pieces) * 2 * p.channels + run.channel;

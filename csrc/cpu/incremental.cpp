@@ -72,10 +72,10 @@ struct Images {
   T *out, *log_prob, *logits;  // [N, C, H, W], [N, H, W], [N, O, H, W] or null
 };
 
-template <class T, class W>
+template <class T>
 class Sampler {
  public:
-  Sampler(const Program& program, Machine<T, W>& machine, std::int64_t images)
+  Sampler(const Program& program, Machine<T>& machine, std::int64_t images)
       : program_(program), machine_(machine), images_(images), row_(program, Moment::kRow), pixel_(program, Moment::kPixel), after_(program, Moment::kAfter) {}
 
   // Everything, as one of `parts` threads.
@@ -201,7 +201,7 @@ class Sampler {
   }
 
   const Program& program_;
-  Machine<T, W>& machine_;
+  Machine<T>& machine_;
   const std::int64_t images_;
   const Stages row_, pixel_, after_;
   std::atomic<std::int64_t> bad_{-1};
@@ -234,7 +234,7 @@ void check_tensor(const char* op, const char* name, const Tensor& t, ScalarType 
                 dim == 1 ? " dimension" : " dimensions", dtype == ScalarType::Long ? " and int64" : " and in the dtype of parameters");
 }
 
-// Calls f with the types of the arithmetic and of the weights.
+// Calls f(weights) with the weights for the type of the arithmetic.
 template <class F>
 auto dispatch(const char* op, const Tensor& parameters, const Tensor& weights, F&& f) {
   const ScalarType dtype = parameters.scalar_type(), stored = weights.scalar_type();
@@ -243,9 +243,10 @@ auto dispatch(const char* op, const Tensor& parameters, const Tensor& weights, F
                 ": weights must be of the dtype of parameters, or bfloat16 beside float32");
   FASTGEN_CHECK(parameters.dim() == 1 && weights.dim() == 1 && parameters.is_contiguous() && weights.is_contiguous(), op,
                 ": parameters and weights must be contiguous vectors");
-  if (dtype == ScalarType::Double) return f.template operator()<double, double>();
-  if (stored == ScalarType::BFloat16) return f.template operator()<float, BFloat16>();
-  return f.template operator()<float, float>();
+  const void* const data = weights.data_ptr();
+  if (dtype == ScalarType::Double) return f(Weights<double>::of(static_cast<const double*>(data)));
+  if (stored == ScalarType::BFloat16) return f(Weights<float>::of(static_cast<const BFloat16*>(data)));
+  return f(Weights<float>::of(static_cast<const float*>(data)));
 }
 
 void check_constants(const char* op, const std::vector<Tensor>& constants, ScalarType dtype) {
@@ -258,7 +259,7 @@ std::tuple<Tensor, Tensor, Tensor> incremental_sample(const Tensor& image, Optio
                                                       std::int64_t channels, bool return_logits) {
   const char* const op = "incremental_sample";
   const ScalarType dtype = parameters.scalar_type();
-  return dispatch(op, parameters, weights, [&]<class T, class W>() {
+  return dispatch(op, parameters, weights, [&]<class T>(const Weights<T>& stored) {
     check_tensor(op, "image", image, dtype, 4), check_tensor(op, "levels", levels, dtype, 1), check_tensor(op, "seeds", seeds, ScalarType::Long, 1);
     check_constants(op, constants, dtype);
     const std::int64_t images = image.size(0);
@@ -276,9 +277,8 @@ std::tuple<Tensor, Tensor, Tensor> incremental_sample(const Tensor& image, Optio
     Tensor logits = empty_contiguous({return_logits ? images : 0, p.output_channels, p.height, p.width}, dtype);
     Tensor state = empty_contiguous({images * p.state}, dtype);
     std::fill_n(static_cast<T*>(state.mutable_data_ptr()), images * p.state, T(0));
-    Machine<T, W> machine(p, static_cast<T*>(state.mutable_data_ptr()), static_cast<const W*>(weights.data_ptr()),
-                          static_cast<const T*>(parameters.data_ptr()), constants, images);
-    Sampler<T, W> sampler(p, machine, images);
+    Machine<T> machine(p, static_cast<T*>(state.mutable_data_ptr()), stored, static_cast<const T*>(parameters.data_ptr()), constants, images);
+    Sampler<T> sampler(p, machine, images);
     const Images<T> io{static_cast<const T*>(image.data_ptr()), known.has_value() ? static_cast<const bool*>(known->data_ptr()) : nullptr,
                        static_cast<const T*>(levels.data_ptr()), levels.numel(), static_cast<const std::int64_t*>(seeds.data_ptr()),
                        static_cast<T*>(out.mutable_data_ptr()), static_cast<T*>(log_prob.mutable_data_ptr()),
@@ -296,7 +296,7 @@ Tensor incremental_step(Tensor state, const Tensor& image, const Tensor& program
                         std::int64_t channels) {
   const char* const op = "incremental_step";
   const ScalarType dtype = parameters.scalar_type();
-  return dispatch(op, parameters, weights, [&]<class T, class W>() {
+  return dispatch(op, parameters, weights, [&]<class T>(const Weights<T>& stored) {
     check_tensor(op, "image", image, dtype, 4), check_tensor(op, "state", state, dtype, 1);
     check_constants(op, constants, dtype);
     const std::int64_t images = image.size(0);
@@ -307,9 +307,8 @@ Tensor incremental_step(Tensor state, const Tensor& image, const Tensor& program
     FASTGEN_CHECK(state.numel() == images * p.state, op, ": state must hold ", images * p.state, " numbers, got ", state.numel());
     FASTGEN_CHECK(row >= 0 && row < p.height && column >= 0 && column < p.width && color >= 0 && color < (p.per_color ? p.colors : 1), op,
                   ": row, column and color must lie in the image, got ", row, ", ", column, ", ", color);
-    Machine<T, W> machine(p, static_cast<T*>(state.mutable_data_ptr()), static_cast<const W*>(weights.data_ptr()),
-                          static_cast<const T*>(parameters.data_ptr()), constants, images);
-    Sampler<T, W> sampler(p, machine, images);
+    Machine<T> machine(p, static_cast<T*>(state.mutable_data_ptr()), stored, static_cast<const T*>(parameters.data_ptr()), constants, images);
+    Sampler<T> sampler(p, machine, images);
     Tensor logits = empty_contiguous({images, p.output_channels}, dtype);
     const T* const given = static_cast<const T*>(image.data_ptr());
     T* const out = static_cast<T*>(logits.mutable_data_ptr());

@@ -28,10 +28,10 @@ struct Term {
   T scale;
 };
 
-template <class T, class W>
+template <class T>
 struct Tile {
   std::int64_t rows, channels, total, out_stride;
-  const W* weights;
+  const void* weights;
   const T* bias;  // or null
   T* out;
   Activation activation;
@@ -54,7 +54,7 @@ constexpr int panels_beside(int rows) { return std::clamp(kSums / (kVectors<T> *
 
 // The sums of `rows` rows and `panels` panels into [rows][panels * 16].
 template <class T, class W, int rows, int panels>
-void multiply(const Tile<T, W>& tile, std::int64_t row, const W* weights, T* sums) {
+void multiply(const Tile<T>& tile, std::int64_t row, const W* weights, T* sums) {
   constexpr int vectors = panels * kVectors<T>;
   const std::int64_t panel_stride = tile.total * kPanel;
   Vec<T> sum[rows][vectors];
@@ -84,8 +84,8 @@ void multiply(const Tile<T, W>& tile, std::int64_t row, const W* weights, T* sum
 }
 
 // Bias, addends and activation of channels [first, first + count) of a row, into the output.
-template <class T, class W>
-void finish(const Tile<T, W>& tile, std::int64_t row, std::int64_t first, std::int64_t count, const T* sums) {
+template <class T>
+void finish(const Tile<T>& tile, std::int64_t row, std::int64_t first, std::int64_t count, const T* sums) {
   T* const out = tile.out + row * tile.out_stride + first;
   for_vectors<T>(count, [&](std::int64_t i, auto at) {
     Vec<T> x = at.load(sums + i);
@@ -97,27 +97,27 @@ void finish(const Tile<T, W>& tile, std::int64_t row, std::int64_t first, std::i
 }
 
 template <class T, class W, int rows, int panels>
-void block(const Tile<T, W>& tile, std::int64_t row, std::int64_t panel) {
+void block(const Tile<T>& tile, std::int64_t row, std::int64_t panel) {
   alignas(64) T sums[rows * panels * kPanel];
-  multiply<T, W, rows, panels>(tile, row, tile.weights + panel * tile.total * kPanel, sums);
+  multiply<T, W, rows, panels>(tile, row, static_cast<const W*>(tile.weights) + panel * tile.total * kPanel, sums);
   const std::int64_t first = panel * kPanel, count = std::min<std::int64_t>(panels * kPanel, tile.channels - first);
   for (int r = 0; r < rows; ++r) finish(tile, row + r, first, count, sums + r * panels * kPanel);
 }
 
-template <class T, class W>
-using Block = void (*)(const Tile<T, W>&, std::int64_t, std::int64_t);
+template <class T>
+using Block = void (*)(const Tile<T>&, std::int64_t, std::int64_t);
 template <class T, class W, int... r>
 constexpr auto wide_blocks(std::integer_sequence<int, r...>) {
-  return std::array<Block<T, W>, sizeof...(r)>{block<T, W, r + 1, panels_beside<T>(r + 1)>...};
+  return std::array<Block<T>, sizeof...(r)>{block<T, W, r + 1, panels_beside<T>(r + 1)>...};
 }
 template <class T, class W, int... r>
 constexpr auto narrow_blocks(std::integer_sequence<int, r...>) {
-  return std::array<Block<T, W>, sizeof...(r)>{block<T, W, r + 1, 1>...};
+  return std::array<Block<T>, sizeof...(r)>{block<T, W, r + 1, 1>...};
 }
 
-// The panels [first, last) of all rows of a tile.
+// The panels [first, last) of all rows of a tile, whose weights are of type W.
 template <class T, class W>
-void combine(const Tile<T, W>& tile, std::int64_t first, std::int64_t last) {
+void combine(const Tile<T>& tile, std::int64_t first, std::int64_t last) {
   static constexpr auto wide = wide_blocks<T, W>(std::make_integer_sequence<int, kMostRows<T>>{});
   static constexpr auto narrow = narrow_blocks<T, W>(std::make_integer_sequence<int, kMostRows<T>>{});
   const std::int64_t groups = (tile.rows + kMostRows<T> - 1) / kMostRows<T>, most = (tile.rows + groups - 1) / groups;

@@ -19,10 +19,26 @@ struct Share {
   std::pair<std::int64_t, std::int64_t> of(std::int64_t count) const { return {part * count / parts, (part + 1) * count / parts}; }
 };
 
-template <class T, class W>
+// The weights that products read, of a type that they alone know.
+template <class T>
+struct Weights {
+  const char* data;
+  std::int64_t size;  // of one, in bytes
+  void (*combine)(const Tile<T>&, std::int64_t, std::int64_t);
+
+  template <class W>
+  static Weights of(const W* data) { return {reinterpret_cast<const char*>(data), sizeof(W), combine_with<W>}; }
+
+ private:
+  template <class W>
+  static void combine_with(const Tile<T>& tile, std::int64_t first, std::int64_t last) { incremental::combine<T, W>(tile, first, last); }
+};
+
+template <class T>
 class Machine {
  public:
-  Machine(const Program& program, T* state, const W* weights, const T* parameters, const std::vector<Tensor>& constants, std::int64_t images)
+  Machine(const Program& program, T* state, const Weights<T>& weights, const T* parameters, const std::vector<Tensor>& constants,
+          std::int64_t images)
       : program_(program), weights_(weights), parameters_(parameters), images_(images) {
     for (const Buffer& b : program.buffers) {
       if (b.constant < 0) {
@@ -97,7 +113,7 @@ class Machine {
   // `columns` places of row y from x on, i.upscale apart, of one image; or one place of `images`.
   void tile(const Instruction& i, std::int64_t y, std::int64_t x, std::int64_t columns, std::int64_t n, std::int64_t images, std::int64_t first,
             std::int64_t last) {
-    thread_local Tile<T, W> t;
+    thread_local Tile<T> t;
     const bool along = images == 1;  // rows of the tile are columns of the image
     const std::int64_t u = i.upscale, channels = buffer(i.output).channels;
     const Phase& phase = i.phases[static_cast<std::size_t>(y % u * u + x % u)];
@@ -106,7 +122,7 @@ class Machine {
       return along ? by * p.column : p.image;
     };
     t.rows = along ? columns : images, t.channels = channels, t.total = phase.total;
-    t.weights = weights_ + phase.weights;
+    t.weights = weights_.data + phase.weights * weights_.size;
     t.bias = i.bias < 0 ? nullptr : parameters_ + i.bias;
     t.out = at(i.output, y, n, x), t.out_stride = step(i.output, u);
     t.activation = i.activation;
@@ -120,7 +136,7 @@ class Machine {
     }
     for (const Addend& a : i.addends)
       if (const T* const data = operand(a.source, y, n, x)) t.terms.push_back({data, step(a.source.buffer, u), scale_of(a.scale)});
-    combine(t, first, last);
+    weights_.combine(t, first, last);
   }
 
   // out = f(at, i) for the channels of a share at (y, x), where the operands that f reads begin at `sources`; zeros beyond an edge.
@@ -231,7 +247,7 @@ class Machine {
   }
 
   const Program& program_;
-  const W* const weights_;
+  const Weights<T> weights_;
   const T* const parameters_;
   const std::int64_t images_;
   std::vector<Place> places_;

@@ -95,9 +95,12 @@ FASTGEN_INLINE void powers(SideBySide<float, n>& x) {
   polynomials<float>(kPowerCoefficients, x, p);
   for (int i = 0; i < n; ++i) x[i] = scale_by_power(p[i], power[i]);
 }
+[[gnu::noinline]] inline void powers(Vec<double>* x, int count) {
+  for (int i = 0; i < count; ++i) x[i] = exp(x[i]);
+}
 template <int n>
 FASTGEN_INLINE void powers(SideBySide<double, n>& x) {
-  for (int i = 0; i < n; ++i) x[i] = exp(x[i]);
+  powers(x, n);
 }
 
 // The exponentials of a softmax over `bins` columns, and one over their sum.

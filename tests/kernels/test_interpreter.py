@@ -26,21 +26,46 @@ def broken(triton: str, numpy: str) -> str:
     return ""
 
 
+# What runs in a process of the interpreter: the share of a file's checks, every so manieth, so that parts take equally long.
+SHARE = """
+import sys, pytest
+
+part, parts = int(sys.argv[1]), int(sys.argv[2])
+
+class Share:
+    def pytest_collection_modifyitems(self, items):
+        for item in items:
+            print("COLLECTED", item.nodeid)
+        items[:] = items[part::parts]
+        print("SELECTED", len(items))
+
+sys.exit(pytest.main(sys.argv[3:], plugins=[Share()]))
+"""
+PARTS = {"checks": 4}
+SHARES = [(checks, part) for checks in CHECKS for part in range(PARTS.get(checks.stem, 1))]
+
+
 @pytest.mark.long
 @requires_triton
-@pytest.mark.parametrize("checks", CHECKS, ids=lambda path: path.stem)
-def test_kernels_in_the_interpreter(checks):
+@pytest.mark.parametrize(("checks", "part"), SHARES, ids=lambda value: getattr(value, "stem", None))
+def test_kernels_in_the_interpreter(checks, part):
+    """A process for each part: the workers of pytest-xdist share them out."""
     if why := broken(importlib.metadata.version("triton"), importlib.metadata.version("numpy")):
         pytest.skip(why)
-    code = "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"
     options = ["-q", "-rA", "--capture=no", "-p", "no:cacheprovider", str(checks)]
-    result = fresh.run(code, *options, check=False, timeout=900, TRITON_INTERPRET="1")
+    parts = PARTS.get(checks.stem, 1)
+    result = fresh.run(SHARE, str(part), str(parts), *options, check=False, timeout=900, TRITON_INTERPRET="1")
     assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
-    passed = Counter(re.findall(r"^PASSED \S+?::(\w+)", result.stdout, re.MULTILINE))
-    missing = set(wanted(checks)) - set(passed)
-    assert not missing and "SKIPPED" not in result.stdout, f"not run: {missing}\n{result.stdout[-6000:]}"
+    collected = Counter(re.findall(r"^COLLECTED \S+?::(\w+)", result.stdout, re.MULTILINE))
+    missing = set(wanted(checks)) - set(collected)
+    assert not missing, f"not collected: {missing}"
     if checks.stem == "checks":
-        assert passed["test_call"] == len(list(families.calls()))
+        assert collected["test_call"] == len(list(families.calls()))
+    selected = int(re.findall(r"^SELECTED (\d+)", result.stdout, re.MULTILINE)[0])
+    passed = len(re.findall(r"^PASSED ", result.stdout, re.MULTILINE))
+    assert passed == selected == len(range(part, collected.total(), parts)) and "SKIPPED" not in result.stdout, (
+        f"{passed} of {selected} passed\n{result.stdout[-6000:]}"
+    )
 
 
 def wanted(checks: Path) -> Iterator[str]:

@@ -31,6 +31,7 @@ FASTGEN_INLINE Vec<opmath_t<T>> load(const T* p) {
 
 template <class T>
 FASTGEN_INLINE void store(T* p, Vec<opmath_t<T>> v) {
+  static_assert(kMayBeStored<T>, "setup.py: a source that stores bfloat16 is not one of SHARED");
   if constexpr (std::is_same_v<T, opmath_t<T>>) {
     v.copy_to(p, stdx::element_aligned);
   } else if constexpr (std::is_same_v<T, BFloat16>) {

@@ -33,6 +33,10 @@ struct Float16 {
   std::uint16_t bits;
 };
 
+// Whether elements of a dtype may be stored here; those of bfloat16 may not in sources whose objects variants share (common/shared.h).
+template <class T>
+inline constexpr bool kMayBeStored = true;
+
 // The type in which elements of a dtype are computed: fp32, and fp64 for fp64.
 template <class T>
 using opmath_t = std::conditional_t<std::is_same_v<T, double>, double, float>;
