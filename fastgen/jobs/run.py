@@ -13,6 +13,7 @@ from .._files import check_writable
 from .._ranks import Ranks, meet
 from . import manifest, records
 from .board import Board, Part
+from .clearing import clear
 from .errors import JobError, StoppedElsewhere, Terminated
 from .formats import FORMATS, Format
 from .job import Job
@@ -54,6 +55,7 @@ def run(
     ranks: Ranks | None = None,
     progress: bool = True,
     log: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
 ) -> Summary:
     """Draw what is missing of ``job`` in ``folder``, beside the other ranks that run the same. Returns when nothing is missing.
 
@@ -64,6 +66,7 @@ def run(
         ranks: those that take part; the launcher's, or this process alone, where None.
         progress: show how far it is, on a terminal.
         log: folder for a line of JSON a shard and rank; None without.
+        overwrite: remove the shards of the job in ``folder``, this one or another, and begin anew.
 
     Raises:
         ValueError: there is no such format, or it is not for such examples.
@@ -94,6 +97,8 @@ def run(
             try:
                 check_writable(folder / manifest.NAME)
                 held.enter_context(only_job(folder))
+                if overwrite:
+                    clear(folder, identity)
                 plan, before = open_folder(folder, job, form, identity)
             except BaseException as error:
                 board.refuse(_one_line(error))
