@@ -22,6 +22,10 @@ pytest.register_assert_rewrite(
 )
 
 
+# torch's store looks up the name of every rank that connects, one after the other: a name server that does not answer stops it for 5 s each
+os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:1")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Two workers on two cores have one thread each, and so has what they start; tests of threads set their own number."""
     workers = os.environ.get("PYTEST_XDIST_WORKER_COUNT")
