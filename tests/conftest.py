@@ -22,7 +22,8 @@ pytest.register_assert_rewrite(
 )
 
 
-# torch's store looks up the name of every rank that connects, one after the other: a name server that does not answer stops it for 5 s each
+# torch's store looks up the name of every rank that connects, one after the other: each that a name server does not answer
+# stops it for 5 s
 os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:1")
 
 
