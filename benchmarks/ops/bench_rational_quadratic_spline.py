@@ -100,7 +100,8 @@ def build(
     grad, inverse = mode == "backward", mode == "inverse"
     channels = shape[1] if shape == TABLE else shape[1] // 2
     x = random_tensor(shape, device, dtype, seed=0)
-    packed = random_tensor((shape[0], channels * PARAMETERS, *shape[2:]), device, dtype, seed=1, deviation=0.5)
+    # of much larger parameters a few elements are so steep that the largest error, ours or the peer's, is a matter of chance
+    packed = random_tensor((shape[0], channels * PARAMETERS, *shape[2:]), device, dtype, seed=1, deviation=0.2)
     inputs = [t.requires_grad_(grad) for t in (x, packed)]
     grads = (random_tensor(shape, device, dtype, seed=2), random_tensor(shape[:1], device, "fp32", seed=3))
     mask = None if shape == TABLE else torch.arange(1, shape[1], 2, device=device)
