@@ -190,3 +190,21 @@ def test_the_number_of_threads_is_a_setting(tmp_path, capsys):
     assert draw(tmp_path) == 0
     assert manifest(tmp_path)["settings"]["threads"] == 1
     assert "threads: 1 there, 2 here" in refused(capsys, *SMALL, "--out", tmp_path, "--threads", "2")
+
+
+def test_who_watches_one_core_draw_much_is_told_of_the_others(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
+    monkeypatch.setattr(sys, "argv", ["fastgen", "sample", "--out", "two words"])
+
+    def said(terminal, *options):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+        assert run("sample", "--steps", "1", "--out", tmp_path, "--overwrite", *options) == 0
+        return capsys.readouterr().err
+
+    advice = (
+        "one process of 2 threads draws; to the same bytes, on all cores: torchrun --nproc-per-node 4 -m -- fastgen "
+        "sample --out 'two words'\n"
+    )
+    assert said(True, "--num", "256", "--threads", "2").startswith(advice)
+    for quiet in (said(False, "--num", "256"), said(True, "--num", "255"), said(True, "--num", "256", "--quiet")):
+        assert "torchrun" not in quiet

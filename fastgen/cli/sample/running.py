@@ -1,17 +1,21 @@
 """What `fastgen sample` does with a job of any kind: every rank its part; rank 0 then a picture, one file of all, and a line."""
 
 import argparse
+import os
+import shlex
 import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
 from ..._files import check_writable
-from ..._ranks import launched_rank, meet
+from ..._ranks import Ranks, launched_rank, meet
 from ...jobs import Format, Job, OtherJob, run, verify
 from .. import _options
 from .._errors import EXIT_FAILURE, EXIT_INTERRUPTED
 from .._together import all_ranks_or_none
 from .shards import draw_grid, gather
+
+MANY = 256  # examples that are worth a launcher's start of some two seconds
 
 
 class Prepared(NamedTuple):
@@ -32,6 +36,7 @@ def draw(args: argparse.Namespace, prepare: Callable[[argparse.Namespace], Prepa
         job, form, drawn, ink = prepare(args)
         if args.gather is not None:
             check_writable(args.gather)
+    _advise(args, ranks, job)
     of_images = len(job.shape) == 3
     try:
         summary = run(
@@ -57,6 +62,19 @@ def draw(args: argparse.Namespace, prepare: Callable[[argparse.Namespace], Prepa
     else:
         print(f"nothing to do: {args.out} has all {what} {drawn}")
     return 0
+
+
+def _advise(args: argparse.Namespace, ranks: Ranks, job: Job) -> None:
+    """Tell who watches a process draw much on one of several cores how all of them draw the same."""
+    cores = len(os.sched_getaffinity(0)) // args.threads
+    if ranks.launched or args.quiet or args.device.type != "cpu" or job.num < MANY or cores < 2:
+        return
+    if sys.stderr.isatty():
+        print(
+            f"one process of {args.threads} thread{'s' * (args.threads > 1)} draws; to the same bytes, on all cores: "
+            f"torchrun --nproc-per-node {cores} -m -- fastgen {shlex.join(sys.argv[1:])}",
+            file=sys.stderr,
+        )
 
 
 def check_bytes(args: argparse.Namespace) -> int:
