@@ -97,10 +97,13 @@ class ActNormConv1x1(ActNorm):
         return ops.invertible_conv1x1(input, self.weight, scale, self.shift), log_det
 
     def inverse(self, input: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
-        """Raises ValueError on a CPU where the matrix is singular."""
+        """Raises ValueError on a CPU where the matrix is singular; the message names the layer."""
         scale = self.log_scale.exp()
         log_det = ops.invertible_conv1x1_log_det(input, self.weight, scale, inverse=True)
-        return ops.invertible_conv1x1(input, self.weight, scale, self.shift, inverse=True), log_det
+        try:
+            return ops.invertible_conv1x1(input, self.weight, scale, self.shift, inverse=True), log_det
+        except ValueError as error:
+            raise ValueError(f"{type(self).__name__}({self.extra_repr()}): {error}") from None
 
     def invert_with_grad(
         self, output: Tensor, grad_output: Tensor, grad_log_det: Tensor, context: Context, gradients: Gradients
