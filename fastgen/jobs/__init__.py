@@ -14,6 +14,7 @@ from .job import Drawn, Job, Shard
 from .manifest import Identity, Manifest, ShardRecord
 from .model_job import ModelJob
 from .run import Summary, run
+from .tarflow import TarFlowJob
 from .verify import Verification, verify
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "ShardRecord",
     "StoppedElsewhere",
     "Summary",
+    "TarFlowJob",
     "Terminated",
     "Verification",
     "classes",

@@ -8,10 +8,10 @@ import torch
 
 from fastgen.cli.main import main
 from fastgen.data import load_table
-from fastgen.models import MAF, NeuralSplineFlow, find_weights
+from fastgen.models import MAF, NeuralSplineFlow, TarFlow, find_weights
 
 from ..backends import import_peer
-from .running import refused
+from .running import refused, run
 from .samples import drawn, names
 
 
@@ -64,7 +64,8 @@ def test_rows_are_in_the_units_of_the_table(tmp_path, capsys):
         (["--temperature", "-1"], "--temperature must not be negative, got -1"),
         (["--temperature", "nan"], "--temperature: must be finite, got nan"),
         (["--steps", "20"], "--steps is for diffusion models: digits-glow is a flow, drawn from in one pass"),
-        (["--guidance-scale", "2"], "--guidance-scale is for diffusion models: "),
+        (["--guidance-scale", "2"], "--guidance-scale is for diffusion models and transformer flows: "),
+        (["--noise-std", "0.1"], "--noise-std is for transformer flows: "),
         (["--size", "8", "8"], "--size is for diffusion models and autoregressive models: "),
         (["--seed", str(2**63 - 1)], "that of the last image, SEED + 15, must be below 2^63"),
     ],
@@ -86,3 +87,23 @@ def test_models_that_lack_something(tmp_path, capsys):
     )
     line = refused(capsys, *out, "diabetes-spline", "--format", "png")
     assert "--format png: format 'png' is for images, not for rows of 9 numbers" in line
+
+
+def test_a_transformer_flow(tmp_path, capsys):
+    torch.manual_seed(0)
+    for name, num_classes in (("classes", 3), ("none", None)):
+        TarFlow(1, 8, 4, 16, num_blocks=2, layers_per_block=1, num_classes=num_classes, head_channels=8).save(
+            tmp_path / name
+        )
+    command = ["sample", "--quiet", "--num", "5", "--out", tmp_path / "o", "--weights"]
+    guided = ["--guidance-scale", "2", "--noise-std", "0.1", "--temperature", "0.5"]
+    assert run(*command, tmp_path / "classes", *guided) == 0
+    assert drawn(tmp_path / "o")["labels"].tolist() == [0, 1, 2, 0, 1]
+    assert "5 images drawn patch after patch at temperature 0.5 in " in capsys.readouterr().out
+    for weights, options, message in (
+        ("none", ["--guidance-scale", "2"], f"must be 1: {tmp_path}/none has no classes to guide towards, got 2"),
+        ("classes", ["--guidance-scale", "0.5"], "--guidance-scale must be at least 1, got 0.5"),
+        ("classes", ["--noise-std", "-1"], "--noise-std must not be negative, got -1"),
+        ("classes", ["--steps", "3"], f"--steps is for diffusion models: {tmp_path}/classes is a transformer flow"),
+    ):
+        assert message in refused(capsys, *command, tmp_path / weights, "--overwrite", *options)

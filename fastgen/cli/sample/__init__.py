@@ -18,6 +18,7 @@ from .diffusion import Diffusion
 from .flow import Flow
 from .kind import Kind, model_name
 from .solvers import SAMPLERS
+from .tarflow import Transformer
 
 DEFAULT_WEIGHTS = "digits-ddpm"
 DESCRIPTION = (
@@ -26,7 +27,7 @@ DESCRIPTION = (
 )
 # without the two dashes torchrun takes --num for an option of its own
 TORCHRUN = "by 8 processes: torchrun --nproc-per-node 8 -m -- fastgen sample --num 50000"
-KINDS: tuple[Kind, ...] = (Diffusion(), Flow(), Autoregressive())
+KINDS: tuple[Kind, ...] = (Diffusion(), Flow(), Transformer(), Autoregressive())
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
@@ -116,6 +117,12 @@ def _add_others(group: "argparse._ArgumentGroup") -> None:
         type=_options.number,
         default=1.0,
         help="deviation of a flow's latent; divides the logits of an autoregressive model (default: 1)",
+    )
+    group.add_argument(
+        "--noise-std",
+        type=_options.number,
+        default=0.0,
+        help="of the noise that a transformer flow was trained with, which is taken out (default: 0)",
     )
     group.add_argument("--top-k", type=_options.count, help="pixels among the K likeliest levels alone")
     group.add_argument(
