@@ -133,53 +133,34 @@ class PngFolder(Format):
 
 
 class Csv(Format):
-    """A line an example, under a header of ``columns``: rows in a table's own units, ``row * scale + mean``, to six digits.
+    """A line an example, under a header of ``columns``: rows as they are drawn, to six digits.
 
     Args:
         columns: a name for each number of a row; 0, 1, 2, ... without.
-        mean: [D], 0 without.
-        scale: [D], 1 without.
     """
 
     name = "csv"
     suffix = ".csv"
 
-    def __init__(
-        self,
-        columns: Sequence[str] | None = None,
-        mean: Sequence[float] | None = None,
-        scale: Sequence[float] | None = None,
-    ) -> None:
-        self.columns, self.mean, self.scale = (
-            None if given is None else list(given) for given in (columns, mean, scale)
-        )
+    def __init__(self, columns: Sequence[str] | None = None) -> None:
+        self.columns = None if columns is None else list(columns)
 
     def reasons(self, shape: Sequence[int]) -> list[str]:
         if len(shape) != 1:
             return [f"format {self.name!r} is for rows of numbers, not for images"]
-        wrong = {
-            name: len(given)
-            for name, given in (("columns", self.columns), ("mean", self.mean), ("scale", self.scale))
-            if given is not None and len(given) != shape[0]
-        }
-        return [
-            f"{name} must have {shape[0]} entries, one for each number of a row, got {n}" for name, n in wrong.items()
-        ]
+        if self.columns is not None and len(self.columns) != shape[0]:
+            return [f"columns must have {shape[0]} entries, one for each number of a row, got {len(self.columns)}"]
+        return []
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {"format": self.name, "columns": self.columns, "mean": self.mean, "scale": self.scale}
+        return {"format": self.name, "columns": self.columns}
 
     def write(self, path: Path, drawn: Drawn) -> None:
-        rows = drawn.data.astype(np.float64)
-        if self.scale is not None:
-            rows *= np.array(self.scale)
-        if self.mean is not None:
-            rows += np.array(self.mean)
         with path.open("w", newline="", encoding="utf-8") as file:
-            names = range(rows.shape[1]) if self.columns is None else self.columns
+            names = range(drawn.data.shape[1]) if self.columns is None else self.columns
             csv.writer(file, quoting=csv.QUOTE_ALL, lineterminator="\n").writerow(names)
-            file.writelines(",".join(f"{number:.6g}" for number in row) + "\n" for row in rows.tolist())
+            file.writelines(",".join(f"{number:.6g}" for number in row) + "\n" for row in drawn.data.tolist())
 
 
 FORMATS: dict[str, Callable[[], Format]] = {kind.name: kind for kind in (Npz, WebDataset, PngFolder, Csv)}

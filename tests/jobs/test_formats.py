@@ -90,14 +90,14 @@ def test_a_png_folder_without_classes_has_no_list_of_them(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["000000", "manifest.json"]
 
 
-def test_csv_is_in_the_units_of_the_table(tmp_path):
+def test_csv(tmp_path):
     rows = np.array([[1.0, -2.0], [0.1, 1e-9]], dtype=np.float32)
     what = Drawn(rows, np.arange(2), None)
-    Csv(["length", 'so-called "age"'], [10.0, 0.0], [2.0, 1.0]).write(tmp_path / "x.csv", what)
-    assert (tmp_path / "x.csv").read_text() == '"length","so-called ""age"""\n12,-2\n10.2,1e-09\n'
+    Csv(["length", 'so-called "age"']).write(tmp_path / "x.csv", what)
+    assert (tmp_path / "x.csv").read_text() == '"length","so-called ""age"""\n1,-2\n0.1,1e-09\n'
     Csv().write(tmp_path / "y.csv", what)
     assert (tmp_path / "y.csv").read_text() == '"0","1"\n1,-2\n0.1,1e-09\n'
-    assert Csv(["a"]).settings == {"format": "csv", "columns": ["a"], "mean": None, "scale": None}
+    assert Csv(["a"]).settings == {"format": "csv", "columns": ["a"]}
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -133,8 +133,8 @@ def test_a_format_that_does_not_suit_is_refused_before_anything_is_written(tmp_p
 def test_refused_options():
     with pytest.raises(ValueError, match="format must be one of npz, webdataset, png, csv, got 'jpg'"):
         run(TinyJob(3), "nowhere", format="jpg")
-    with pytest.raises(ValueError, match="mean must have 5 entries, one for each number of a row, got 1"):
-        run(TinyJob(3, shape=(5,)), "nowhere", format=Csv(mean=[1.0]))
+    with pytest.raises(ValueError, match="columns must have 5 entries, one for each number of a row, got 1"):
+        run(TinyJob(3, shape=(5,)), "nowhere", format=Csv(["a"]))
 
 
 def test_a_digest_of_a_folder_sees_names_and_bytes(tmp_path):
