@@ -26,7 +26,7 @@ struct Runs {
   std::int64_t elements() const { return n * channels * positions; }
   std::int64_t count() const { return rows ? n * positions : n * channels * pieces; }
   Run operator[](std::int64_t i) const {
-    if (rows) return {i / positions, 0, i % positions, channels};
+    if (rows) return positions == 1 ? Run{i, 0, 0, channels} : Run{i / positions, 0, i % positions, channels};  // vectors: no division
     const std::int64_t plane = i / pieces, first = i % pieces * longest;
     return {plane / channels, plane % channels, first, std::min(longest, positions - first)};
   }

@@ -128,23 +128,27 @@ class Staged {
 
 std::int64_t longest(const Runs& runs) { return runs.rows ? runs.channels : runs.longest; }
 
-// Calls f(begin, end) with totals of pieces to fill, and adds them up.
+// Has f take the sums of all samples, by runs that are added to a vector each, and writes them.
 template <class A, class F>
 void sum_pieces(const Problem& p, const Runs& runs, A* to, const F& f) {
   const Pieces pieces(runs);
-  const std::unique_ptr<A[]> parts(new A[runs.n * pieces.count]);
+  const double constant = -kHalfLog2Pi * static_cast<double>(p.features);
+  const bool whole = pieces.count == 1;  // a sample is one piece: whoever has summed it writes it
+  const std::unique_ptr<A[]> parts(whole ? nullptr : new A[runs.n * pieces.count]);
   parallel(runs.n * pieces.count, runs.elements() * kWork, [&](std::int64_t begin, std::int64_t end) {
     f([&](const auto& sum_of_run) {  // once a thread
       for (std::int64_t item = begin; item < end; ++item) {
-        const std::int64_t n = item / pieces.count, first = item % pieces.count * pieces.together;
+        const std::int64_t n = whole ? item : item / pieces.count, first = whole ? 0 : item % pieces.count * pieces.together;
         Vec<A> sum(A(0));
         for (std::int64_t i = first; i < std::min(first + pieces.together, pieces.runs); ++i) sum_of_run(runs[n * pieces.runs + i], sum);
-        parts[item] = sum_lanes<A>(sum);
+        const A part = sum_lanes<A>(sum);
+        if (whole) to[n] = static_cast<A>(constant + part);
+        else parts[item] = part;
       }
     });
   });
-  for (std::int64_t n = 0; n < runs.n; ++n) {
-    double total = -kHalfLog2Pi * static_cast<double>(p.features);
+  for (std::int64_t n = 0; n < (whole ? 0 : runs.n); ++n) {
+    double total = constant;
     for (std::int64_t i = 0; i < pieces.count; ++i) total += parts[n * pieces.count + i];
     to[n] = static_cast<A>(total);
   }

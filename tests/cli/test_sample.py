@@ -135,7 +135,7 @@ REFUSED = [
     (["--classes", "no.txt"], "No such file or directory: 'no.txt'"),
     (
         ["--temperature", "0.5"],
-        "--temperature is for flows and autoregressive models: digits-ddpm is a diffusion model",
+        "--temperature is for flows, transformer flows and autoregressive models: digits-ddpm is a diffusion model",
     ),
     (["--top-k", "3"], "--top-k is for autoregressive models: digits-ddpm is a diffusion model, see --eta and --guid"),
     (["--format", "csv"], "--format csv: format 'csv' is for rows of numbers, not for images"),

@@ -20,7 +20,7 @@ def test_the_python_runs():
 
 
 def test_the_commands_are_understood():
-    commands = re.findall(r"^(?:torchrun .* -m )?fastgen (evaluate .*?)(?: +#.*)?$", PAGE, re.MULTILINE)
+    commands = re.findall(r"^(?:torchrun .* -m -- )?fastgen (evaluate .*?)(?: +#.*)?$", PAGE, re.MULTILINE)
     assert len(commands) == 4
     for command in commands:
         assert build_parser("evaluate", evaluate).parse_args(shlex.split(command)).command == "evaluate"

@@ -169,7 +169,8 @@ def _check_options(args: argparse.Namespace, kind: Kind) -> None:
     """Raise UsageError for an option that is for models of another kind, or out of its range."""
     for name, default in args.defaults.items():
         if getattr(args, name) != default and name not in kind.options:
-            several = " and ".join(other.several for other in KINDS if name in other.options)
+            *most, last = (other.several for other in KINDS if name in other.options)
+            several = f"{', '.join(most)} and {last}" if most else last
             raise UsageError(f"--{name.replace('_', '-')} is for {several}: {args.weights} is {kind.one}")
     if args.temperature < 0:
         raise UsageError(f"--temperature must not be negative, got {args.temperature:g}")
