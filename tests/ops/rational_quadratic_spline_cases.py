@@ -156,7 +156,7 @@ EXPORTED = {
 # Of 128 bins, and of the inverse of circular zuko's in training: three programs of four warps a multiprocessor instead of four.
 REGISTERS = {
     "rational_quadratic_spline.rational_quadratic_spline_kernel": 160,
-    "rational_quadratic_spline.rational_quadratic_spline_bwd_kernel": 160,
+    "_rational_quadratic_spline_bwd.rational_quadratic_spline_bwd_kernel": 160,
 }
 
 
