@@ -102,22 +102,28 @@ class _Session:
         return [(np.asarray(one.weight), np.asarray(one.bias), np.asarray(one.weight) != 0) for one in linears]
 
     def spline(self, x: Any, parameters: Any, bound: float, inverse: bool) -> None:
-        """Set up a rational-quadratic spline in [-bound, bound] of each element of x [N], by its parameters [N, 3 K + 1]: of
-        widths, of heights and of the slopes at all knots, added to those of the identity."""
+        """Set up a rational-quadratic spline in [-bound, bound] of each element of x [N, D], by its parameters [N, D, 3 K + 1]: of
+        widths, of heights and of the slopes at all knots, added to those of the identity. Log-dets are summed a row, [N]."""
         import equinox as eqx
         import jax
         import paramax
         from flowjax.bijections import RationalQuadraticSpline
         from flowjax.utils import get_ravelled_pytree_constructor
 
-        bins = (parameters.shape[1] - 1) // 3
+        bins = (parameters.shape[-1] - 1) // 3
         template = RationalQuadraticSpline(knots=bins - 1, interval=bound)
         constructor, count = get_ravelled_pytree_constructor(
             template, filter_spec=eqx.is_inexact_array, is_leaf=lambda leaf: isinstance(leaf, paramax.NonTrainable)
         )
-        assert count == parameters.shape[1]
+        assert count == parameters.shape[-1]
         one = "inverse_and_log_det" if inverse else "transform_and_log_det"
-        function = jax.jit(jax.vmap(lambda x, row: getattr(constructor(row), one)(x)))
+        each = jax.vmap(jax.vmap(lambda x, row: getattr(constructor(row), one)(x)))
+
+        def whole(x: Any, parameters: Any) -> tuple[Any, Any]:
+            y, log_det = each(x, parameters)
+            return y, log_det.sum(1)
+
+        function = jax.jit(whole)
         arrays = [jax.numpy.asarray(a) for a in (x, parameters)]
         self._run = lambda: function(*arrays)
         self.run()

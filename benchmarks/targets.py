@@ -145,6 +145,7 @@ TARGETS: tuple[Target, ...] = (
     Target("rational-quadratic spline, K = 8, 262,144 elements, both ways, over nflows (lowest row)", 12.0, _lowest("nflows", family="rational_quadratic_spline", shape="4096x64", dtype="fp32")),
     Target("the same over zuko", 12.0, _lowest("zuko", family="rational_quadratic_spline", shape="4096x64", dtype="fp32")),
     Target("the same over zuko compiled", 3.0, _lowest("compile", family="rational_quadratic_spline", shape="4096x64", dtype="fp32")),
+    Target("the same over flowjax", 5.0, _lowest("flowjax", family="rational_quadratic_spline", shape="4096x64", dtype="fp32")),
     # counted in bytes: an actnorm of two operations moves 4 accesses an element, of training 9; two halves under a normal 13
     Target("actnorm with its log-determinant, forward and backward, geometric mean over eager", 1.5, _mean_speedup("eager", family="actnorm", mode="backward")),
     Target("actnorm and 1x1 convolution with their log-determinant, forward and backward, geometric mean over eager", 1.5, _mean_speedup("eager", family="invertible_conv1x1", mode="backward")),

@@ -1,9 +1,10 @@
-"""`rational_quadratic_spline`, K = 8, beside the splines of nflows and of zuko: a table and half of the channels of an
-image, both ways, inference and training.
+"""`rational_quadratic_spline`, K = 8, beside the splines of nflows, zuko and flowjax: a table and half of the channels of an
+image, both ways, inference and training (flowjax: the table, inference).
 
 A peer is called as its own layers call it: nflows splits the output of a conditioner into three views, of an image after a
 permutation, and gathers the channels that it transforms; zuko makes a transform of three tensors. Where a peer cannot be
-compiled whole the row says so. The floor is a clone of the parameters.
+compiled whole the row says so. flowjax is jitted, with one spline an element as its own layers have it; its values come from
+another process, which takes a small part of its time. The floor is a clone of the parameters.
 """
 
 import functools
@@ -18,6 +19,7 @@ from zuko.transforms import MonotonicRQSTransform
 from fastgen.ops import rational_quadratic_spline
 
 from ..cases import DTYPES, Case, Provider, Workload, compiled, random_tensor
+from ..flowjax_peer import started
 from ..verify import Values
 
 BINS = 8
@@ -75,8 +77,8 @@ def ours(x: Tensor, packed: Tensor, *, mask: Tensor | None, form: str, inverse: 
 
 
 def cases(device: torch.device, full: bool) -> list[Case]:
-    """3 modes x (2 shapes of nflows, 1 of zuko), in float32 and, of the table, bfloat16."""
-    return [
+    """3 modes x (2 shapes of nflows, 1 of zuko), in float32 and, of the table, bfloat16; flowjax's on a CPU, both ways."""
+    listed = [
         Case(
             "rational_quadratic_spline",
             f"{form} {mode}",
@@ -92,6 +94,15 @@ def cases(device: torch.device, full: bool) -> list[Case]:
         for dtype in ("fp32", "bf16")
         if dtype == "fp32" or (shape == TABLE and device.type == "cuda")
     ]
+    if device.type == "cpu":
+        listed += [
+            Case(
+                "rational_quadratic_spline", f"flowjax {mode}", TABLE, "fp32",
+                functools.partial(build_flowjax, mode == "inverse"), f"spline of flowjax, {mode}", layout="NC",
+            )
+            for mode in ("forward", "inverse")
+        ]  # fmt: skip
+    return listed
 
 
 def build(
@@ -140,5 +151,39 @@ def build(
         min_bytes=units * DTYPES[dtype].itemsize,
         flops=FLOPS * transformed * (3 if grad else 1),
         grad=grad,
+        notes=notes,
+    )
+
+
+def build_flowjax(inverse: bool, allow_compile: bool) -> Workload:
+    """Its bins are at least 1e-3 wide, whatever the box; all knots have slopes, of which those at the ends are left at 1."""
+    notes: list[str] = []
+    peer = started(allow_compile, notes)
+    cpu = torch.device("cpu")
+    x = random_tensor(TABLE, cpu, "fp32", seed=0)
+    numbers = random_tensor((*TABLE, 3 * BINS + 1), cpu, "fp32", seed=1, deviation=0.2)
+    numbers[..., [2 * BINS, -1]] = 0.0
+    # flowjax adds them to the parameters of the identity; a layer of ours has them as they are
+    packed = torch.cat([numbers[..., : 2 * BINS], numbers[..., 2 * BINS + 1 : -1] + math.log(math.expm1(1 - 1e-3))], -1)
+    least = 1e-3 / (2 * BOUND)
+
+    def spline(x: Tensor, packed: Tensor) -> tuple[Tensor, Tensor]:
+        return rational_quadratic_spline(
+            x, packed, bound=BOUND, min_bin_width=least, min_bin_height=least, inverse=inverse
+        )
+
+    providers = [
+        Provider("fastgen", functools.partial(spline, x, packed), "fastgen"),
+        Provider("copy", packed.detach().clone, "floor"),
+    ]
+    if peer is not None:
+        peer("spline", x.numpy(), numbers.numpy(), BOUND, inverse)
+        providers.insert(0, Provider("flowjax", lambda: tuple(map(torch.tensor, peer("run")))))
+    elements = math.prod(TABLE)
+    return Workload(
+        providers,
+        (Values(lambda: spline(x.double(), packed.double()), tolerance=1e-5),),
+        min_bytes=4 * elements * (2 + PARAMETERS),
+        flops=FLOPS * elements,
         notes=notes,
     )
