@@ -41,7 +41,7 @@ ISA_FLAGS = {
 }
 # The sources with kernels over matrix tiles (csrc/common/simd/matrix_tiles.h). No compiler makes such code by itself, so that of
 # the others is that of avx512_bf16, and the variant amx takes their objects.
-TILED = ("attention", "conv2d", "upsample_conv2d")
+TILED = ("attention", "attention_bwd", "conv2d", "upsample_conv2d")
 # The sources that store no bfloat16 and multiply none, for which alone avx512_bf16 has instructions: it takes their objects from
 # avx512. The compiler refuses one that does (csrc/common/shared.h).
 SHARED = (
@@ -226,7 +226,7 @@ def describe_build(package: Path, objects: Path) -> Ninja:
             # What all sources read is read once a variant: gcc takes `precompiled.h.gch` where it finds one that fits, in the first
             # folder, and any compiler the header itself in the second.
             first, read_first = "", []
-            if of != "amx" and is_gcc(compiler):  # which has three sources
+            if of != "amx" and is_gcc(compiler):  # which has four sources
                 first = f"-I{objects / of}"
                 read_first = [
                     ninja.build(objects / of / "common/precompiled.h.gch", "precompile", [PRECOMPILED], flags=flags)

@@ -25,9 +25,6 @@ constexpr std::int64_t kPackBytes = 1 << 25;   // of the keys and values that ar
 constexpr std::int64_t kTiledKeys = 64, kTiledKeysOfWide = 192, kWideValues = 96;
 constexpr std::int64_t kSpanBytes = 1 << 20;   // of the keys and values of a span
 
-template <class F>
-constexpr bool kTiled = std::is_same_v<F, TiledPairs>;
-
 // Only where the maximum of a row grows by more than this, in powers of two, are the sums so far scaled again.
 constexpr int kSlack = 8;
 
@@ -249,7 +246,7 @@ struct Block {
   template <int wide>
   void multiply_by_keys(std::int64_t panel, std::int64_t slot, std::int64_t key, std::int64_t count) {
     const E *keys = packed.keys(slot, key), *of_panel = queries + panel * panel_size;
-    if constexpr (kTiled<F>) multiply_keys_by_tiles(keys, round_up(count, F::tall) / F::tall, packed.terms / F::deep, of_panel, scores);
+    if constexpr (kTiled<F>) multiply_keys_by_tiles<wide * kWidth<A> / F::tile>(keys, round_up(count, F::tall) / F::tall, packed.terms / F::deep, of_panel, scores);
     else multiply_keys<F, A, wide>(keys, packed.key_row, count, of_panel, packed.terms, scores);
   }
 
@@ -264,7 +261,7 @@ struct Block {
       std::fill_n(weights + terms * lanes, (deep - terms) * lanes, E(0));
       for (std::int64_t e = 0; key > 0 && !same && e < p.width; ++e)
         for (int v = 0; v < wide * kWidth<A>; v += kWidth<A>) store(to + e * lanes + v, load(to + e * lanes + v) * load(factor + v));
-      multiply_values_by_tiles(values, packed.value_row / F::tall, deep / F::deep, weights, key == 0, to);
+      multiply_values_by_tiles<wide * kWidth<A> / F::tile>(values, packed.value_row / F::tall, deep / F::deep, weights, key == 0, to);
     } else {
       multiply_values<F, A, wide>(values, packed.value_row, p.width, weights, terms, key == 0 ? nullptr : factor, to);
     }
@@ -281,19 +278,6 @@ struct Block {
     write_panel<A>(from, lanes, p.width, rows, out, view.column, view.row, factor);
   }
 };
-
-// Calls f with the number of vectors that hold `lanes` of a panel as a constant; in whole tiles where those are multiplied.
-template <class F, class A, class G>
-void with_vectors(std::int64_t lanes, G&& g) {
-  if constexpr (kTiled<F>) {
-    constexpr int of_tile = F::tile / kWidth<A>;
-    if (lanes > 2 * F::tile) return g(std::integral_constant<int, 3 * of_tile>());
-    if (lanes > F::tile) return g(std::integral_constant<int, 2 * of_tile>());
-    g(std::integral_constant<int, of_tile>());
-  } else {
-    with_width<A>(lanes, g);
-  }
-}
 
 template <class T, class F>
 void forward(const Problem& p, const View& query, const View& key, const View& value, const View& output, opmath_t<T>* logsumexp) {

@@ -5,7 +5,8 @@
 // A thread owns a chunk of the keys of one head: its dK and dV are summed in place while the rows go by in blocks, in order. Rows
 // get a part of dQ from each chunk, and the parts are added in order; few chunks, since each part is as large as dQ. Chunks depend
 // on the shape alone, so the bits do not depend on the number of threads. Arithmetic is in fp32, fp64 for fp64, whatever is stored.
-#include "attention.h"
+#include "attention_bwd.h"
+#include "attention_bwd_tiles.h"
 
 namespace fastgen::attention {
 namespace {
@@ -14,27 +15,6 @@ constexpr std::int64_t kRowBytes = 128 << 10;  // of what a block of rows keeps,
 constexpr std::int64_t kLeastPanels = 2, kMostPanels = 6;  // their gradients go by once for as many rows
 constexpr std::int64_t kKeys = 64;       // of a block: its weights and d_scores for 96 rows are 48 KB in fp32
 constexpr std::int64_t kItems = 64;      // pieces of work wanted: heads of keys times chunks
-constexpr std::int64_t kMostChunks = 8;  // parts of dQ
-constexpr std::int64_t kLeastChunk = 4 * kKeys;
-
-struct Chunks {
-  std::int64_t count, keys;
-
-  static Chunks of(const Problem& p) {
-    const std::int64_t wanted = (kItems + p.n * p.kv_heads - 1) / std::max<std::int64_t>(p.n * p.kv_heads, 1);
-    const std::int64_t most = std::min(kMostChunks, (p.keys + kLeastChunk - 1) / kLeastChunk);
-    const std::int64_t keys = round_up((p.keys + std::clamp<std::int64_t>(wanted, 1, most) - 1) / std::clamp<std::int64_t>(wanted, 1, most), kKeys);
-    return {(p.keys + keys - 1) / keys, keys};
-  }
-};
-
-// Panels of a block of rows: queries and gradients both ways, and the gradient of the queries.
-template <class F, class A>
-std::int64_t panels_of(const Problem& p) {
-  const std::int64_t factors = 2 * (p.depth + p.width) * static_cast<std::int64_t>(sizeof(typename F::Element)) / F::count;
-  const std::int64_t bytes = (factors + p.depth * static_cast<std::int64_t>(sizeof(A))) * F::lanes;
-  return std::clamp(kRowBytes / std::max<std::int64_t>(bytes, 1), kLeastPanels, kMostPanels);
-}
 
 // to[k][e] += sum over rows i of from[k][i] right[i][e] for k < count and e < columns; `from` lies in panels of rows, as scores do.
 template <class F, class A>
@@ -60,10 +40,11 @@ void multiply_rows(const typename F::Element* from, std::int64_t panel_size, std
 }
 
 // What one thread works in: a chunk of keys and values with their gradients, and a block of rows.
-template <class F, class A>
+template <class Factors, class A>
 struct Chunk {
+  using F = Factors;
   using E = typename F::Element;
-  static constexpr std::int64_t lanes = F::lanes;
+  static constexpr std::int64_t lanes = F::lanes, block = kKeys, items = kItems, panel_size = block * lanes / F::count;
   static constexpr bool paired = F::count == 2;
   Arena arena;
   const Problem& p;
@@ -82,22 +63,29 @@ struct Chunk {
         most_keys(chunks.keys),
         key_terms((p.depth + F::count - 1) / F::count),
         value_terms((p.width + F::count - 1) / F::count) {
-    const std::int64_t rows = std::min(panels_of<F, A>(p) * lanes, round_up(p.rows, lanes));
+    const std::int64_t rows = most_rows(p);
     keys = arena.take<E>(most_keys * key_row), values = arena.take<E>(most_keys * value_row);
     d_keys = arena.take<A>(most_keys * key_row), d_values = arena.take<A>(most_keys * value_row);
     queries = arena.take<E>(rows * key_row), query_rows = arena.take<E>(rows * key_row);
     grads = arena.take<E>(rows * value_row), grad_rows = arena.take<E>(rows * value_row);
     d_queries = arena.take<A>(rows * key_row);
-    for (E** at : {&weights, &d_scores}) *at = arena.take<E>(rows * kKeys);
-    for (A** at : {&scores, &d_weights, &bias}) *at = arena.take<A>(kKeys * lanes);
+    for (E** at : {&weights, &d_scores}) *at = arena.take<E>(rows * block);
+    for (A** at : {&scores, &d_weights, &bias}) *at = arena.take<A>(block * lanes);
     outputs = arena.take<A>(value_row * lanes);
     logsumexp = arena.take<A>(rows), delta = arena.take<A>(rows), ones = arena.take<A>(lanes);
     std::fill_n(ones, lanes, A(1));
     key_columns = paired ? arena.take<E>(most_keys * key_row) : keys;
-    d_score_pairs = paired ? arena.take<E>(kKeys * lanes) : nullptr;
+    d_score_pairs = paired ? arena.take<E>(block * lanes) : nullptr;
     staged = paired ? arena.take<A>((std::max(key_row, value_row) + 1) * (lanes + 1)) : nullptr;
   }
   Chunk(const Chunk&) = delete;
+
+  // Of a block: queries and gradients both ways, and the gradient of the queries.
+  static std::int64_t most_rows(const Problem& p) {
+    const std::int64_t factors = 2 * (p.depth + p.width) * static_cast<std::int64_t>(sizeof(E)) / F::count;
+    const std::int64_t bytes = (factors + p.depth * static_cast<std::int64_t>(sizeof(A))) * lanes;
+    return std::min(std::clamp(kRowBytes / std::max<std::int64_t>(bytes, 1), kLeastPanels, kMostPanels) * lanes, round_up(p.rows, lanes));
+  }
 
   // x[rows][columns], one of them at most `lanes`, as the factor of a sum over its rows; those two by two where they are paired.
   template <class T>
@@ -119,7 +107,9 @@ struct Chunk {
   }
 
   template <class T>
-  void begin(const T* k, const View& k_view, const T* v, const View& v_view, std::int64_t count) {
+  void begin(const Tensors& t, std::int64_t n, std::int64_t kv, std::int64_t first, std::int64_t count) {
+    const View &k_view = t.key, &v_view = t.value;
+    const T *k = k_view.at<const T>(n, kv, first), *v = v_view.at<const T>(n, kv, first);
     read_to_sum_over_columns(k, k_view.row, k_view.column, count, p.depth, keys, key_row);
     read_to_sum_over_columns(v, v_view.row, v_view.column, count, p.width, values, value_row);
     for (std::int64_t i = 0; paired && i < count; i += lanes)
@@ -128,7 +118,15 @@ struct Chunk {
     std::fill_n(d_values, most_keys * value_row, A(0));
   }
 
-  // One panel of rows: `at` is where it begins among the rows of the block.
+  // Rows [row, row + rows) of a head.
+  template <class T>
+  void read_block(const Tensors& t, std::int64_t n, std::int64_t h, std::int64_t row, std::int64_t rows, const A* statistics) {
+    for (std::int64_t at = 0; at < rows; at += lanes)
+      read_rows(at, std::min(lanes, rows - at), t.query.at<const T>(n, h, row + at), t.query, t.grad.at<const T>(n, h, row + at), t.grad,
+                t.output.at<const T>(n, h, row + at), t.output, statistics + at);
+  }
+
+  // One panel of them: `at` is where it begins in the block.
   template <class T>
   void read_rows(std::int64_t at, std::int64_t rows, const T* q, const View& q_view, const T* grad, const View& grad_view, const T* out,
                  const View& out_view, const A* statistics) {
@@ -142,15 +140,7 @@ struct Chunk {
       else return to_grads;
     }();
     read_panel<A>(out, out_view.column, out_view.row, p.width, rows, outputs, lanes);
-    for (std::int64_t r = 0; r < lanes; ++r) {
-      const A value = r < rows ? statistics[r] : -std::numeric_limits<A>::infinity();
-      logsumexp[at + r] = value == -std::numeric_limits<A>::infinity() ? -value : static_cast<A>(value * kLog2E);  // no key: weights of 0
-    }
-    for (std::int64_t r = 0; r < rows; r += kWidth<A>) {
-      Vec<A> sum(A(0));
-      for (std::int64_t e = 0; e < p.width; ++e) sum = madd<A>(load(grads_of_panel + e * lanes + r), load(outputs + e * lanes + r), sum);
-      store(delta + at + r, sum);
-    }
+    read_statistics<A>(statistics, rows, grads_of_panel, outputs, p.width, lanes, logsumexp + at, delta + at);
   }
 
   // Weights and d_scores of keys [key, key + count), at `offset` in the chunk, for one panel; and its part of d_queries. The d_scores go
@@ -163,7 +153,7 @@ struct Chunk {
     const Vec<A> scale(static_cast<A>(p.scale * kLog2E));
     const bool biased = p.mask || (p.causal && key + count > row + 1);
     if (biased) read_bias<A, lanes>(p, n, h, row, rows, key, count, bias);
-    E *weight = weights + at / F::count * kKeys, *d_score = d_scores + at / F::count * kKeys;
+    E *weight = weights + at / F::count * block, *d_score = d_scores + at / F::count * block;
     for (std::int64_t k = 0; k < count; k += F::count) {
       Vec<A> probability[F::count][wide], change[F::count][wide];
       for (int j = 0; j < F::count; ++j) {
@@ -194,6 +184,25 @@ struct Chunk {
                                 d_queries + at * key_row);
   }
 
+  void differentiate(std::int64_t at, std::int64_t n, std::int64_t h, std::int64_t row, std::int64_t rows, std::int64_t offset, std::int64_t key,
+                     std::int64_t count, A* all_scores) {
+    with_width<A>(rows, [&](auto wide) { differentiate<wide>(at, n, h, row, rows, offset, key, count, all_scores); });
+  }
+
+  // What `rows` rows of the block add to the gradients of `count` keys and values from `offset` on.
+  void add_to_keys(std::int64_t rows, std::int64_t offset, std::int64_t count) {
+    multiply_rows<F, A>(weights, panel_size, rows, grad_rows, count, p.width, d_values + offset * value_row, value_row);
+    multiply_rows<F, A>(d_scores, panel_size, rows, query_rows, count, p.depth, d_keys + offset * key_row, key_row);
+  }
+
+  template <class T>
+  void write_keys(const Tensors& t, std::int64_t n, std::int64_t kv, std::int64_t first, std::int64_t count) {
+    const A scale = static_cast<A>(p.scale);
+    for (std::int64_t i = 0; i < count * key_row; i += kWidth<A>) store(d_keys + i, load(d_keys + i) * scale);
+    write_panel<A>(d_keys, key_row, count, p.depth, t.d_key.at<T>(n, kv, first), t.d_key.row, t.d_key.column);
+    write_panel<A>(d_values, value_row, count, p.width, t.d_value.at<T>(n, kv, first), t.d_value.row, t.d_value.column);
+  }
+
   // Number i of a panel of factors.
   FASTGEN_INLINE static void store_factor(E* panel, std::int64_t i, Vec<A> x) {
     if constexpr (paired) store(reinterpret_cast<BFloat16*>(panel) + i, x);
@@ -201,24 +210,21 @@ struct Chunk {
   }
 };
 
-// The tensors of a call as they lie; d_query_parts [chunks, N, H, L, E] where there are several chunks, d_scores where wanted.
-struct Tensors {
-  View grad, query, key, value, output, d_query, d_key, d_value;
-};
-
-template <class T, class F>
+// d_query_parts [chunks, N, H, L, E] where there are several chunks, d_scores where wanted.
+template <class T, class C>
 void backward(const Problem& p, const Chunks& chunks, const Tensors& t, const opmath_t<T>* logsumexp, opmath_t<T>* d_query_parts,
               opmath_t<T>* d_scores) {
   using A = opmath_t<T>;
-  constexpr std::int64_t lanes = F::lanes, panel_size = kKeys * lanes / F::count;
+  constexpr std::int64_t lanes = C::lanes;
   const A scale = static_cast<A>(p.scale);
-  const std::int64_t most_rows = panels_of<F, A>(p) * lanes;
+  const std::int64_t most_rows = C::most_rows(p);
   parallel(p.n * p.kv_heads * chunks.count, p.work(), [&](std::int64_t begin, std::int64_t end) {
-    Chunk<F, A> chunk(p, chunks);
+    C chunk(p, chunks);
+    [[maybe_unused]] const Unit<typename C::F> unit;
     for (std::int64_t item = begin; item < end; ++item) {
       const std::int64_t part = item % chunks.count, n = item / chunks.count / p.kv_heads, kv = item / chunks.count % p.kv_heads;
       const std::int64_t first = part * chunks.keys, count = std::min(chunks.keys, p.keys - first);
-      chunk.begin(t.key.at<const T>(n, kv, first), t.key, t.value.at<const T>(n, kv, first), t.value, count);
+      chunk.template begin<T>(t, n, kv, first, count);
       for (std::int64_t h = kv * p.group(); h < (kv + 1) * p.group(); ++h)
         for (std::int64_t row = 0; row < p.rows; row += most_rows) {
           const std::int64_t rows = std::min(most_rows, p.rows - row);
@@ -227,21 +233,14 @@ void backward(const Problem& p, const Chunks& chunks, const Tensors& t, const op
           };
           std::fill_n(chunk.d_queries, round_up(rows, lanes) * chunk.key_row, A(0));
           const std::int64_t visible = std::min(p.visible(row + rows) - first, count);
-          if (visible > 0)
-            each_panel([&](std::int64_t at, std::int64_t r, std::int64_t panel_rows) {
-              chunk.read_rows(at, panel_rows, t.query.at<const T>(n, h, r), t.query, t.grad.at<const T>(n, h, r), t.grad,
-                              t.output.at<const T>(n, h, r), t.output, logsumexp + (n * p.heads + h) * p.rows + r);
-            });
-          for (std::int64_t k = 0; k < visible; k += kKeys) {
-            const std::int64_t block = std::min(kKeys, count - k);  // whole: what pads a block of weights is not zero
+          if (visible > 0) chunk.template read_block<T>(t, n, h, row, rows, logsumexp + (n * p.heads + h) * p.rows + row);
+          for (std::int64_t k = 0; k < visible; k += C::block) {
+            const std::int64_t keys = std::min(C::block, count - k);  // whole: what pads a block of weights is not zero
             each_panel([&](std::int64_t at, std::int64_t r, std::int64_t panel_rows) {
               A* all_scores = d_scores == nullptr ? nullptr : d_scores + ((n * p.heads + h) * p.rows + r) * p.keys + first + k;
-              with_width<A>(panel_rows, [&](auto wide) {
-                chunk.template differentiate<wide>(at, n, h, r, panel_rows, k, first + k, block, all_scores);
-              });
+              chunk.differentiate(at, n, h, r, panel_rows, k, first + k, keys, all_scores);
             });
-            multiply_rows<F, A>(chunk.weights, panel_size, rows, chunk.grad_rows, block, p.width, chunk.d_values + k * chunk.value_row, chunk.value_row);
-            multiply_rows<F, A>(chunk.d_scores, panel_size, rows, chunk.query_rows, block, p.depth, chunk.d_keys + k * chunk.key_row, chunk.key_row);
+            chunk.add_to_keys(rows, k, keys);
           }
           each_panel([&](std::int64_t at, std::int64_t r, std::int64_t panel_rows) {
             A* from = chunk.d_queries + at * chunk.key_row;
@@ -254,9 +253,7 @@ void backward(const Problem& p, const Chunks& chunks, const Tensors& t, const op
             }
           });
         }
-      for (std::int64_t i = 0; i < count * chunk.key_row; i += kWidth<A>) store(chunk.d_keys + i, load(chunk.d_keys + i) * scale);
-      write_panel<A>(chunk.d_keys, chunk.key_row, count, p.depth, t.d_key.at<T>(n, kv, first), t.d_key.row, t.d_key.column);
-      write_panel<A>(chunk.d_values, chunk.value_row, count, p.width, t.d_value.at<T>(n, kv, first), t.d_value.row, t.d_value.column);
+      chunk.template write_keys<T>(t, n, kv, first, count);
     }
   });
 }
@@ -293,7 +290,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_bwd(const Tensor& grad_outp
   Tensor d_value = empty_in_order_of(value, sizes_of(value));
   Tensor d_scores = empty_contiguous(wants_scores ? std::vector{p.n, p.heads, p.rows, p.keys} : std::vector<std::int64_t>{0}, opmath);
   const Tensor dense_statistics = as_dense(logsumexp, false);
-  const Chunks chunks = p.keys > 0 ? Chunks::of(p) : Chunks{0, 0};
   dispatch_dtype("attention_bwd", dtype, [&]<class T>() {
     using A = opmath_t<T>;
     auto* scores = wants_scores ? static_cast<A*>(d_scores.mutable_data_ptr()) : nullptr;
@@ -303,15 +299,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_bwd(const Tensor& grad_outp
       return;
     }
     const Tensors tensors{View(grad_output), View(query), View(key), View(value), View(output), View(d_query), View(d_key), View(d_value)};
-    const bool several = chunks.count > 1;
-    const Scratch<A> parts(several ? chunks.count * p.n * p.heads * p.rows * p.depth : 0);
-    const auto run_by = [&]<class F>() {
-      backward<T, F>(p, chunks, tensors, static_cast<const A*>(dense_statistics.data_ptr()), several ? parts.get() : nullptr, scores);
+    const auto run_by = [&]<class C>() {
+      const Chunks chunks = Chunks::of(p, C::items, C::block);
+      const bool several = chunks.count > 1;
+      const Scratch<A> parts(several ? chunks.count * p.n * p.heads * p.rows * p.depth : 0);
+      backward<T, C>(p, chunks, tensors, static_cast<const A*>(dense_statistics.data_ptr()), several ? parts.get() : nullptr, scores);
       if (several) add_parts<T>(p, chunks.count, parts.get(), tensors.d_query);
     };
-    if constexpr (kHasPairs && std::is_same_v<T, BFloat16>)
-      if (pairs_are_fast()) return run_by.template operator()<Pairs>();
-    run_by.template operator()<Singles<A>>();
+    if constexpr (matrix_tiles::kAvailable && std::is_same_v<T, BFloat16>) return run_by.template operator()<TiledChunk>();
+    if constexpr (kHasPairs && !matrix_tiles::kAvailable && std::is_same_v<T, BFloat16>)
+      if (pairs_are_fast()) return run_by.template operator()<Chunk<Pairs, A>>();
+    if constexpr (!matrix_tiles::kAvailable || !std::is_same_v<T, BFloat16>) run_by.template operator()<Chunk<Singles<A>, A>>();
   });
   return {d_query, d_key, d_value, d_scores};
 }
