@@ -172,7 +172,10 @@ Smaller.__name__ = "Downsample2d"
     (GateFirst(16, 32), "not the first half of a linear times GELU of the second"),
     (foreign.ResConvBlock(24, 16, 16, activation=nn.SiLU), "layers in another order than norm, GELU, convolution, dropout"),
     (Smaller(), "not a kernel [k, k] for each channel"),
-    (foreign.ConditionedResidualBlock(*foreign.ResConvBlock(24, 16, 16).main, skip=nn.Sequential(nn.Identity())), "a skip connection of class"),
+    (
+        foreign.ConditionedResidualBlock(*foreign.ResConvBlock(24, 16, 16).main, skip=nn.Sequential(nn.Identity())),
+        "a skip connection of class",
+    ),
 ])  # fmt: skip
 def test_what_is_left_alone_and_why(module, reason):
     assert mixin_of(fastgen.accelerate(module)) is None
