@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,13 +43,20 @@ class Provider:
     times: int = 1
 
 
+class SetUp(NamedTuple):
+    """What a provider takes before its calls are as they stay: ``seconds``, and ``bytes`` that it keeps beside the model's own."""
+
+    seconds: float
+    bytes: int
+
+
 @dataclass
 class Workload:
     """A case with its tensors in memory.
 
     ``expected`` says what every provider's call must return (`verify.py` calls them and compares). ``min_bytes`` is the least
     traffic the mathematics allows (each input read once, each output written once), ``flops`` a nominal count, both for one call.
-    ``notes`` says what could not be measured and why.
+    ``notes`` says what could not be measured and why, ``set_up`` what the providers of that name took before their first call.
     """
 
     providers: list[Provider]
@@ -58,6 +65,7 @@ class Workload:
     flops: int
     grad: bool = False
     notes: list[str] = field(default_factory=list)
+    set_up: dict[str, SetUp] = field(default_factory=dict)
 
     def grad_mode(self) -> AbstractContextManager:
         """In which the calls are checked and timed."""

@@ -101,6 +101,12 @@ def load_average() -> list[float] | None:
     return [round(x, 2) for x in os.getloadavg()] if hasattr(os, "getloadavg") else None
 
 
+def resident_bytes() -> int:
+    """Of this process, as it is now; 0 where the system does not say."""
+    fields = _read("/proc/self/statm").split()
+    return int(fields[1]) * os.sysconf("SC_PAGE_SIZE") if len(fields) > 1 else 0
+
+
 def gemm_rate(device: torch.device, dtype: str, size: int | None = None) -> float:
     """FLOP/s of a square matrix product, the median of several."""
     size = size or (8192 if device.type == "cuda" else 1024)

@@ -26,6 +26,8 @@ def measure(
         workload = case.build(allow_compile)
         row["set_up_seconds"] = round(time.perf_counter() - started, 2)
         row |= {"min_bytes": workload.min_bytes, "flops": workload.flops, "notes": list(workload.notes)}
+        if workload.set_up:
+            row["set_up"] = {name: [_short(of.seconds), of.bytes] for name, of in workload.set_up.items()}
         checks = verify.check(workload)
     except Exception as error:
         row["red"] = {"fastgen": f"set-up failed: {type(error).__name__}: {first_line(error)}"}

@@ -28,6 +28,10 @@ _HOW = (
     "geometric means of paired medians, the lowest and the highest row in brackets; *over the fastest* takes for each row the "
     "fastest of its baselines."
 )
+_SET_UPS = (
+    "Of fastgen: `accelerate`, and what the first output takes longer than the second; the packed weights that it keeps. Of the "
+    "others: compilation or conversion, and by how much the process has grown after it.\n"
+)
 _NONE_YET = "No results of this version are stored yet: `make bench` measures on your machine.\n"
 
 
@@ -49,6 +53,8 @@ def markdown(documents: Sequence[Document]) -> str:
         "## Targets\n",
         target_table(documents),
     ]
+    if set_ups := tables.set_ups(rows):
+        parts += ["## Before the first call\n", _SET_UPS, set_ups]
     if hosts := tables.host_times(rows):
         parts += ["## Time on the GPU and time of the host\n", hosts]
     if notes := _notes(documents):

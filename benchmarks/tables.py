@@ -56,6 +56,17 @@ def host_times(rows: Sequence[Row]) -> str:
     return table(("case", "provider", "device time", "measured by", "host time a call"), lines) if lines else ""
 
 
+def set_ups(rows: Sequence[Row]) -> str:
+    """What each provider takes before its first call, where that was measured: time, and memory beside the model's own."""
+    measured = [row for row in rows if row.get("set_up")]
+    names = list(dict.fromkeys(name for row in measured for name in row["set_up"]))
+    lines = []
+    for row in measured:
+        found = [row["set_up"].get(name) for name in names]
+        lines.append([row["id"], *(f"{seconds_text(of[0])}, {of[1] / 1e6:.0f} MB" if of else "-" for of in found)])
+    return table(("case", *names), lines) if lines else ""
+
+
 def _cells(row: Row) -> list[str]:
     other = peer(row)
 

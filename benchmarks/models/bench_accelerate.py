@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import gc
 import importlib.util
 import itertools
 import time
@@ -17,7 +18,8 @@ import fastgen
 from fastgen.ops._packed_weights import WEIGHTS
 
 from .. import peer_unets
-from ..cases import DTYPES, Case, Provider, Workload, compiled, random_tensor
+from ..cases import DTYPES, Case, Provider, SetUp, Workload, compiled, random_tensor
+from ..machine import resident_bytes
 from ..openvino_peer import converted, of_float32
 from ..verify import Values
 from .bench_unet import BOUND, fill_zeros
@@ -167,19 +169,25 @@ def build(
     args = model.arguments(x)
     models: dict[str, Any] = {"eager": plain}
     notes: list[str] = []
-    fused = copy.deepcopy(plain)
+    shared = (
+        {id(p): p for p in plain.parameters()} if model.full else {}
+    )  # of the largest there is no room for another copy
+    fused = copy.deepcopy(plain, shared)
     with torch.no_grad():
-        notes.append(first_outputs(plain, fused, args))
-        begin = time.perf_counter()
-        function = compiled(plain, args, allow_compile, notes)
+        note, of_fastgen = first_outputs(plain, fused, args)
+        notes.append(note)
+        function, of_compile = set_up(lambda: compiled(plain, args, allow_compile, notes))
         if function is not None:
             models["compile"] = function
-            notes.append(f"torch.compile took {time.perf_counter() - begin:.0f} s")
+    taken = {"fastgen": of_fastgen} | ({"compile": of_compile} if function is not None else {})
     if layout == "NCHW":  # it has layouts of its own
         wanted = tuple(arg.float() if arg.is_floating_point() else arg for arg in args)
-        function = converted(Sample(copy.deepcopy(plain).float()), wanted, dtype, allow_compile, notes)
+        function, of_conversion = set_up(
+            lambda: converted(Sample(copy.deepcopy(plain).float()), wanted, dtype, allow_compile, notes)
+        )
         if function is not None:
             models["openvino"] = functools.partial(of_float32, function, x.float())
+            taken["openvino"] = of_conversion
     models["fastgen"] = fused
 
     def expected() -> tuple[Tensor]:
@@ -198,10 +206,21 @@ def build(
         min_bytes=sum(p.nbytes for p in plain.parameters()) + 2 * x.nbytes,
         flops=counter.get_total_flops(),
         notes=notes,
+        set_up=taken,
     )
 
 
-def first_outputs(plain: nn.Module, fused: nn.Module, args: tuple[Tensor, ...]) -> str:
+def set_up(make: Callable[[], Any]) -> tuple[Any, SetUp]:
+    """What ``make`` returns, the time that it takes, and by how much the process has grown after it."""
+    gc.collect()
+    before, begin = resident_bytes(), time.perf_counter()
+    made = make()
+    seconds = time.perf_counter() - begin
+    gc.collect()
+    return made, SetUp(seconds, resident_bytes() - before)
+
+
+def first_outputs(plain: nn.Module, fused: nn.Module, args: tuple[Tensor, ...]) -> tuple[str, SetUp]:
     """Accelerates ``fused``; says how long its first output took, and the bytes that its kernels keep of its weights."""
     output(plain, *args)
     before = WEIGHTS.bytes
@@ -216,10 +235,11 @@ def first_outputs(plain: nn.Module, fused: nn.Module, args: tuple[Tensor, ...]) 
         marks.append(time.perf_counter())
     eager, accelerate, first, second = (b - a for a, b in itertools.pairwise(marks))
     weights, kept = sum(p.nbytes for p in plain.parameters()), WEIGHTS.bytes - before
-    return (
+    note = (
         f"accelerate took {accelerate:.2f} s, the first output {first:.2f} s, the second {second:.2f} s (eager {eager:.2f} s); "
         f"{kept / 1e6:.0f} MB beside {weights / 1e6:.0f} MB of weights"
     )
+    return note, SetUp(accelerate + max(first - second, 0.0), kept)
 
 
 def build_pipeline(shape: tuple[int, ...], device: torch.device, allow_compile: bool) -> Workload:

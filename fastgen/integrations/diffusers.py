@@ -6,13 +6,24 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..nn.transformer import image_of, tokens_of
-from ..ops import attention, geglu, layer_norm
-from . import generic
-from .fusing import fusible, idle, is_swish, linear, norm_silu, norm_silu_conv, upsample_conv, upsampling
-from .stand_in import StandIn, arguments_of, bare, mixin_of
+from ..ops import attention, geglu
+from .fusing import (
+    fusible,
+    idle,
+    is_swish,
+    layer_norms,
+    linear,
+    norm_silu,
+    norm_silu_conv,
+    normed_sum,
+    projects,
+    upsample_conv,
+    upsampling,
+)
+from .stand_in import StandIn, arguments_of, bare
 
 
 class ResnetBlock2D(StandIn):
@@ -158,7 +169,7 @@ class BasicTransformerBlock(StandIn):
             hidden_states.dim() != 3
             or self._chunk_size is not None
             or any(other is not None for other in others)
-            or not (all(type(norm) is nn.LayerNorm for norm in norms) and bare(norms))
+            or not layer_norms(norms)
         ):
             return self.theirs(
                 hidden_states, attention_mask, encoder_hidden_states, encoder_attention_mask, *args, **kwargs
@@ -170,11 +181,6 @@ class BasicTransformerBlock(StandIn):
         y = self.attn2(y, encoder_hidden_states=encoder_hidden_states, attention_mask=encoder_attention_mask)
         y, x = normed_sum(self.norm3, y, x)
         return self.ff(y) + x
-
-
-def normed_sum(norm: nn.LayerNorm, y: Tensor, x: Tensor) -> Any:
-    """(norm(y + x), y + x)."""
-    return layer_norm(y, norm.normalized_shape, norm.weight, norm.bias, norm.eps, residual=x)
 
 
 class Transformer2DModel(StandIn):
@@ -196,7 +202,7 @@ class Transformer2DModel(StandIn):
             yield f"{output} takes others than ({', '.join(known)})"
 
     def _operate_on_continuous_inputs(self: Any, hidden_states: Tensor) -> tuple[Tensor, int]:
-        if not projects(self.proj_in):
+        if not (projects(self.proj_in) and bare((self.norm,))):
             return self.theirs(hidden_states)
         linear, turned = self.use_linear_projection, hidden_states.stride(1) != 1
         tokens = tokens_of(self.norm, self.proj_in, hidden_states, linear=linear, turned=turned)
@@ -211,12 +217,6 @@ class Transformer2DModel(StandIn):
             )
         linear, turned = self.use_linear_projection, residual.stride(1) != 1
         return image_of(self.proj_out, hidden_states, residual, linear=linear, turned=turned)
-
-
-def projects(layer: Any) -> bool:
-    """Whether a layer is a linear one or a 1x1 convolution with a bias, and that alone."""
-    single = mixin_of(layer) is generic.Conv2d and layer.kernel_size == layer.stride == (1, 1) and layer.groups == 1
-    return (linear(layer) or (single and bare((layer,)))) and layer.bias is not None
 
 
 @functools.cache

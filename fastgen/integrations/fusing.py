@@ -1,6 +1,7 @@
 """What stand-ins are made of: a norm, an activation and a convolution as one call of the ops, where nobody looks between them."""
 
 import contextlib
+import itertools
 import math
 import sys
 from collections.abc import Iterable
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from ..nn.conv2d import Conv2d, takes_norm
 from ..nn.group_norm import GroupNorm
-from ..ops import group_norm, upsample_conv2d
+from ..ops import group_norm, layer_norm, upsample_conv2d
 from .stand_in import StandIn, bare
 
 SWISH = ("SiLU", "Swish", "SiLU32")  # classes of x * sigmoid(x), torch's and those from before it had one
@@ -130,10 +131,28 @@ def linear(module: Any) -> bool:
     return type(module) is nn.Linear and bare((module,))
 
 
+def projects(layer: Any) -> bool:
+    """Whether a layer is a linear one or a 1x1 convolution of the op's, with a bias, and that alone."""
+    convolves = isinstance(layer, Conv2d) and type(layer).forward is Conv2d.forward
+    single = convolves and layer.kernel_size == layer.stride == (1, 1) and layer.groups == 1
+    return (linear(layer) or (single and bare((layer,)))) and layer.bias is not None
+
+
+def layer_norms(modules: Iterable[Any]) -> bool:
+    """Whether modules are torch's own layer norms, which a call may do without asking."""
+    modules = tuple(modules)
+    return all(type(module) is nn.LayerNorm for module in modules) and bare(modules)
+
+
+def normed_sum(norm: Any, y: Tensor, x: Tensor) -> Any:
+    """(norm(y + x), y + x)."""
+    return layer_norm(y, norm.normalized_shape, norm.weight, norm.bias, norm.eps, residual=x)
+
+
 def agrees(mixin: type[StandIn], module: Any, *shape: int) -> bool:
-    """Whether a module of parameters alone gives what its stand-in gives, to rounding, for an input of ``shape`` with samples of
-    different sizes, so that an epsilon shows: projects have norms of one name and one look that are not the same."""
-    parameter = next(module.parameters(), None)
+    """Whether a module of parameters or buffers alone gives what its stand-in gives, to rounding, for an input of ``shape`` with
+    samples of different sizes, so that an epsilon shows: projects have norms of one name and one look that are not the same."""
+    parameter = next(itertools.chain(module.parameters(), module.buffers()), None)
     if parameter is None or not parameter.is_floating_point():
         return False
     whole = parameter.dtype in (torch.float32, torch.float64)

@@ -1,14 +1,18 @@
-"""k-diffusion: adaptive norm and attention of its U-Net; norms, GEGLU and attention of its transformers, v1 and v2."""
+"""k-diffusion: residual blocks, adaptive norm, attention and resampling of its U-Net, and the norms, GEGLU and attention of its
+transformers, v1 and v2."""
 
 import sys
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..nn.conv2d import Conv2d
 from ..ops import attention, geglu, group_norm, rms_norm
-from .fusing import agrees, linear
-from .stand_in import StandIn, bare
+from .fusing import agrees, idle, linear
+from .stand_in import StandIn, bare, mixin_of
 
 PROJECT = "k-diffusion"
 
@@ -23,6 +27,96 @@ class AdaGN(StandIn):
             return self.theirs(input, cond)
         scale, shift = self.mapper(condition).chunk(2, dim=-1)
         return group_norm(input, self.num_groups, eps=self.eps, scale=scale, shift=shift)
+
+
+class ConditionedResidualBlock(StandIn):
+    """AdaGN, GELU and convolution, twice: GELU in the norm's own memory, the sum in the last convolution."""
+
+    of, project, does = "ConditionedResidualBlock", PROJECT, "GELU without a copy, the residual in the convolution"
+    takes, has = ("input", "cond"), ("main", "skip")
+
+    @classmethod
+    def concerns(cls, module: Any) -> bool:
+        return len(getattr(module, "main", ())) == 8 and type(module.main[0]).__name__ == "AdaGN"
+
+    @classmethod
+    def reasons(cls, module: Any) -> Iterator[str]:
+        if [type(each).__name__ for each in module.main] != 2 * ["AdaGN", "GELU", "Conv2d", "Dropout2d"]:
+            yield "layers in another order than norm, GELU, convolution, dropout"
+        elif type(module.skip) is not nn.Identity and not isinstance(module.skip, nn.Conv2d):
+            yield f"a skip connection of class {type(module.skip).__name__}"
+
+    def forward(self: Any, input: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        parts = tuple(self.main)
+        if len(parts) != 8 or not bare((self.main, *parts)):
+            return self.theirs(input, cond)
+        norm1, gelu1, conv1, dropout1, norm2, gelu2, conv2, dropout2 = parts
+        if (
+            any(mixin_of(norm) is not AdaGN for norm in (norm1, norm2))
+            or any(type(gelu) is not nn.GELU for gelu in (gelu1, gelu2))
+            or not all(isinstance(conv, nn.Conv2d) for conv in (conv1, conv2))
+            or not all(passes(dropout) for dropout in (dropout1, dropout2))
+            or not (type(self.skip) is nn.Identity or isinstance(self.skip, nn.Conv2d))
+        ):
+            return self.theirs(input, cond)
+        h = conv1(activated(gelu1, norm1(input, cond)))
+        h = activated(gelu2, norm2(h, cond))
+        skip = self.skip(input)
+        return conv2(h, residual=skip) if is_op(conv2) else conv2(h) + skip
+
+
+def passes(dropout: Any) -> bool:
+    """Whether a dropout of whole channels, or a module in its place, passes on what it is given."""
+    return idle(dropout) or (type(dropout) is nn.Dropout2d and not (dropout.training and dropout.p > 0))
+
+
+def is_op(conv: Any) -> bool:
+    return isinstance(conv, Conv2d) and type(conv).forward is Conv2d.forward
+
+
+def activated(gelu: Any, fresh: Tensor) -> Tensor:
+    """GELU of what nobody else has, in its place where no gradient needs it."""
+    if fresh.requires_grad or torch.compiler.is_compiling():
+        return F.gelu(fresh, approximate=gelu.approximate)
+    return torch.ops.aten.gelu_.default(fresh, approximate=gelu.approximate)
+
+
+class Downsample2d(StandIn):
+    """Their weight [C, C, k, k] is the kernel on the diagonal and 0 elsewhere."""
+
+    of, project, does = (
+        "Downsample2d",
+        PROJECT,
+        "each channel by its kernel, without those between channels, which are 0",
+    )
+    takes, has = ("x",), ("pad", "pad_mode", "kernel")
+
+    @classmethod
+    def reasons(cls, module: Any) -> Iterator[str]:
+        if module.kernel.dim() != 2 or not agrees(cls, module, 2, 3, 8, 6):
+            yield "not a kernel [k, k] for each channel"
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        if x.dim() != 4:
+            return self.theirs(x)
+        x = F.pad(x, (self.pad,) * 4, self.pad_mode)
+        return F.conv2d(x, of_channels(self.kernel, x), stride=2, groups=x.shape[1])
+
+
+class Upsample2d(Downsample2d):
+    of = "Upsample2d"
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        if x.dim() != 4:
+            return self.theirs(x)
+        x = F.pad(x, ((self.pad + 1) // 2,) * 4, self.pad_mode)
+        weight, padding = of_channels(self.kernel, x), 2 * self.pad + 1
+        return F.conv_transpose2d(x, weight, stride=2, padding=padding, groups=x.shape[1])
+
+
+def of_channels(kernel: Tensor, x: Tensor) -> Tensor:
+    """[C, 1, k, k] for ``x`` [N, C, H, W]."""
+    return kernel.to(x).expand(x.shape[1], 1, -1, -1)
 
 
 class SelfAttention2d(StandIn):
@@ -162,5 +256,6 @@ class SelfAttentionBlock(StandIn):
 
 
 STAND_INS = (
-    AdaGN, SelfAttention2d, CrossAttention2d, RMSNorm, AdaRMSNorm, LinearGEGLU, FeedForwardBlock, SelfAttentionBlock,
+    AdaGN, ConditionedResidualBlock, Downsample2d, Upsample2d, SelfAttention2d, CrossAttention2d, RMSNorm, AdaRMSNorm,
+    LinearGEGLU, FeedForwardBlock, SelfAttentionBlock,
 )  # fmt: skip

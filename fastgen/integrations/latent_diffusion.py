@@ -1,4 +1,4 @@
-"""latent-diffusion, stable-diffusion and sgm of CompVis and Stability: the autoencoder's blocks and cross-attention.
+"""latent-diffusion, stable-diffusion and sgm of CompVis and Stability: the autoencoder's blocks, the U-Net's transformers.
 
 Their U-Net's residual blocks are those of guided-diffusion.
 """
@@ -10,8 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..nn.group_norm import GroupNorm
+from ..nn.transformer import image_of, tokens_of
 from ..ops import attention, geglu
-from .fusing import idle, linear, norm_silu_conv, upsample_conv, upsampling
+from .fusing import (
+    idle,
+    layer_norms,
+    linear,
+    norm_silu_conv,
+    normed_sum,
+    projects,
+    upsample_conv,
+    upsampling,
+)
 from .stand_in import StandIn, bare
 
 PROJECT = "latent-diffusion"
@@ -70,6 +80,22 @@ class AttnBlock(StandIn):
         return x + self.proj_out(attended)
 
 
+class SpatialSelfAttention(AttnBlock):
+    """The same in the file of the transformers."""
+
+    of = "SpatialSelfAttention"
+
+
+class MemoryEfficientAttnBlock(AttnBlock):
+    """The same by xformers, which has nothing for the CPU."""
+
+    of = "MemoryEfficientAttnBlock"
+    has = (*AttnBlock.has, "attention_op")
+
+    def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return super().forward(x, *args, **kwargs) if self.attention_op is None else self.theirs(x, *args, **kwargs)
+
+
 class GEGLU(StandIn):
     of, project, does = "GEGLU", PROJECT, "linear, GELU and product in one"
     takes, has = ("x",), ("proj",)
@@ -85,14 +111,101 @@ class CrossAttention(StandIn):
     def forward(
         self: Any, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None, *args: Any, **kwargs: Any
     ) -> Tensor:
-        if mask is not None or args or any(value not in (None, 0) for value in kwargs.values()):
+        if mask is not None or given(*args, *kwargs.values()):
             return self.theirs(x, context, mask, *args, **kwargs)  # a row that sees nothing is a mean there, zero here
-        context = x if context is None else context
-        q, k, v = (
-            t.unflatten(2, (self.heads, -1)).transpose(1, 2)
-            for t in (self.to_q(x), self.to_k(context), self.to_v(context))
-        )
-        return self.to_out(attention(q, k, v, scale=self.scale).transpose(1, 2).flatten(2))
+        return attended(self, x, context, self.scale)
 
 
-STAND_INS = (ResnetBlock, Upsample, AttnBlock, GEGLU, CrossAttention)
+class MemoryEfficientCrossAttention(StandIn):
+    """By xformers, which has nothing for the CPU."""
+
+    of, project, does = "MemoryEfficientCrossAttention", PROJECT, CrossAttention.does
+    takes, has = ("x", "context", "mask"), ("heads", "dim_head", "to_q", "to_k", "to_v", "to_out", "attention_op")
+
+    def forward(
+        self: Any, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        if mask is not None or self.attention_op is not None or given(*args, *kwargs.values()):
+            return self.theirs(x, context, mask, *args, **kwargs)
+        return attended(self, x, context, self.dim_head**-0.5)
+
+
+def given(*others: Any) -> bool:
+    """Whether any of these arguments, a later version's, asks for something: is neither None nor the number 0."""
+    return any(other is not None and not (isinstance(other, int) and other == 0) for other in others)
+
+
+def attended(module: Any, x: Tensor, context: Tensor | None, scale: float) -> Tensor:
+    """[N, L, C], by the projections of ``module``."""
+    context = x if context is None else context
+    q, k, v = (
+        t.unflatten(2, (module.heads, -1)).transpose(1, 2)
+        for t in (module.to_q(x), module.to_k(context), module.to_v(context))
+    )
+    return module.to_out(attention(q, k, v, scale=scale).transpose(1, 2).flatten(2))
+
+
+class BasicTransformerBlock(StandIn):
+    """Its ``forward`` checkpoints this, or does not."""
+
+    of, project, does = "BasicTransformerBlock", PROJECT, "layer norms and the sums before them in one pass"
+    method, takes = "_forward", ("x", "context")
+    has = ("attn1", "attn2", "ff", "norm1", "norm2", "norm3", "checkpoint")
+
+    def _forward(self: Any, x: Tensor, context: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
+        if x.dim() != 3 or given(*args, *kwargs.values()) or not layer_norms((self.norm2, self.norm3)):
+            return self.theirs(x, context, *args, **kwargs)
+        first = {"context": context} if getattr(self, "disable_self_attn", False) else {}
+        y, x = normed_sum(self.norm2, self.attn1(self.norm1(x), **first), x)
+        y, x = normed_sum(self.norm3, self.attn2(y, context=context), x)
+        return self.ff(y) + x
+
+
+class BasicTransformerSingleLayerBlock(StandIn):
+    of, project, does = "BasicTransformerSingleLayerBlock", PROJECT, BasicTransformerBlock.does
+    method, takes = "_forward", ("x", "context")
+    has = ("attn1", "ff", "norm1", "norm2", "checkpoint")
+
+    def _forward(self: Any, x: Tensor, context: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
+        if x.dim() != 3 or given(*args, *kwargs.values()) or not layer_norms((self.norm2,)):
+            return self.theirs(x, context, *args, **kwargs)
+        y, x = normed_sum(self.norm2, self.attn1(self.norm1(x), context=context), x)
+        return self.ff(y) + x
+
+
+class SpatialTransformer(StandIn):
+    """Its projections are 1x1 convolutions, or linear layers where ``use_linear`` says so; a context is one for all of its
+    blocks, or a list with one for each."""
+
+    of, project, does = "SpatialTransformer", PROJECT, "images and tokens projected where they lie"
+    takes, has = ("x", "context"), ("norm", "proj_in", "transformer_blocks", "proj_out")
+
+    def forward(self: Any, x: Tensor, context: Any = None, *args: Any, **kwargs: Any) -> Tensor:
+        by_linear = getattr(self, "use_linear", False)
+        contexts = context if isinstance(context, list) else [context]
+        if (
+            args
+            or kwargs
+            or x.dim() != 4
+            or not all(projects(p) and isinstance(p, nn.Linear) == by_linear for p in (self.proj_in, self.proj_out))
+            or not bare((self.norm, self.transformer_blocks))
+            or (len(contexts) != 1 and len(contexts) < len(self.transformer_blocks))
+            or (x.is_cuda and casts(self.parent_class))
+        ):
+            return self.theirs(x, context, *args, **kwargs)
+        turned = x.stride(1) != 1
+        tokens = tokens_of(self.norm, self.proj_in, x, linear=by_linear, turned=turned)
+        for i, block in enumerate(self.transformer_blocks):
+            tokens = block(tokens, context=contexts[i % len(contexts)])
+        return image_of(self.proj_out, tokens, x, linear=by_linear, turned=turned)
+
+
+def casts(kind: Any) -> bool:
+    """Whether a class's forward turns autocast on, as some copies of the project do, on a GPU."""
+    return "autocast" in kind.forward.__code__.co_names
+
+
+STAND_INS = (
+    ResnetBlock, Upsample, AttnBlock, SpatialSelfAttention, MemoryEfficientAttnBlock, GEGLU, CrossAttention,
+    MemoryEfficientCrossAttention, BasicTransformerBlock, BasicTransformerSingleLayerBlock, SpatialTransformer,
+)  # fmt: skip

@@ -19,6 +19,18 @@ def test_every_row_is_in_the_table_with_its_ratio():
     assert "**red**" in lines[2] and "off by 1" in lines[2]
 
 
+def test_what_was_taken_before_the_first_call_is_a_table_of_its_own():
+    measured = WINS | {"set_up": {"fastgen": [0.51, 385_000_000], "compile": [41.0, 96_000_000]}}
+    lines = report.markdown([document(measured, LOSES | {"set_up": {"openvino": [6.5, 0]}}, RED)]).splitlines()
+    at = lines.index("## Before the first call")
+    header, _, first, second, *rest = [line for line in lines[at:] if line.startswith("|")]
+    assert header == "| case | fastgen | compile | openvino |"
+    assert first == f"| {WINS['id']} | 510 ms, 385 MB | 41 s, 96 MB | - |" and second.endswith(
+        "| - | - | 6.5 s, 0 MB |"
+    )
+    assert not rest and "Before the first call" not in report.markdown([document(WINS)])
+
+
 def test_means_count_the_rows_that_lose_and_the_red_ones():
     fp32 = tables.means([WINS, LOSES]).splitlines()[2]
     assert "1.50" in fp32 and "0.75" in fp32 and "1 of 2" in fp32  # sqrt(3 * 0.75)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks import measure, results, tables, verify
-from benchmarks.cases import Case, Provider, Workload
+from benchmarks.cases import Case, Provider, SetUp, Workload
 from benchmarks.timing import CudaClock, HostClock
 from benchmarks.verify import Normals, Values
 
@@ -93,6 +93,13 @@ def test_a_wrong_case_gets_no_figure():
     row = measured(workload(eager=RIGHT, fastgen=RIGHT + 1))
     assert not row["green"] and row["times"] == {} and row["ratios"] == {}
     assert "off by 1" in row["red"]["fastgen"]
+
+
+def test_what_a_provider_took_before_stands_in_the_row():
+    made = workload(eager=RIGHT, fastgen=RIGHT)
+    assert "set_up" not in measured(made)
+    made.set_up["fastgen"] = SetUp(0.123456, 385)
+    assert measured(made)["set_up"] == {"fastgen": [0.1235, 385]}
 
 
 def test_a_wrong_or_failing_baseline_is_no_baseline():

@@ -20,6 +20,61 @@ class AdaGN(nn.Module):
         return F.group_norm(input, self.num_groups, eps=self.eps) * (scale + 1) + shift
 
 
+class ConditionedSequential(nn.Sequential):
+    def forward(self, input, cond):
+        for module in self:
+            input = module(input, cond) if isinstance(module, AdaGN) else module(input)
+        return input
+
+
+class ConditionedResidualBlock(nn.Module):
+    def __init__(self, *main, skip=None):
+        super().__init__()
+        self.main, self.skip = ConditionedSequential(*main), skip or nn.Identity()
+
+    def forward(self, input, cond):
+        return self.main(input, cond) + self.skip(input)
+
+
+class ResConvBlock(ConditionedResidualBlock):
+    def __init__(self, feats_in, c_in, c_out, dropout_rate=0.0, activation=nn.GELU):
+        parts = []
+        for i, o in ((c_in, c_out), (c_out, c_out)):
+            conv, dropout = nn.Conv2d(i, o, 3, padding=1), nn.Dropout2d(dropout_rate, inplace=True)
+            parts += [AdaGN(feats_in, i, 4), activation(), conv, dropout]
+        super().__init__(*parts, skip=None if c_in == c_out else nn.Conv2d(c_in, c_out, 1, bias=False))
+
+
+class Resample2d(nn.Module):
+    def __init__(self, factor, kernel="linear", pad_mode="reflect"):
+        super().__init__()
+        taps = {"linear": [1, 3, 3, 1], "cubic": [-1.5, -4.5, 14.5, 55.5, 55.5, 14.5, -4.5, -1.5]}[kernel]
+        taps = factor * torch.tensor(taps) / sum(taps)
+        self.pad, self.pad_mode = len(taps) // 2 - 1, pad_mode
+        self.register_buffer("kernel", torch.outer(taps, taps))
+
+    def of_all(self, x):
+        return torch.eye(x.shape[1], dtype=x.dtype)[:, :, None, None] * self.kernel.to(x)
+
+
+class Downsample2d(Resample2d):
+    def __init__(self, kernel="linear", pad_mode="reflect"):
+        super().__init__(1, kernel, pad_mode)
+
+    def forward(self, x):
+        x = F.pad(x, 4 * [self.pad], self.pad_mode)
+        return F.conv2d(x, self.of_all(x), stride=2)
+
+
+class Upsample2d(Resample2d):
+    def __init__(self, kernel="linear", pad_mode="reflect"):
+        super().__init__(2, kernel, pad_mode)
+
+    def forward(self, x):
+        x = F.pad(x, 4 * [(self.pad + 1) // 2], self.pad_mode)
+        return F.conv_transpose2d(x, self.of_all(x), stride=2, padding=2 * self.pad + 1)
+
+
 class SelfAttention2d(nn.Module):
     def __init__(self, c_in, n_head, norm, dropout_rate=0.0):
         super().__init__()

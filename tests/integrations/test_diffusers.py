@@ -75,6 +75,17 @@ def test_unet_2d_condition(masked, linear, channels_last):
     assert_accelerated(model, call, expected)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_hook_on_the_norm_of_a_transformer_is_called(layout):
+    theirs = import_peer("diffusers.models.transformers.transformer_2d")
+    model = randomize(theirs.Transformer2DModel(2, 8, in_channels=16, norm_num_groups=4)).eval()
+    x, seen = randn(2, 16, 6, 7).contiguous(memory_format=layout), []
+    model.norm.register_forward_hook(lambda module, args, output: seen.append(output))
+    model(x), fastgen.accelerate(model)(x)
+    assert len(seen) == 2 and error(seen[1], seen[0].double()) < 1e-6
+
+
 @pytest.mark.parametrize("name", ["AutoencoderKL", "VQModel"])
 def test_autoencoders(name):
     model = randomize(

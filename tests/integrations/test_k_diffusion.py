@@ -14,7 +14,7 @@ from fastgen.integrations.stand_in import mixin_of
 
 from ..modules import randomize
 from . import foreign_k_diffusion as foreign
-from .numerics import assert_accelerated, error
+from .numerics import WINOGRAD, assert_accelerated, error
 
 
 def randn(*shape: int) -> torch.Tensor:
@@ -27,7 +27,16 @@ IMAGES = {
     "AdaGN": lambda: norm(16),
     "SelfAttention2d": lambda: foreign.SelfAttention2d(16, 2, norm),
     "CrossAttention2d": lambda: foreign.CrossAttention2d(16, 12, 2, norm),
+    "ResConvBlock": lambda: foreign.ResConvBlock(24, 16, 16, 0.5),
+    "ResConvBlock of more channels": lambda: foreign.ResConvBlock(24, 16, 24),
+    "ResConvBlock, tanh": lambda: foreign.ResConvBlock(
+        24, 16, 16, activation=functools.partial(nn.GELU, approximate="tanh")
+    ),
 }
+RESAMPLING = {
+    "Downsample2d": foreign.Downsample2d, "Downsample2d, cubic": lambda: foreign.Downsample2d("cubic", "replicate"),
+    "Upsample2d": foreign.Upsample2d, "Upsample2d, cubic": lambda: foreign.Upsample2d("cubic"),
+}  # fmt: skip
 TOKENS = {  # with the shapes of what each takes
     "RMSNorm": (lambda: foreign.RMSNorm(16), [(2, 33, 16)]),
     "AdaRMSNorm": (lambda: foreign.AdaRMSNorm(16, 24), [(2, 33, 16), (2, 1, 24)]),
@@ -53,7 +62,43 @@ def inputs_of(name: str, dtype: torch.dtype) -> list[torch.Tensor | None]:
 @pytest.mark.parametrize("name", IMAGES)
 def test_of_images(name, layout):
     x = randn(2, 16, 6, 7).contiguous(memory_format=layout)
-    assert_accelerated(randomize(IMAGES[name]()), lambda m, dtype: m(x.to(dtype), condition(dtype)), (name,))
+    expected = (name.partition(" ")[0].strip(","),)
+    assert_accelerated(randomize(IMAGES[name]()), lambda m, dtype: m(x.to(dtype), condition(dtype)), expected)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("name", RESAMPLING)
+def test_resampling(name, layout):
+    x = randn(2, 16, 10, 12).contiguous(memory_format=layout)
+    assert_accelerated(RESAMPLING[name](), lambda m, dtype: m(x.to(dtype)), (name.partition(",")[0],))
+
+
+@pytest.mark.parametrize("name", RESAMPLING)
+def test_gradients_of_resampling(name):
+    x, module = randn(2, 3, 10, 12).requires_grad_(), RESAMPLING[name]()
+    (expected,) = torch.autograd.grad(module(x).square().mean(), x)
+    (found,) = torch.autograd.grad(fastgen.accelerate(module)(x).square().mean(), x)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("change", [
+    lambda m: setattr(m, "skip", nn.Sequential(m.skip)),
+    lambda m: m.main.insert(0, nn.Identity()),
+    lambda m: m.main.__setitem__(1, nn.SiLU()),
+    lambda m: m.main.__setitem__(2, randomize(nn.Conv2d(16, 16, 1), seed=3)),
+    lambda m: m.main[0].register_forward_hook(lambda module, args, output: output + 1),
+    lambda m: m.main[1].register_forward_hook(lambda module, args, output: output + 1),
+    lambda m: m.main[7].register_forward_hook(lambda module, args, output: output + 1),
+    lambda m: m.main.register_forward_hook(lambda module, args, output: output + 1),
+    lambda m: m.main[4].mapper.weight.mul_(2),
+])  # fmt: skip
+def test_blocks_that_change_later(change):
+    model, plain = (randomize(foreign.ResConvBlock(24, 16, 16)).eval() for _ in range(2))
+    x, cond = randn(2, 16, 6, 7), condition(torch.float32)
+    fastgen.accelerate(model)(x, cond)
+    change(model), change(plain)
+    assert error(model(x, cond), plain(x, cond).double()) < WINOGRAD
 
 
 @pytest.mark.parametrize("name", TOKENS)
@@ -108,12 +153,29 @@ class GateFirst(nn.Linear):
 GateFirst.__name__ = "LinearGEGLU"
 
 
+class Smaller(foreign.Downsample2d):
+    """Of the same look, and of another step."""
+
+    def forward(self, x):
+        x = F.pad(x, 4 * [self.pad], self.pad_mode)
+        return F.conv2d(x, self.of_all(x), stride=3)
+
+
+Smaller.__name__ = "Downsample2d"
+
+
 @pytest.mark.parametrize("module, reason", [
     (foreign.SelfAttention2d(16, 2, norm, 0.5), "dropout 0.5, of evaluation too"),
     (foreign.CrossAttention2d(16, 12, 2, norm, 0.5), "dropout 0.5, of evaluation too"),
     (foreign.RMSNorm((2, 16)), "not the root mean square of the last dimension"),
     (NormOfAnother(16), "not the root mean square of the last dimension"),
     (GateFirst(16, 32), "not the first half of a linear times GELU of the second"),
+    (foreign.ResConvBlock(24, 16, 16, activation=nn.SiLU), "layers in another order than norm, GELU, convolution, dropout"),
+    (Smaller(), "not a kernel [k, k] for each channel"),
+    (
+        foreign.ConditionedResidualBlock(*foreign.ResConvBlock(24, 16, 16).main, skip=nn.Sequential(nn.Identity())),
+        "a skip connection of class",
+    ),
 ])  # fmt: skip
 def test_what_is_left_alone_and_why(module, reason):
     assert mixin_of(fastgen.accelerate(module)) is None
