@@ -421,6 +421,9 @@ SCHEMAS: dict[str, dict[str, str]] = {
         # (x, log |det dx/dy|) with y = s x + t, or y = (x - t) / s where `multiply`, (s, t) of each feature from the features before it
         # by a program of masked linears; numbers: bound, offset, eps and gain of AUTOREGRESSIVE_SCALES
         "autoregressive_inverse": "(Tensor input, Tensor program, Tensor weights, Tensor parameters, Tensor? constants, int scale, float[] numbers, bool shift_first, bool multiply) -> (Tensor, Tensor)",
+        # the same with the inverses of rational-quadratic splines of SPLINE_NUMBERS, of each feature num_bins widths, heights and so many
+        # derivatives; `turn`: x is modulo the box, [-bound, bound], less its bound, of which circular splines are made
+        "autoregressive_inverse_spline": "(Tensor input, Tensor program, Tensor weights, Tensor parameters, Tensor? constants, float[] numbers, int num_bins, int derivatives, int tails, int parametrization, bool turn) -> (Tensor, Tensor)",
         # the outputs [N, outputs of the level] once the features of the level before, [N, features], are known; the constants are read
         # at level 0
         "autoregressive_inverse_advance": "(Tensor(a!) state, Tensor known, Tensor program, Tensor weights, Tensor parameters, Tensor? constants, int level, int outputs) -> Tensor",

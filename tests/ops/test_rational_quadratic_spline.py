@@ -14,7 +14,7 @@ from fastgen._schema import SPLINE_PARAMETRIZATIONS, SPLINE_TAILS
 from fastgen.ops import rational_quadratic_spline
 from fastgen.reference import rational_quadratic_spline as reference
 from fastgen.reference._layout import output_strides
-from fastgen.reference.rational_quadratic_spline import derivatives_of
+from fastgen.reference._spline import derivatives_of
 
 from ..backends import requires_cpu
 from .numerics import (
