@@ -280,7 +280,7 @@ def _plan(mask: Tensor) -> _Plan:
         max(mask.shape[0], 1),
     )  # into the transposed weight; the weight itself is gathered from
     transposed = index % outputs * mask.shape[1] + torch.div(index, outputs, rounding_mode="floor")
-    backward = backward._replace(gather=[transposed.to(torch.int32)])
+    backward = backward._replace(gather=[torch.where(index < 0, -1, transposed).to(torch.int32)])
     stored = sum(index.numel() for index in forward.gather)
     rows, columns = forward.units[0], torch.tensor(forward.levels[0], dtype=torch.int64)
     reads = mask[rows][:, columns] * torch.arange(1, mask.shape[1] + 1)
