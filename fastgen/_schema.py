@@ -414,8 +414,9 @@ SCHEMAS: dict[str, dict[str, str]] = {
         # the gradient of weight alone, in fp32 (fp64 for fp64): `rows` [O] and `columns` [C] are its rows and columns in an order in which the
         # row at each place reads of the columns at most the first `known` [O]
         "masked_linear_weight_bwd": "(Tensor grad_output, Tensor input, Tensor mask, Tensor rows, Tensor columns, Tensor known) -> Tensor",
-        # numbers of a flattened weight by their places, int32 [P], 0 where a place is -1; in fp32 (fp64 for fp64)
-        "masked_linear_pack": "(Tensor weight, Tensor gather) -> Tensor",
+        # numbers of a flattened weight by their places, int32 [P], 0 where a place is -1; in fp32 (fp64 for fp64). Tasks [T, 2] are their
+        # numbers of lines and units, one task behind the other; each is followed `block` lines at a time
+        "masked_linear_pack": "(Tensor weight, Tensor gather, Tensor tasks, int block) -> Tensor",
         # the outputs [N, O] of a program of masked linears, from all features [N, D] and constants [N, C] of each sample
         "masked_linear_network": "(Tensor input, Tensor program, Tensor weights, Tensor parameters, Tensor? constants, int outputs) -> Tensor",
     },

@@ -198,8 +198,8 @@ def masked_linear_weight_bwd(
     return out
 
 
-def masked_linear_pack(weight: Tensor, gather: Tensor) -> Tensor:
-    _check(reference.masked_linear_pack_check, weight, gather)
+def masked_linear_pack(weight: Tensor, gather: Tensor, tasks: Tensor, block: int) -> Tensor:
+    _check(reference.masked_linear_pack_check, weight, gather, tasks, block)
     dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
     out = torch.empty(tuple(gather.shape), dtype=dtype, device=weight.device)
     if len(gather):

@@ -2,7 +2,8 @@
 // masked_linear_weight_bwd: grad^T input where a mask lets it through. Inputs, sorted by who reads them, lie in the lanes, a thread owns
 // groups of rows, and blocks of inputs that a group does not read are not computed. Rows are summed in that order, some samples at a time,
 // and written in that of the weight.
-// masked_linear_pack: numbers of a weight in another order, 0 where the order has none.
+// masked_linear_pack: numbers of a weight in another order, 0 where the order has none. That of a task, [known][units], is followed some
+// lines at a time, since the lines of a transposed weight are its rows, which all tasks read.
 #include "_masked_network.h"
 
 #include <atomic>
@@ -98,10 +99,6 @@ Tensor masked_linear_weight_bwd(const Tensor& grad_output, const Tensor& input, 
     const std::int64_t mask_row = mask.stride(0), mask_column = mask.stride(1), groups = (outputs + kMostUnits - 1) / kMostUnits;
     const std::int64_t width = kMostVectors * kWidth<T>;
     const Scratch<T> values(std::max<std::int64_t>(blocks.count, 1) * samples * width);  // of each block [samples][lanes]
-    std::vector<std::int32_t> place(static_cast<std::size_t>(inputs));  // where among the sums of a row each input is
-    for (std::int64_t b = 0; b < blocks.count; ++b)
-      for (std::int64_t i = 0; i < blocks[b].samples; ++i)
-        place[static_cast<std::size_t>(column[blocks[b].sample + i])] = static_cast<std::int32_t>(blocks[b].sample + i);
     parallel(samples, samples * inputs, [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t n = begin; n < end; ++n)
         for (std::int64_t b = 0; b < blocks.count; ++b) {
@@ -150,9 +147,10 @@ Tensor masked_linear_weight_bwd(const Tensor& grad_output, const Tensor& input, 
           const T* const from = rows.get() + ((i - begin) * kMostUnits + u) * stride;
           const std::uint8_t* const let = lets + o * mask_row;
           T* const to = out + o * inputs;
-          for (std::int64_t c = 0; c < inputs; ++c) {
-            const T value = from[place[static_cast<std::size_t>(c)]];
-            to[c] = let[c * mask_column] ? value : T(0);
+          std::fill_n(to, inputs, T(0));
+          for (std::int64_t k = 0; k < reads[first + u]; ++k) {
+            const std::int64_t c = column[k];
+            to[c] = let[c * mask_column] ? from[k] : T(0);
           }
         }
       }
@@ -161,28 +159,47 @@ Tensor masked_linear_weight_bwd(const Tensor& grad_output, const Tensor& input, 
   return result;
 }
 
-Tensor masked_linear_pack(const Tensor& weight, const Tensor& gather) {
+Tensor masked_linear_pack(const Tensor& weight, const Tensor& gather, const Tensor& tasks, std::int64_t block) {
   const char* const op = "masked_linear_pack";
   check_floating(op, "weight", weight);
   FASTGEN_CHECK(weight.dim() == 2 && weight.is_contiguous(), op, ": weight must be contiguous [O, C]");
   FASTGEN_CHECK(gather.scalar_type() == ScalarType::Int && gather.dim() == 1 && gather.is_contiguous(), op, ": gather must be a contiguous int32 vector");
   const std::int64_t count = gather.numel(), most = weight.numel();
   FASTGEN_CHECK(most < std::numeric_limits<std::int32_t>::max(), op, ": weight must have fewer than 2^31 - 1 numbers");
+  FASTGEN_CHECK(tasks.scalar_type() == ScalarType::Long && tasks.dim() == 2 && tasks.size(1) == 2 && tasks.is_contiguous(), op,
+                ": tasks must be contiguous int64 [T, 2]");
+  FASTGEN_CHECK(block >= 1, op, ": block must be positive, got ", block);
   const auto* const from = static_cast<const std::int32_t*>(gather.data_ptr());
+  const auto* const sizes = static_cast<const std::int64_t*>(tasks.data_ptr());
+  std::vector<std::int64_t> begins;  // of each task
+  std::int64_t lines = 0, total = 0;
+  for (std::int64_t t = 0; t < tasks.size(0); ++t) {
+    const std::int64_t known = sizes[2 * t], units = sizes[2 * t + 1];
+    FASTGEN_CHECK(known >= 0 && units >= 0 && known <= count && units <= count && (known == 0 || units <= (count - total) / known), op,
+                  ": tasks must be as many numbers as gather has places");
+    begins.push_back(total), total += known * units, lines = std::max(lines, known);
+  }
+  FASTGEN_CHECK(total == count, op, ": tasks must be as many numbers as gather has places, ", count, ", got ", total);
+  block = std::min(block, std::max<std::int64_t>(lines, 1));
+  const std::int64_t parts = (lines + block - 1) / block;
   Tensor result = empty_contiguous({count}, opmath_type(weight.scalar_type()));
   dispatch_dtype(op, weight.scalar_type(), [&]<class S>() {
     using T = opmath_t<S>;
     const S* const w = static_cast<const S*>(weight.data_ptr());
     T* const out = static_cast<T*>(result.mutable_data_ptr());
     std::atomic<bool> inside{true};
-    parallel(count, count * 8, [&](std::int64_t begin, std::int64_t end) {
+    parallel(parts * tasks.size(0), count * 8, [&](std::int64_t begin, std::int64_t end) {
       bool fits = true;
-      for (std::int64_t i = begin; i < end; ++i) {
-        const std::int32_t at = from[i];
-        const bool there = at >= 0 && at < most;
-        fits = fits && at >= -1 && at < most;
-        const T value = static_cast<T>(widen(w[there ? at : 0]));
-        out[i] = there ? value : T(0);
+      for (std::int64_t item = begin; item < end; ++item) {
+        const std::int64_t task = item % tasks.size(0), line = item / tasks.size(0) * block, units = sizes[2 * task + 1];
+        const std::int64_t last = begins[static_cast<std::size_t>(task)] + std::min(line + block, sizes[2 * task]) * units;
+        for (std::int64_t i = begins[static_cast<std::size_t>(task)] + line * units; i < last; ++i) {
+          const std::int32_t at = from[i];
+          const bool there = at >= 0 && at < most;
+          fits = fits && at >= -1 && at < most;
+          const T value = static_cast<T>(widen(w[there ? at : 0]));
+          out[i] = there ? value : T(0);
+        }
       }
       if (!fits) inside = false;
     });

@@ -44,6 +44,7 @@ class NetworkProgram(NamedTuple):
 
     program: Tensor  # int64
     gather: list[Tensor]  # per layer int32 [packed numbers]: places in the flattened weight, -1 of what the mask hides
+    tasks: list[Tensor]  # per layer int64 [T, 2]: lines and units of each of its tasks, as `gather` has them
     units: list[Tensor]  # per layer int64: its units in their order, which is also that of biases and constants
     levels: list[list[int]]  # features of each level
     outputs: list[int]  # numbers of each level
@@ -230,6 +231,7 @@ class _Builder:
         return NetworkProgram(
             torch.tensor(flat, dtype=torch.int64),
             gathers,
+            [torch.tensor([tasks[i][1][3:1:-1] for i in part], dtype=torch.int64).view(-1, 2) for part in of_layer],
             self.units,
             levels,
             level_rows[5::6],
@@ -237,12 +239,17 @@ class _Builder:
         )
 
 
-def pack_weights(program: NetworkProgram, weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """The numbers of all weights [units, units of the source] as the program has them, in ``dtype``, on their device."""
+def pack_weights(
+    program: NetworkProgram, weights: Sequence[Tensor], dtype: torch.dtype, *, block: int = 2**31
+) -> Tensor:
+    """The numbers of all weights [units, units of the source] as the program has them, in ``dtype``, on their device.
+
+    ``block``: lines of a task that are made at a time.
+    """
     pack = torch.ops.fastgen.masked_linear_pack.default
     parts = [
-        pack(weight.detach().contiguous(), index.to(weight.device)).to(dtype)
-        for weight, index in zip(weights, program.gather, strict=True)
+        pack(weight.detach().contiguous(), index.to(weight.device), tasks, block).to(dtype)
+        for weight, index, tasks in zip(weights, program.gather, program.tasks, strict=True)
     ]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 

@@ -22,6 +22,7 @@ from ._watchers import autocast_active, in_autocast_dtype, watched
 # of the weights is hidden: 1.5 to 2 times on an EPYC with AVX-512, inference, 256 x 512 x 512 to 4096 x 512 x 512.
 PACKED: frozenset[str] = frozenset({"avx2", "avx512", "avx512_bf16", "amx"})
 LEAST_HIDDEN, LEAST_WEIGHTS = 0.25, 2**15
+PACKED_LINES = 16  # rows of a weight that are transposed at a time
 
 
 def masked_linear(
@@ -336,7 +337,10 @@ def _masked_linear_bwd(
     by_input, by_weight = input.new_empty(0), weight.new_empty(0)
     ops: Any = torch.ops.fastgen
     if wants_input:
-        packed, nothing = pack_weights(plan.backward, [weight], wide), input.new_empty(0, dtype=wide)
+        packed, nothing = (
+            pack_weights(plan.backward, [weight], wide, block=PACKED_LINES),
+            input.new_empty(0, dtype=wide),
+        )
         program = plan.backward.program
         by_input = ops.masked_linear_network.default(grad, program, packed, nothing, None, input.shape[1])
     if wants_weight:

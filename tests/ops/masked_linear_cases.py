@@ -81,7 +81,8 @@ def backward(samples: int, inputs: int, outputs: int, dtype: torch.dtype, kind: 
 def pack(dtype: torch.dtype = torch.float32, outputs: int = 7, inputs: int = 6) -> tuple[Any, ...]:
     """Arguments of `masked_linear_pack`: places of all numbers in any order, and of none."""
     places = torch.randperm(outputs * inputs, generator=torch.Generator().manual_seed(2)) - 1
-    return operands(1, inputs, outputs, dtype)[1], places.to(torch.int32)
+    tasks = torch.tensor([[inputs, 3], [inputs, outputs - 4], [0, 7], [1, inputs]])
+    return operands(1, inputs, outputs, dtype)[1], places.to(torch.int32), tasks, 4
 
 
 UNSEEN = {
@@ -90,8 +91,11 @@ UNSEEN = {
     "masked_linear_weight_bwd": partial(weight_bwd, 4, 6, 7, torch.float32),
 }
 REFUSED = [
-    ("masked_linear_pack", {"gather": torch.tensor([0, 42], dtype=torch.int32)}, "gather must be"),
-    ("masked_linear_pack", {"gather": torch.tensor([-2, 0], dtype=torch.int32)}, "gather must be"),
+    ("masked_linear_pack", {"gather": torch.arange(1, 43, dtype=torch.int32)}, "gather must be"),
+    ("masked_linear_pack", {"gather": torch.arange(-2, 40, dtype=torch.int32)}, "gather must be"),
+    ("masked_linear_pack", {"tasks": torch.tensor([[6, 8]])}, "tasks must be"),
+    ("masked_linear_pack", {"tasks": torch.tensor([[-6, -7]])}, "tasks must be"),
+    ("masked_linear_pack", {"block": 0}, "block must be"),
     ("masked_linear_network", {"outputs": 3}, "outputs must be"),
     ("masked_linear_network", {"constants": None}, "constants must be"),
     ("masked_linear_network", {"program": torch.zeros(3, dtype=torch.int64)}, "program ends"),
@@ -104,7 +108,7 @@ def harmless(op: str, name: str, how: str, arguments: dict[str, Any]) -> bool:
     if op == "masked_linear_fwd":
         return name == "input" and how.startswith("dimension 0")
     if op == "masked_linear_pack":  # which numbers are read is a matter of their places
-        return how.startswith("dimension")
+        return (name == "weight" and how.startswith("dimension")) or (name == "gather" and how == "integers")
     if op == "masked_linear_network":
         return name in ("weights", "parameters") and how == "dimension 0 too long"
     return False
