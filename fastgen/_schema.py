@@ -414,6 +414,9 @@ SCHEMAS: dict[str, dict[str, str]] = {
         # the gradient of weight alone, in fp32 (fp64 for fp64): `rows` [O] and `columns` [C] are its rows and columns in an order in which the
         # row at each place reads of the columns at most the first `known` [O]
         "masked_linear_weight_bwd": "(Tensor grad_output, Tensor input, Tensor mask, Tensor rows, Tensor columns, Tensor known) -> Tensor",
+        # numbers of a flattened weight by their places, int32 [P], 0 where a place is -1; in fp32 (fp64 for fp64). Tasks [T, 2] are their
+        # numbers of lines and units, one task behind the other; each is followed `block` lines at a time
+        "masked_linear_pack": "(Tensor weight, Tensor gather, Tensor tasks, int block) -> Tensor",
         # the outputs [N, O] of a program of masked linears, from all features [N, D] and constants [N, C] of each sample
         "masked_linear_network": "(Tensor input, Tensor program, Tensor weights, Tensor parameters, Tensor? constants, int outputs) -> Tensor",
     },
@@ -421,6 +424,9 @@ SCHEMAS: dict[str, dict[str, str]] = {
         # (x, log |det dx/dy|) with y = s x + t, or y = (x - t) / s where `multiply`, (s, t) of each feature from the features before it
         # by a program of masked linears; numbers: bound, offset, eps and gain of AUTOREGRESSIVE_SCALES
         "autoregressive_inverse": "(Tensor input, Tensor program, Tensor weights, Tensor parameters, Tensor? constants, int scale, float[] numbers, bool shift_first, bool multiply) -> (Tensor, Tensor)",
+        # the same with the inverses of rational-quadratic splines of SPLINE_NUMBERS, of each feature num_bins widths, heights and so many
+        # derivatives; `turn`: x is modulo the box, [-bound, bound], less its bound, of which circular splines are made
+        "autoregressive_inverse_spline": "(Tensor input, Tensor program, Tensor weights, Tensor parameters, Tensor? constants, float[] numbers, int num_bins, int derivatives, int tails, int parametrization, bool turn) -> (Tensor, Tensor)",
         # the outputs [N, outputs of the level] once the features of the level before, [N, features], are known; the constants are read
         # at level 0
         "autoregressive_inverse_advance": "(Tensor(a!) state, Tensor known, Tensor program, Tensor weights, Tensor parameters, Tensor? constants, int level, int outputs) -> Tensor",

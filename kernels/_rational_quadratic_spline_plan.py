@@ -12,7 +12,7 @@ from torch import Tensor
 from fastgen._schema import SPLINE_NUMBERS, SPLINE_PARAMETRIZATIONS, SPLINE_TAILS
 from fastgen.kernels._operands import Operands, accumulator
 from fastgen.reference._layout import is_channels_last, opmath_dtype
-from fastgen.reference.rational_quadratic_spline import derivatives_of
+from fastgen.reference._spline import derivatives_of
 
 # Numbers of a side of the box that a program owns, half as many in float64: by registers, those of the backward live longer.
 TILES = {"rational_quadratic_spline_fwd": 1024, "rational_quadratic_spline_bwd": 512}

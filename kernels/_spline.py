@@ -121,6 +121,47 @@ def parts_of(theta, rest, s, first, last):
 
 
 @triton.jit
+def spline_of(
+    value, widths, at_w, w_column, heights, at_h, h_column, derivatives, at_d, d_column, inside, left, right, bottom, top,
+    LEAST_WIDTH: tl.constexpr, LEAST_HEIGHT: tl.constexpr, LEAST_SLOPE: tl.constexpr, SCALE: tl.constexpr, CLIP: tl.constexpr,
+    TAILS: tl.constexpr, INVERSE: tl.constexpr, K: tl.constexpr, COLUMNS: tl.constexpr, BINS: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """(output, log-determinant) of elements, one a lane, whose parameters begin at ``at_*`` where ``inside``."""
+    _raw, _share, width, x_k = bins_of(
+        widths, at_w, w_column, inside, left, right, LEAST_WIDTH, SCALE, CLIP, K, BINS, ACC
+    )
+    _raw, _share, height, y_k = bins_of(
+        heights, at_h, h_column, inside, bottom, top, LEAST_HEIGHT, SCALE, CLIP, K, BINS, ACC
+    )
+    low = bottom if INVERSE else left
+    high = top if INVERSE else right
+    outside = (value < low) | (value > high)
+    where = clamp_to(value, low, high)
+    index = index_of(y_k if INVERSE else x_k, where, K, BINS)
+    first, _slope = slope_at(derivatives, at_d, d_column, inside, index, TAILS, K, COLUMNS, LEAST_SLOPE, CLIP, ACC)
+    last, _slope = slope_at(derivatives, at_d, d_column, inside, index + 1, TAILS, K, COLUMNS, LEAST_SLOPE, CLIP, ACC)
+    w = at_bin(width, index, BINS)
+    h = at_bin(height, index, BINS)
+    x_0 = at_bin(x_k, index, BINS)
+    y_0 = at_bin(y_k, index, BINS)
+    slope = h / w
+    theta, rest = theta_of(where, y_0 if INVERSE else x_0, h if INVERSE else w, slope, first, last, INVERSE)
+    inverse_den, u, numerator = parts_of(theta, rest, slope, first, last)
+    ratio = slope * inverse_den
+    log = tl.log(numerator * ratio * ratio)
+    if INVERSE:
+        result = clamp_to(x_0 + w * theta, left, right)
+        log = -log
+    else:
+        result = clamp_to(y_0 + h * u, bottom, top)
+    if TAILS == 2:
+        end = tl.where(value > high, right if INVERSE else top, left if INVERSE else bottom)
+        return tl.where(outside, end, result), tl.where(outside, float("-inf"), log)
+    else:
+        return tl.where(outside, value, result), tl.where(outside, 0.0, log)
+
+
+@triton.jit
 def through_softmax(
     raw, share, index, first, last, span, outside, LEAST: tl.constexpr, SCALE: tl.constexpr, CLIP: tl.constexpr, K: tl.constexpr,
     BINS: tl.constexpr,

@@ -4,6 +4,7 @@ Whatever a level needs of the network was computed at the levels before it, or i
 log-det are in fp32, or fp64 for fp64.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastgen._schema import AUTOREGRESSIVE_SCALES
+from fastgen._schema import AUTOREGRESSIVE_SCALES, SPLINE_PARAMETRIZATIONS
 from fastgen.kernels._launch import launch, on_device
 from fastgen.kernels._masked_network import (
     BLOCK_N,
@@ -35,9 +36,12 @@ from fastgen.kernels._masked_network import (
 )
 from fastgen.kernels._node_activations import sigmoid, tanh
 from fastgen.kernels._operands import tensor_reasons
+from fastgen.kernels._spline import spline_of
 from fastgen.reference import autoregressive_inverse as reference
 
-__all__ = ["autoregressive_inverse", "autoregressive_inverse_advance", "reasons"]
+__all__ = ["autoregressive_inverse", "autoregressive_inverse_advance", "autoregressive_inverse_spline", "reasons"]
+
+MOST_BINS = 128  # of a spline: 16 samples beside all of them are in registers
 
 NONE, EXP, TANH, SOFT_TANH, CENTERED, SOFT_CLIP, SIGMOID = (
     tl.constexpr(AUTOREGRESSIVE_SCALES.index(name))
@@ -135,6 +139,66 @@ def inverse_kernel(
     tl.store(log_det + sample, total, mask=sample < samples)
 
 
+@triton.jit(do_not_specialize=["samples", "most_outputs", "level_count"])
+def spline_kernel(
+    input,  # [N, D]
+    constants,  # [N, C] or None
+    output,  # [N, D]
+    log_det,  # [N]
+    state,  # [programs][rows][BLOCK_N]
+    made,  # [programs][outputs of a level][BLOCK_N]
+    program,
+    weights,
+    parameters,
+    samples,
+    most_outputs,
+    level_count,
+    LEFT: tl.constexpr, RIGHT: tl.constexpr, BOTTOM: tl.constexpr, TOP: tl.constexpr,
+    LEAST_WIDTH: tl.constexpr, LEAST_HEIGHT: tl.constexpr, LEAST_SLOPE: tl.constexpr, SCALE: tl.constexpr, CLIP: tl.constexpr,
+    TAILS: tl.constexpr,
+    TURN: tl.constexpr,
+    K: tl.constexpr,
+    COLUMNS: tl.constexpr,  # of derivatives
+    BINS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    UNITS: tl.constexpr,
+    ACC: tl.constexpr,
+):  # fmt: skip
+    rows, features, constant_count = number(program + ROWS), number(program + FEATURES), number(program + CONSTANTS)
+    levels, order = levels_of(program), order_of(program)
+    block, n = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK_N)
+    sample = block * BLOCK_N + n
+    state += block * rows * BLOCK_N
+    made += block * most_outputs * BLOCK_N
+    if constants is not None:
+        read_constants(constants, state, sample, samples, features, constant_count, BLOCK_N, ACC)
+    total = tl.zeros([BLOCK_N], dtype=ACC)
+    zero = tl.zeros([BLOCK_N], dtype=ACC)
+    for index in range(0, level_count):
+        level = levels + index * LEVEL_APART
+        run_level(
+            level, program, state, made, weights, parameters, BLOCK_N, BLOCK_K, UNITS, ACC,
+        )  # fmt: skip
+        first, count = number(level + LEVEL_FEATURE), number(level + LEVEL_FEATURES)
+        for f in range(0, count):
+            feature = number(order + first + f)
+            y = read_row(input, sample, features, feature, samples, ACC)
+            at = (f * (2 * K + COLUMNS)) * BLOCK_N + n
+            x, log = spline_of(
+                y, made, at, BLOCK_N, made, at + K * BLOCK_N, BLOCK_N, made, at + 2 * K * BLOCK_N, BLOCK_N, n >= 0,
+                zero + LEFT, zero + RIGHT, zero + BOTTOM, zero + TOP, LEAST_WIDTH, LEAST_HEIGHT, LEAST_SLOPE, SCALE, CLIP,
+                TAILS, True, K, COLUMNS, BINS, ACC,
+            )  # fmt: skip
+            if TURN:
+                x -= (2.0 * RIGHT) * tl.floor(x / (2.0 * RIGHT))
+                x -= RIGHT
+            total += log
+            tl.store(state + (first + f) * BLOCK_N + n, x)
+            tl.store(output + sample * features + feature, x.to(output.dtype.element_ty), mask=sample < samples)
+    tl.store(log_det + sample, total, mask=sample < samples)
+
+
 @triton.jit(do_not_specialize=["samples", "first", "count", "outputs", "index"])
 def advance_kernel(
     state,  # [programs][rows][BLOCK_N]
@@ -177,6 +241,8 @@ def reasons(op: str, *args: Any) -> list[str]:
     found = tensor_reasons(arg for arg in args if isinstance(arg, Tensor) and arg.is_floating_point())
     if op == "autoregressive_inverse" and args[5] == AUTOREGRESSIVE_SCALES.index("atan"):
         found.append("Triton has no atan")
+    if op == "autoregressive_inverse_spline" and args[6] > MOST_BINS:
+        found.append(f"more than {MOST_BINS} bins")
     return found
 
 
@@ -206,6 +272,41 @@ def autoregressive_inverse(
                 inverse_kernel, triton.cdiv(samples, BLOCK_N), input.contiguous(), constants, out, log_det, state, made, program,
                 weights, parameters, given, samples, most, len(read.levels), SCALE=scale,
                 SHIFT_FIRST=shift_first, MULTIPLY=multiply, **options(weights),
+            )  # fmt: skip
+    return out, log_det
+
+
+def autoregressive_inverse_spline(
+    input: Tensor,
+    program: Tensor,
+    weights: Tensor,
+    parameters: Tensor,
+    constants: Tensor | None,
+    numbers: Sequence[float],
+    num_bins: int,
+    derivatives: int,
+    tails: int,
+    parametrization: int,
+    turn: bool,
+) -> tuple[Tensor, Tensor]:
+    op, check = "autoregressive_inverse_spline", reference.autoregressive_inverse_spline_check
+    of_spline = (numbers, num_bins, derivatives, tails, parametrization, turn)
+    read = checked(check, op, program, weights, parameters, input, program, weights, parameters, constants, *of_spline)
+    samples = len(input)
+    out = torch.empty(tuple(input.shape), dtype=input.dtype, device=input.device)
+    log_det = torch.empty((samples,), dtype=weights.dtype, device=weights.device)
+    if samples:
+        most = max((level.outputs for level in read.levels), default=0)
+        state, made = scratch(weights, samples, read.rows), scratch(weights, samples, most)
+        names = ("LEFT", "RIGHT", "BOTTOM", "TOP", "LEAST_WIDTH", "LEAST_HEIGHT", "LEAST_SLOPE", "SCALE")
+        n = dict(zip(names, map(float, numbers), strict=True))
+        zuko = SPLINE_PARAMETRIZATIONS[parametrization] == "zuko"
+        with on_device(input):
+            launch(
+                spline_kernel, triton.cdiv(samples, BLOCK_N), input.contiguous(), constants, out, log_det, state, made, program,
+                weights, parameters, samples, most, len(read.levels), **n,
+                CLIP=-1 / math.log(n["LEAST_SLOPE"]) if zuko else 0.0, TAILS=tails, TURN=turn, K=num_bins, COLUMNS=derivatives,
+                BINS=max(triton.next_power_of_2(num_bins), 2), **options(weights),
             )  # fmt: skip
     return out, log_det
 

@@ -34,10 +34,18 @@ from fastgen.kernels._operands import accumulator, tensor_reasons
 from fastgen.kernels._tiles import factor_type, padded, product
 from fastgen.reference import masked_linear as reference
 
-__all__ = ["masked_linear_bwd", "masked_linear_fwd", "masked_linear_network", "masked_linear_weight_bwd", "reasons"]
+__all__ = [
+    "masked_linear_bwd",
+    "masked_linear_fwd",
+    "masked_linear_network",
+    "masked_linear_pack",
+    "masked_linear_weight_bwd",
+    "reasons",
+]
 
 # Of a tile of outputs, in fp64 half, and of the sum: two tiles of factors in shared memory are 8 KB.
 MOST_SIDE, MOST_K = 64, 16
+PACK_BLOCK = 1024
 
 
 @triton.jit
@@ -93,6 +101,21 @@ def masked_product_kernel(
         acc = tl.where(seen > 0, acc, 0.0)
     to = out + m[:, None] * columns + n[None, :]
     tl.store(to, acc.to(out.dtype.element_ty), mask=of_m[:, None] & of_n[None, :])
+
+
+@triton.jit
+def pack_kernel(
+    weight,  # flattened
+    gather,  # [count] places in it, -1 for 0
+    out,  # [count]
+    size,  # of weight
+    count,
+    BLOCK: tl.constexpr,
+):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    place = tl.load(gather + at, mask=at < count, other=-1).to(tl.int64)
+    value = tl.load(weight + place, mask=(place >= 0) & (place < size), other=0.0)
+    tl.store(out + at, value.to(out.dtype.element_ty), mask=at < count)
 
 
 @triton.jit(do_not_specialize=["samples", "outputs", "level_count"])
@@ -172,6 +195,19 @@ def masked_linear_weight_bwd(
     dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
     out = torch.empty(tuple(mask.shape), dtype=dtype, device=input.device)
     _multiply(grad_output.T, input, mask, None, out, over_b=False)
+    return out
+
+
+def masked_linear_pack(weight: Tensor, gather: Tensor, tasks: Tensor, block: int) -> Tensor:
+    _check(reference.masked_linear_pack_check, weight, gather, tasks, block)
+    dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    out = torch.empty(tuple(gather.shape), dtype=dtype, device=weight.device)
+    if len(gather):
+        with on_device(weight):
+            launch(
+                pack_kernel, triton.cdiv(len(gather), PACK_BLOCK), weight, gather, out, weight.numel(), len(gather),
+                BLOCK=PACK_BLOCK, num_warps=4, enable_fp_fusion=True,
+            )  # fmt: skip
     return out
 
 

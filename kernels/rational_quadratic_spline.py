@@ -19,7 +19,7 @@ from fastgen.kernels._launch import launch, on_device
 from fastgen.kernels._operands import tensor_reasons
 from fastgen.kernels._rational_quadratic_spline_bwd import rational_quadratic_spline_bwd
 from fastgen.kernels._rational_quadratic_spline_plan import Call, box_of, element_of, even, place_of
-from fastgen.kernels._spline import at_bin, bins_of, clamp_to, index_of, parts_of, slope_at, theta_of
+from fastgen.kernels._spline import spline_of
 from fastgen.reference._layout import empty_like_layout, opmath_dtype
 
 __all__ = ["rational_quadratic_spline_bwd", "rational_quadratic_spline_fwd", "reasons"]
@@ -66,40 +66,10 @@ def rational_quadratic_spline_kernel(
     at_w = n * w_sample + j * w_channel + s * w_position
     at_h = n * h_sample + j * h_channel + s * h_position
     at_d = n * d_sample + j * d_channel + s * d_position
-    _raw, _share, width, x_k = bins_of(
-        widths, at_w, w_column, inside, left, right, LEAST_WIDTH, SCALE, CLIP, K, BINS, ACC
-    )
-    _raw, _share, height, y_k = bins_of(
-        heights, at_h, h_column, inside, bottom, top, LEAST_HEIGHT, SCALE, CLIP, K, BINS, ACC
-    )
-    low = bottom if INVERSE else left
-    high = top if INVERSE else right
-    outside = (value < low) | (value > high) | ~touched
-    where = clamp_to(value, low, high)
-    index = index_of(y_k if INVERSE else x_k, where, K, BINS)
-    first, _slope = slope_at(derivatives, at_d, d_column, inside, index, TAILS, K, COLUMNS, LEAST_SLOPE, CLIP, ACC)
-    last, _slope = slope_at(derivatives, at_d, d_column, inside, index + 1, TAILS, K, COLUMNS, LEAST_SLOPE, CLIP, ACC)
-    w = at_bin(width, index, BINS)
-    h = at_bin(height, index, BINS)
-    x_0 = at_bin(x_k, index, BINS)
-    y_0 = at_bin(y_k, index, BINS)
-    slope = h / w
-    theta, rest = theta_of(where, y_0 if INVERSE else x_0, h if INVERSE else w, slope, first, last, INVERSE)
-    inverse_den, u, numerator = parts_of(theta, rest, slope, first, last)
-    ratio = slope * inverse_den
-    log = tl.log(numerator * ratio * ratio)
-    if INVERSE:
-        result = clamp_to(x_0 + w * theta, left, right)
-        log = -log
-    else:
-        result = clamp_to(y_0 + h * u, bottom, top)
-    if TAILS == 2:
-        end = tl.where(value > high, right if INVERSE else top, left if INVERSE else bottom)
-        result = tl.where(outside, end, result)
-        log = tl.where(outside, float("-inf"), log)
-    else:
-        result = tl.where(outside, value, result)
-        log = tl.where(outside, 0.0, log)
+    result, log = spline_of(
+        value, widths, at_w, w_column, heights, at_h, h_column, derivatives, at_d, d_column, inside, left, right, bottom, top,
+        LEAST_WIDTH, LEAST_HEIGHT, LEAST_SLOPE, SCALE, CLIP, TAILS, INVERSE, K, COLUMNS, BINS, ACC,
+    )  # fmt: skip
     tl.store(y + at, result.to(y.dtype.element_ty), mask=touched)
     if REDUCE:
         sums = tl.sum(tl.reshape(tl.where(touched, log, 0.0), [ROWS, BLOCK // ROWS]), axis=1)

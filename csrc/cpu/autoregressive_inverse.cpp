@@ -1,7 +1,5 @@
-// autoregressive_inverse: the features level by level, each unit of the network once, and the outputs of one level for maps other than
-// affine. A thread owns blocks of samples, whose y are replaced by x in place as they become known; log-dets are summed in fp64.
-#include "_masked_network.h"
-#include "common/scratch.h"
+// autoregressive_inverse with affine maps, and the outputs of one level for maps that are neither that nor splines.
+#include "autoregressive_inverse.h"
 
 namespace fastgen::masked_network {
 namespace {
@@ -71,15 +69,22 @@ FASTGEN_INLINE ScaleAndLog<T> scale_of(Scale scale, Vec<T> a, const Numbers<T>& 
   return {a, a};
 }
 
-// How the features of a level follow from their outputs.
+// A Map of autoregressive_inverse.h.
 template <class T>
 struct Affine {
   Scale scale;
   Numbers<T> numbers;
   bool shift_first, multiply;
 
-  // In place: y of the features, [features][lanes], becomes x. Adds to the log-dets.
-  void invert(const T* outputs, std::int64_t features, std::int64_t each, std::int64_t lanes, T* y, double* log_det) const {
+  void check(const char* op, const Level& level) const {
+    const bool one = scale == Scale::kNone;
+    FASTGEN_CHECK(level.outputs == 2 * level.features || (one && level.outputs == level.features), op, ": program must have ", one ? 1 : 2,
+                  " outputs a feature");
+  }
+
+  std::int64_t scratch() const { return 0; }
+
+  void invert(const T* outputs, std::int64_t features, std::int64_t each, std::int64_t lanes, T* y, double* log_det, T*) const {
     const std::int64_t at_shift = shift_first || each == 1 ? 0 : 1, at_scale = each == 1 ? 0 : 1 - at_shift;
     for (std::int64_t f = 0; f < features; ++f)
       for (std::int64_t i = 0; i < lanes; i += kWidth<T>) {
@@ -87,73 +92,24 @@ struct Affine {
         const ScaleAndLog<T> with = scale_of<T>(scale, load(of + at_scale * lanes), numbers);
         const Vec<T> shift = load(of + at_shift * lanes) * numbers.gain, given = load(y + f * lanes + i);
         store(y + f * lanes + i, multiply ? Vec<T>(given * with.s + shift) : Vec<T>((given - shift) / with.s));
-        alignas(64) T log_s[kWidth<T>];
-        store(log_s, with.log_s);
-        for (int k = 0; k < kWidth<T>; ++k) log_det[i + k] += static_cast<double>(log_s[k]);
+        add<T>(multiply ? with.log_s : Vec<T>(-with.log_s), log_det + i);
       }
   }
 };
-
-void check_input(const char* op, const char* name, const Tensor& t) {
-  check_floating(op, name, t);
-  FASTGEN_CHECK(t.dim() == 2, op, ": ", name, " must be [N, D]");
-}
 
 std::tuple<Tensor, Tensor> autoregressive_inverse(const Tensor& input, const Tensor& program, const Tensor& weights, const Tensor& parameters,
                                                   OptionalTensor constants, std::int64_t scale, std::vector<double> numbers, bool shift_first,
                                                   bool multiply) {
   const char* const op = "autoregressive_inverse";
   check_input(op, "input", input);
-  const std::int64_t samples = input.size(0);
   FASTGEN_CHECK(scale >= 0 && scale <= static_cast<std::int64_t>(Scale::kSoftplus), op, ": scale must be an index of AUTOREGRESSIVE_SCALES, got ", scale);
   FASTGEN_CHECK(numbers.size() == 4 && numbers[0] > 0, op, ": numbers must be bound > 0, offset, eps and gain");
   return dispatch(op, weights, [&]<class T>() {
-    const Program p(op, program, weights, parameters, constants, samples);
-    p.check_constants(op, constants, samples, weights.scalar_type());
-    const Header& h = p.header;
-    FASTGEN_CHECK(input.size(1) == h.features, op, ": input must be [N, ", h.features, "]");
-    const bool one = static_cast<Scale>(scale) == Scale::kNone;
-    for (std::int64_t l = 0; l < h.levels; ++l) {
-      const Level& level = p.levels[l];
-      FASTGEN_CHECK(level.outputs == 2 * level.features || (one && level.outputs == level.features), op, ": program must have ", one ? 1 : 2,
-                    " outputs a feature");
-      p.check(op, level);
-    }
     const Affine<T> affine{static_cast<Scale>(scale),
                            {static_cast<T>(numbers[0]), static_cast<T>(numbers[1]), static_cast<T>(numbers[2]), static_cast<T>(numbers[3])},
                            shift_first,
                            multiply};
-    Tensor output = empty_contiguous({samples, h.features}, input.scalar_type());
-    Tensor log_dets = empty_contiguous({samples}, weights.scalar_type());
-    const Tensor y = h.features <= 1 || input.stride(1) == 1 ? input : copy_dense(input, false);
-    const Blocks<T> blocks(samples, static_cast<std::int64_t>(torch::stable::get_num_threads()));
-    dispatch_dtype(op, input.scalar_type(), [&]<class S>() {
-      const S* const from = static_cast<const S*>(y.data_ptr());
-      S* const to = static_cast<S*>(output.mutable_data_ptr());
-      T* const to_log_det = static_cast<T*>(log_dets.mutable_data_ptr());
-      const auto place = [&](std::int64_t c) { return p.feature_places[static_cast<std::size_t>(c)]; };
-      parallel(blocks.count, samples * weights.numel(), [&](std::int64_t begin, std::int64_t end) {
-        const Scratch<T> values(h.rows * kMostVectors * kWidth<T>), made(p.most_outputs * kMostVectors * kWidth<T>);
-        for (std::int64_t b = begin; b < end; ++b) {
-          const auto block = blocks[b];
-          const std::int64_t lanes = block.lanes;
-          read_rows<T>(from + block.sample * y.stride(0), y.stride(0), block.samples, h.features, lanes, place, values.get());
-          if (h.constants > 0)
-            read_rows<T>(static_cast<const T*>(p.constants) + block.sample * h.constants, h.constants, block.samples, h.constants, lanes,
-                         [&](std::int64_t c) { return h.features + c; }, values.get());
-          double log_det[kMostVectors * kWidth<T>] = {};
-          for (std::int64_t l = 0; l < h.levels; ++l) {
-            const Level& level = p.levels[l];
-            run<T>(p, level, lanes, values.get(), made.get());
-            if (level.features > 0)
-              affine.invert(made.get(), level.features, level.outputs / level.features, lanes, values.get() + level.feature * lanes, log_det);
-          }
-          write_rows<T>(values.get(), lanes, block.samples, h.features, place, to + block.sample * h.features, h.features);
-          for (std::int64_t i = 0; i < block.samples; ++i) to_log_det[block.sample + i] = static_cast<T>(multiply ? log_det[i] : -log_det[i]);
-        }
-      });
-    });
-    return std::tuple(output, log_dets);
+    return invert<T>(op, input, program, weights, parameters, constants, affine);
   });
 }
 

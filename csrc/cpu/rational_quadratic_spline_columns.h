@@ -135,8 +135,7 @@ FASTGEN_INLINE Box<A> box_of(const Problem& p, const A* half) {
     const V bound = load(half);
     return {-bound, bound, -bound, bound};
   }
-  const auto edge = [&](Number i) { return V(static_cast<A>(p.numbers[i])); };
-  return {edge(kLeft), edge(kRight), edge(kBottom), edge(kTop)};
+  return p.box<A>();
 }
 
 // Calls f(std::integral_constant<Parametrization>, std::bool_constant<inverse>).

@@ -10,17 +10,12 @@
 #include <memory>
 
 #include "common/tensor.h"
-#include "cpu/rational_quadratic_spline.h"
+#include "cpu/_spline_definition.h"
 
 namespace fastgen::rational_quadratic_spline {
 
 inline constexpr const char* kOp = "rational_quadratic_spline";
 inline constexpr std::int64_t kTile = 512;  // elements: rows of them stay in the first cache
-
-// `numbers`, in the order of SPLINE_NUMBERS.
-enum Number { kLeft, kRight, kBottom, kTop, kMinBinWidth, kMinBinHeight, kMinDerivative, kScale, kNumNumbers };
-
-using Numbers = std::vector<double>;
 
 // Where the parameters of an element lie: [N, C', *, columns].
 struct Lie {
@@ -69,35 +64,24 @@ inline Tensor empty_in_order_of(const Tensor& t) {
   return empty_strided(sizes, strides, t.scalar_type());
 }
 
-struct Problem {
+struct Problem : Definition {
   Tensor input;  // dense
   std::array<Tensor, 3> parameters;  // widths, heights and derivatives, or one of all
   std::array<Lie, 3> lies;
   std::int64_t count = 1;  // of parameters
   std::vector<std::int64_t> channels, copied;  // those transformed, the others
-  std::int64_t n, c, positions, bins, derivatives, elements;  // the last of a sample
+  std::int64_t n, c, positions, elements;  // the last of a sample
   std::int64_t channel_step, position_step;  // of input
   std::int64_t tiles_of_sample, samples_of_tile, tiles;
-  Numbers numbers;
-  Tails tails;
-  Parametrization parametrization;
   bool inverse, reduce, channels_last, plain;  // plain: elements stand in input as they are counted
   std::vector<double> bounds;  // a channel that is transformed, or empty
-  std::vector<std::int64_t> knots;  // the columns of the K + 1 slopes
-  std::int64_t columns;  // of all parameters; one more is constant
 
   Problem(const Tensor& x, const Tensor& widths, const OptionalTensor& heights, const OptionalTensor& derivatives_, const OptionalTensor& mask,
           const OptionalTensor& bounds_, const Numbers& numbers, std::int64_t num_bins, std::int64_t tails, std::int64_t parametrization,
           bool inverse, bool reduce)
-      : input(x), bins(num_bins), numbers(numbers), tails(static_cast<Tails>(tails)),
-        parametrization(static_cast<Parametrization>(parametrization)), inverse(inverse), reduce(reduce) {
+      : Definition(kOp, numbers, num_bins, tails, parametrization), input(x), inverse(inverse), reduce(reduce) {
     check_floating(kOp, "input", x);
     FASTGEN_CHECK(x.dim() >= 2, kOp, ": input must be [N, C, *]");
-    FASTGEN_CHECK(num_bins >= 1, kOp, ": num_bins must be at least 1, got ", num_bins);
-    FASTGEN_CHECK(tails >= 0 && tails <= 2, kOp, ": tails must be an index of SPLINE_TAILS, got ", tails);
-    FASTGEN_CHECK(parametrization == 0 || parametrization == 1, kOp, ": parametrization must be an index of SPLINE_PARAMETRIZATIONS, got ",
-                  parametrization);
-    check_numbers();
     n = x.size(0), c = x.size(1), positions = 1;
     for (std::int64_t d = 2; d < x.dim(); ++d) positions *= x.size(d);
     choose_channels(mask);
@@ -114,7 +98,6 @@ struct Problem {
     tiles_of_sample = std::max<std::int64_t>((elements + kTile - 1) / kTile, 1);
     samples_of_tile = tiles_of_sample > 1 ? 1 : kTile / std::max<std::int64_t>(elements, 1);
     tiles = tiles_of_sample * ((n + samples_of_tile - 1) / samples_of_tile);
-    place_knots();
   }
 
   std::int64_t transformed() const { return static_cast<std::int64_t>(channels.size()); }
@@ -122,28 +105,7 @@ struct Problem {
   ScalarType dtype() const { return parameters[0].scalar_type(); }
   std::int64_t work() const { return n * std::max<std::int64_t>(elements, copied.size() * positions) * 4 * bins; }
 
-  template <class A>
-  Form<A> form() const {
-    const auto at = [&](Number i) { return static_cast<A>(numbers[i]); };
-    const auto rest = [&](Number i) { return TwoParts<A>(1 - static_cast<double>(bins) * numbers[i]); };
-    return {bins, derivatives, tails, at(kMinBinWidth), at(kMinBinHeight), at(kMinDerivative), at(kScale), static_cast<A>(-1 / std::log(numbers[kMinDerivative])),
-            knots.data(), rest(kMinBinWidth), rest(kMinBinHeight)};
-  }
-  // What stands for the slope at the ends of linear tails: 1.
-  double end() const { return parametrization == Parametrization::kZuko ? 0 : std::log(std::expm1(1 - numbers[kMinDerivative])); }
-
  private:
-  void check_numbers() const {
-    FASTGEN_CHECK(numbers.size() == kNumNumbers, kOp, ": numbers must be those of SPLINE_NUMBERS, got ", numbers.size(), " of them");
-    FASTGEN_CHECK(numbers[kLeft] < numbers[kRight] && numbers[kBottom] < numbers[kTop], kOp, ": the box must not be empty");
-    const double narrow = std::min(numbers[kMinBinWidth], numbers[kMinBinHeight]), wide = std::max(numbers[kMinBinWidth], numbers[kMinBinHeight]);
-    FASTGEN_CHECK(narrow >= 0 && wide * static_cast<double>(bins) <= 1, kOp, ": min_bin_width and min_bin_height must be in [0, 1 / num_bins]");
-    const bool below_one = parametrization == Parametrization::kZuko || tails == Tails::kLinear;
-    const double least = numbers[kMinDerivative];
-    FASTGEN_CHECK(least > 0 && (below_one ? least < 1 : std::isfinite(least)), kOp, ": min_derivative must be in (0, ", below_one ? "1)" : "inf)",
-                  ", got ", least);
-  }
-
   void choose_channels(const OptionalTensor& mask) {
     std::vector<bool> taken(c, !mask.has_value());
     if (!mask.has_value()) {
@@ -180,18 +142,9 @@ struct Problem {
     FASTGEN_CHECK(opmath_type(dtype()) == opmath_type(input.scalar_type()), kOp, ": widths must be float64 where input is, and nowhere else");
     if (count == 3)
       FASTGEN_CHECK(lies[0].columns == bins && lies[1].columns == bins, kOp, ": widths and heights must be [*, ", bins, "]");
-    derivatives = count == 3 ? lies[2].columns : lies[0].columns - 2 * bins;
-    const std::int64_t usual = bins - 1 + static_cast<std::int64_t>(tails);
-    FASTGEN_CHECK(derivatives == usual || derivatives == bins + 1, kOp, ": derivatives must be [*, ", usual, "], packed widths [*, ",
-                  2 * bins + usual, "]");
-    columns = 2 * bins + derivatives;
-  }
-
-  void place_knots() {
-    const std::int64_t first = 2 * bins, ends = derivatives == bins - 1 ? 1 : 0;  // knots before the first column
-    for (std::int64_t k = 0; k <= bins; ++k) knots.push_back(first + k - ends);
-    if (tails == Tails::kLinear) knots.front() = knots.back() = columns;
-    if (tails == Tails::kCircular) knots.back() = first;
+    const std::int64_t slopes_given = count == 3 ? lies[2].columns : lies[0].columns - 2 * bins;
+    FASTGEN_CHECK(takes(2 * bins + slopes_given), kOp, ": derivatives must be [*, ", usual(), "], packed widths [*, ", 2 * bins + usual(), "]");
+    set_derivatives(slopes_given);
   }
 };
 

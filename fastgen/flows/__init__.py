@@ -1,7 +1,7 @@
 """Normalizing flows: transforms with log-dets, layers over the fused ops, densities, and training in the memory of one layer."""
 
 from .autoregressive_conditioner import Conditioner, ConditionerPlan, ContextLayer, MaskedLayer, NotPlannable
-from .autoregressive_inverse import AffineMap, AutoregressiveMap, InverseReport, invert
+from .autoregressive_inverse import AffineMap, AutoregressiveMap, InverseReport, SplineMap, invert
 from .base import ScaledNormal, StandardNormal
 from .causal_transformer import CausalTransformerFlow, Guidance
 from .conditioners import MLP, ConvNet, ConvResNet, ResidualMLP
@@ -61,6 +61,7 @@ __all__ = [
     "Spline",
     "SplineAutoregressive",
     "SplineCoupling",
+    "SplineMap",
     "Split",
     "Squeeze",
     "StandardNormal",

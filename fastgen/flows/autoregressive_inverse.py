@@ -2,7 +2,7 @@
 
 y = T(x; network(x)), feature d of the network's parameters depending on the features before d. In order:
 
-``incremental``  the conditioner has a plan and T is affine: all in one op, each unit of the network once
+``incremental``  the conditioner has a plan and T is affine or a spline: all in one op, each unit of the network once
 ``stepwise``     the conditioner has a plan: a level of features at a time, T inverted in between
 ``jacobi``       x <- T^-1(y; network(x)) for all features at once, until x changes by no more than a tolerance; after k passes the
                  first k features are exact, so after D all are (Song et al. 2021, "Accelerating Feedforward Computation via
@@ -62,13 +62,32 @@ class AffineMap:
 
 
 @dataclass(frozen=True)
+class SplineMap:
+    """A rational-quadratic spline of each feature as :func:`fastgen.ops.autoregressive_inverse_spline` takes it."""
+
+    num_bins: int
+    tails: str | None = "linear"
+    bound: float | tuple[float, float, float, float] = 1.0
+    min_bin_width: float | None = None
+    min_bin_height: float | None = None
+    min_derivative: float = 1e-3
+    parametrization: str = "nflows"
+    scale: float = 1.0
+    derivatives: int | None = None
+    turn: bool = False
+
+    def arguments(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+
+@dataclass(frozen=True)
 class AutoregressiveMap:
     """T(x; network(x)), as whoever has one describes it.
 
     Attributes:
         network: (x [N, D], context) -> parameters [N, D P], those of a feature side by side; differentiable.
         forward, inverse: T and its inverse for some features; differentiable.
-        affine: T, where it is affine.
+        known: T, where it is affine or a spline.
         describe: the conditioner as it is now; None, or :class:`NotPlannable` raised, where it cannot be described. Parameters that
             are replaced are seen because it is asked at each call.
         parameters: the tensors that take a gradient.
@@ -79,7 +98,7 @@ class AutoregressiveMap:
     forward: Map
     inverse: Map
     plan: ConditionerPlan
-    affine: AffineMap | None = None
+    known: AffineMap | SplineMap | None = None
     describe: Callable[[], Conditioner | None] | None = None
     parameters: Sequence[Tensor] = ()
 
@@ -141,8 +160,10 @@ def _by_plan(
     dtype = torch.float64 if y.dtype == torch.float64 else torch.float32
     conditioner = _described(autoregressive)
     program, operands = autoregressive.plan.prepare(conditioner, context, dtype, stepwise=True)
-    if autoregressive.affine is not None:
-        x, log_det = ops.autoregressive_inverse(y, *operands, **autoregressive.affine.arguments())
+    known = autoregressive.known
+    if known is not None:
+        op = ops.autoregressive_inverse if isinstance(known, AffineMap) else ops.autoregressive_inverse_spline
+        x, log_det = op(y, *operands, **known.arguments())
         return x, log_det, InverseReport("incremental", 1)
     state = ops.autoregressive_inverse_state(program.rows, len(y), like=operands.weights)
     x, log_det = torch.empty_like(y), y.new_zeros(len(y), dtype=dtype)

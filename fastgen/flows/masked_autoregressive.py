@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..ops.affine_coupling import SCALE_FNS, ScaleFn
 from .autoregressive_conditioner import ConditionerPlan
-from .autoregressive_inverse import AffineMap, AutoregressiveMap, InverseReport, invert
+from .autoregressive_inverse import AffineMap, AutoregressiveMap, InverseReport, SplineMap, invert
 from .coupling import check_scale_fn
 from .spline import Spline
 from .transform import Context, Transform
@@ -55,10 +55,10 @@ class MaskedAutoregressive(Transform):
             return self._mapped(values, parameters, inverse=inverse)
 
         forward, inverse = partial(mapped, inverse=False), partial(mapped, inverse=True)
-        return AutoregressiveMap(self._given, forward, inverse, plan, self._affine(), describe, parameters)
+        return AutoregressiveMap(self._given, forward, inverse, plan, self._known(), describe, parameters)
 
-    def _affine(self) -> AffineMap | None:
-        """The map of a feature, where it is affine."""
+    def _known(self) -> AffineMap | SplineMap | None:
+        """The map of a feature, where it is one of these."""
         return None
 
     def _given(self, x: Tensor, context: Context) -> Tensor:
@@ -91,7 +91,7 @@ class AffineAutoregressive(MaskedAutoregressive):
         check_scale_fn(type(self).__name__, scale_fn)
         self.scale_fn = scale_fn
 
-    def _affine(self) -> AffineMap | None:
+    def _known(self) -> AffineMap | None:
         return AffineMap.of(SCALE_FNS[self.scale_fn] if isinstance(self.scale_fn, str) else self.scale_fn)
 
     def _mapped(self, input: Tensor, parameters: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
@@ -114,6 +114,11 @@ class SplineAutoregressive(MaskedAutoregressive):
     def __init__(self, network: nn.Module, features: int, *, spline: Spline | None = None) -> None:
         super().__init__(network, features)
         self.spline = spline or Spline()
+
+    def _known(self) -> SplineMap:
+        s = self.spline
+        least = (s.min_bin_width, s.min_bin_height, s.min_derivative)
+        return SplineMap(s.num_bins, s.tails, s.bound, *least, scale=s.scale)
 
     def _mapped(self, input: Tensor, parameters: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
         return self.spline(input, parameters, inverse=inverse)

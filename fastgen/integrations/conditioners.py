@@ -23,6 +23,7 @@ from ..flows import (
     ContextLayer,
     MaskedLayer,
     NotPlannable,
+    SplineMap,
     invert,
 )
 from ..ops import masked_linear, masked_linear_fits, masked_linear_network, masked_linear_network_fits
@@ -200,7 +201,7 @@ def inverted(
     describe: Describe,
     arguments: Callable[[Tensor, Tensor | None], tuple[Any, ...]],
     elements: Callable[[Tensor, Tensor, bool, Any], tuple[Tensor, Tensor]],
-    affine: AffineMap | None,
+    known: AffineMap | SplineMap | None,
     y: Tensor,
     context: Tensor | None,
 ) -> tuple[Tensor, Tensor] | None:
@@ -229,7 +230,7 @@ def inverted(
 
     forward, inverse = functools.partial(part, inverse=False), functools.partial(part, inverse=True)
     with_checks = functools.partial(described, net, describe, network, context)
-    whole = AutoregressiveMap(network, forward, inverse, plan_of(net), affine, with_checks, list(named.values()))
+    whole = AutoregressiveMap(network, forward, inverse, plan_of(net), known, with_checks, list(named.values()))
     try:
         x, log_det, _ = invert(whole, y, context)
     except ValueError:  # a context that does not fit, of which their code says what it says

@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from ..flows import AffineMap
+from ..flows import AffineMap, SplineMap
 from ..ops import ScaleFn, affine_coupling, rational_quadratic_spline
 from .conditioners import inverted, made, manner
 from .stand_in import StandIn, mixin_of
@@ -139,7 +139,7 @@ class Autoregressive(StandIn):
     """A layer of elements with parameters by a masked network of those before them, as nflows and normflows write it.
 
     ``either``, of the layer, whether it is the inverse, the input [N, F], the parameters [N, F * M], and which features they are
-    where they are not all: the op. ``affine``: the same where each element is scaled and shifted, as the inverse takes it.
+    where they are not all: the op. ``known``: the same as the inverse takes it, where it does.
     """
 
     method = "_elementwise_forward"
@@ -152,7 +152,7 @@ class Autoregressive(StandIn):
         return f"{cls.does}; {manner(module.autoregressive_net, functools.partial(made, module.autoregressive_net))}"
 
     @classmethod
-    def affine(cls, layer: Any) -> AffineMap | None:
+    def known(cls, layer: Any) -> AffineMap | SplineMap | None:
         return None
 
     def _elementwise_forward(self: Any, inputs: Tensor, autoregressive_params: Tensor) -> Any:
@@ -174,7 +174,7 @@ class Autoregressive(StandIn):
         grads = flat and torch.is_grad_enabled() and any(t.requires_grad for t in (inputs, *net.parameters()))
         if inputs.dim() == 2 and not next(mixin.reasons(self), None) and not outside(self, inputs) and not grads:
             describe = functools.partial(made, net)
-            found = inverted(net, describe, lambda *args: args, elements, mixin.affine(self), inputs, context)
+            found = inverted(net, describe, lambda *args: args, elements, mixin.known(self), inputs, context)
         return self.of_theirs("inverse")(inputs, context) if found is None else found
 
 
@@ -186,6 +186,16 @@ class SplineAutoregressive(Autoregressive):
     @classmethod
     def reasons(cls, module: Any) -> Iterator[str]:
         yield from unsplinable(module)
+
+    @classmethod
+    def known(cls, layer: Any) -> SplineMap | None:
+        one_box = layer.tails is None or not isinstance(layer.tail_bound, Tensor)
+        if isinstance(layer.tails, (list, tuple)) or not one_box:
+            return None
+        least = (layer.min_bin_width, layer.min_bin_height, layer.min_derivative)
+        box = (0.0, 1.0, 0.0, 1.0) if layer.tails is None else layer.tail_bound
+        scale = 1 / root_of(layer.autoregressive_net, channels=False)
+        return SplineMap(layer.num_bins, layer.tails, box, *least, scale=scale)
 
     @staticmethod
     def either(layer: Any, inverse: bool, inputs: Tensor, params: Tensor, features: Sequence[int] | None = None) -> Any:

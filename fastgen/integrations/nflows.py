@@ -80,7 +80,7 @@ class MaskedAffineAutoregressiveTransform(Autoregressive):
             yield "a scale other than softplus(s) + 1e-3 or sigmoid(s + 2) + 1e-3"
 
     @classmethod
-    def affine(cls, layer: Any) -> AffineMap | None:
+    def known(cls, layer: Any) -> AffineMap | None:
         scale_fn = elements_scale(layer)
         return None if scale_fn is None else AffineMap.of(scale_fn)
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..flows import AffineMap
+from ..flows import AffineMap, SplineMap
 from ..ops import ScaleFn, affine_coupling, rational_quadratic_spline
 from .conditioners import Describe, in_one, inverted, manner, masked_mlp
 from .flow_layers import covered
@@ -51,8 +51,12 @@ class Elements(NamedTuple):
         )
         return self.turned(y, features) if inverse else y, log_det
 
-    def affine(self) -> AffineMap | None:
-        return None if self.bins else AffineMap.of(self.scale_fn(), shift_first=True)
+    def known(self) -> AffineMap | SplineMap | None:
+        if not self.bins:
+            return AffineMap.of(self.scale_fn(), shift_first=True)
+        return SplineMap(
+            self.bins, bound=self.bound, min_derivative=self.slope, parametrization="zuko", turn=self.circular
+        )
 
     def scale_fn(self) -> ScaleFn:
         return ScaleFn("soft_clip", bound=-math.log(self.slope))
@@ -188,7 +192,7 @@ class AutoregressiveTransform(Transformation):
         if not inverse:
             phi = in_one(*described(layer), functools.partial(parameters, layer), x, context)
             return elements(x, parameters(layer, x, context) if phi is None else phi)
-        made = inverted(*described(layer), arguments, elements_by(elements), elements.affine(), x, context)
+        made = inverted(*described(layer), arguments, elements_by(elements), elements.known(), x, context)
         if made is not None:
             return made
         found = torch.zeros_like(x)

@@ -7,6 +7,7 @@ from .attention import attention
 from .autoregressive_inverse import (
     autoregressive_inverse,
     autoregressive_inverse_advance,
+    autoregressive_inverse_spline,
     autoregressive_inverse_state,
 )
 from .categorical_sample import categorical_sample
@@ -47,6 +48,7 @@ __all__ = [
     "attention",
     "autoregressive_inverse",
     "autoregressive_inverse_advance",
+    "autoregressive_inverse_spline",
     "autoregressive_inverse_state",
     "categorical_sample",
     "causal_transformer_inverse",

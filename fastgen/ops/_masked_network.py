@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,8 +43,8 @@ class NetworkProgram(NamedTuple):
     """A program and how its operands are made of weights, biases and constants."""
 
     program: Tensor  # int64
-    gather: list[Tensor]  # per layer int32 [packed numbers]: places in the flattened weight
-    hidden: list[Tensor | None]  # per layer bool, what of them the mask hides, None where nothing
+    gather: list[Tensor]  # per layer int32 [packed numbers]: places in the flattened weight, -1 of what the mask hides
+    tasks: list[Tensor]  # per layer int64 [T, 2]: lines and units of each of its tasks, as `gather` has them
     units: list[Tensor]  # per layer int64: its units in their order, which is also that of biases and constants
     levels: list[list[int]]  # features of each level
     outputs: list[int]  # numbers of each level
@@ -127,7 +128,6 @@ class _Builder:
         residuals: list[int] = []
         tasks: list[tuple[int, list[int]]] = []  # level, record
         gather: list[Tensor] = []
-        hidden: list[Tensor] = []
         packed = 0
         wanted = {layer.residual for layer in self.layers}
         values: list[int] = []  # per layer the first row of its values before the activation
@@ -165,10 +165,11 @@ class _Builder:
                 last_of = first + size
                 known = max(reach[first:last_of])
                 tasks.append((level, [number, first, size, known, packed]))
-                gather.append(torch.from_numpy((at[first:last_of] + columns[:known]).T.astype("int32").ravel()))
-                hidden.append(torch.from_numpy(~lets[first:last_of, :known].T.ravel()))
+                there = lets[first:last_of, :known]
+                index = np.where(there, at[first:last_of] + columns[:known], -1)
+                gather.append(torch.from_numpy(index.T.astype("int32").ravel()))
                 packed += known * size
-        return self._program(records, residuals, tasks, gather, hidden, constants, row)
+        return self._program(records, residuals, tasks, gather, constants, row)
 
     def _sorted(self, number: int, mask: Tensor) -> Tensor:
         """The units of a layer in order: by level, or by the last of its source that they read; outputs of a feature together."""
@@ -196,7 +197,6 @@ class _Builder:
         residuals: list[int],
         tasks: list[tuple[int, list[int]]],
         gather: list[Tensor],
-        hidden: list[Tensor],
         constants: int,
         rows: int,
     ) -> NetworkProgram:
@@ -228,13 +228,10 @@ class _Builder:
         gathers = [
             torch.cat([gather[i] for i in part]) if part else torch.empty(0, dtype=torch.int32) for part in of_layer
         ]
-        hides = [
-            torch.cat([hidden[i] for i in part]) if part else torch.empty(0, dtype=torch.bool) for part in of_layer
-        ]
         return NetworkProgram(
             torch.tensor(flat, dtype=torch.int64),
             gathers,
-            [h if h.any() else None for h in hides],
+            [torch.tensor([tasks[i][1][3:1:-1] for i in part], dtype=torch.int64).view(-1, 2) for part in of_layer],
             self.units,
             levels,
             level_rows[5::6],
@@ -242,13 +239,19 @@ class _Builder:
         )
 
 
-def pack_weights(program: NetworkProgram, weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """The numbers of all weights [units, units of the source] as the program has them, in ``dtype``, on their device."""
-    parts = []
-    for weight, index, hides in zip(weights, program.gather, program.hidden, strict=True):
-        part = weight.detach().reshape(-1).index_select(0, index.to(weight.device)).to(dtype)
-        parts.append(part if hides is None else part.masked_fill_(hides.to(part.device), 0))
-    return torch.cat(parts)
+def pack_weights(
+    program: NetworkProgram, weights: Sequence[Tensor], dtype: torch.dtype, *, block: int = 2**31
+) -> Tensor:
+    """The numbers of all weights [units, units of the source] as the program has them, in ``dtype``, on their device.
+
+    ``block``: lines of a task that are made at a time.
+    """
+    pack = torch.ops.fastgen.masked_linear_pack.default
+    parts = [
+        pack(weight.detach().contiguous(), index.to(weight.device), tasks, block).to(dtype)
+        for weight, index, tasks in zip(weights, program.gather, program.tasks, strict=True)
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def pack_units(

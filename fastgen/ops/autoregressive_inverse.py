@@ -1,17 +1,25 @@
 """`autoregressive_inverse`: the inverse of a masked autoregressive flow, each unit of its network computed once."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._schema import AUTOREGRESSIVE_SCALES
+from .._schema import AUTOREGRESSIVE_SCALES, SPLINE_PARAMETRIZATIONS, SPLINE_TAILS
 from ..reference._masked_network import state_size
+from ..reference._spline import derivatives_of
 from ._check import check_floating, check_main, fail, kind_of, refuse_gradient, shape_of
 from ._dtypes import foreign, in_float32
+from ._spline import check_kinds, spline_numbers
 
-__all__ = ["autoregressive_inverse", "autoregressive_inverse_advance", "autoregressive_inverse_state"]
+__all__ = [
+    "autoregressive_inverse",
+    "autoregressive_inverse_advance",
+    "autoregressive_inverse_spline",
+    "autoregressive_inverse_state",
+]
 
 _BOUNDED = ("tanh", "soft_tanh", "atan", "sigmoid_centered")
 _CODE = {name: code for code, name in enumerate(AUTOREGRESSIVE_SCALES)}
@@ -98,6 +106,76 @@ def autoregressive_inverse(
     return _inverse(input, program, weights, parameters, constants, code, numbers, shift_first, multiply)
 
 
+def autoregressive_inverse_spline(
+    input: Tensor,
+    program: Tensor,
+    weights: Tensor,
+    parameters: Tensor,
+    constants: Tensor | None = None,
+    *,
+    num_bins: int,
+    tails: str | None = "linear",
+    bound: float | Sequence[float] = 1.0,
+    min_bin_width: float | None = None,
+    min_bin_height: float | None = None,
+    min_derivative: float = 1e-3,
+    parametrization: str = "nflows",
+    scale: float = 1.0,
+    derivatives: int | None = None,
+    turn: bool = False,
+) -> tuple[Tensor, Tensor]:
+    r"""The x of which an autoregressive map of splines makes ``input``, feature after feature.
+
+    .. math:: x_d = T^{-1}(y_d;\ \mathrm{network}(x_{<d})_d)
+
+    with T a monotone rational-quadratic spline, as :func:`fastgen.ops.rational_quadratic_spline` has it: the outputs of a feature
+    are its K widths, K heights and slopes, packed. Each unit of the network is computed once, as in :func:`autoregressive_inverse`.
+
+    Args:
+        input: [N, D], y.
+        program, weights, parameters, constants: as in :func:`autoregressive_inverse`.
+        num_bins: K.
+        tails, min_bin_width, min_bin_height, min_derivative, parametrization, scale: as in
+            :func:`fastgen.ops.rational_quadratic_spline`.
+        bound: the box: B of [-B, B] both ways, or (left, right, bottom, top).
+        derivatives: how many slopes a feature has: K - 1 for linear tails, K for circular ones, K + 1 for none, or K + 1 for any,
+            of which those at the ends are then not read where the tails fix them.
+        turn: x is taken modulo 2 B, from 0 on, and B subtracted: the half turn that zuko's circular splines begin with.
+
+    Returns:
+        x in the dtype of ``input``, and log abs det dx/dy [N] in that of ``weights``. No gradients: the module
+        ``fastgen.flows.autoregressive_inverse`` has them.
+
+    Raises:
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: a shape, a device or a number does not fit, an argument requires a gradient, or the program is none.
+
+    Source: Durkan et al., "Neural Spline Flows", NeurIPS 2019.
+    """
+    op = "autoregressive_inverse_spline"
+    check_kinds(op, tails, parametrization)
+    if num_bins < 1:
+        fail(op, f"num_bins must be at least 1, got {num_bins}")
+    box = (bound, min_bin_width, min_bin_height, min_derivative)
+    numbers = spline_numbers(op, num_bins, tails, *box, parametrization, scale)
+    counts = derivatives_of(tails, num_bins)
+    count = counts[0] if derivatives is None else derivatives
+    if count not in counts:
+        fail(op, f"derivatives must be {counts[0]} with tails {tails!r}, got {derivatives}")
+    if turn and numbers[0] != -numbers[1]:
+        fail(op, f"turn must have a box of -bound to bound, got {bound!r}")
+    check_main(op, "input", input)
+    if input.dim() != 2:
+        fail(op, f"input must be [N, D], got {shape_of(input)}")
+    _check(op, program, input=input, weights=weights, parameters=parameters, constants=constants)
+    codes = (SPLINE_TAILS.index(tails), SPLINE_PARAMETRIZATIONS.index(parametrization))
+    args = (program, weights, parameters, constants, numbers, num_bins, count, *codes, turn)
+    if foreign(input):
+        output, log_det = in_float32(op, _inverse_spline)(input, *args)
+        return output.to(input.dtype), log_det
+    return _inverse_spline(input, *args)  # type: ignore[no-any-return]
+
+
 def autoregressive_inverse_state(program_rows: int, samples: int, *, like: Tensor) -> Tensor:
     """The state of :func:`autoregressive_inverse_advance` for so many samples, in the dtype and on the device of ``like``."""
     return like.new_zeros(state_size(program_rows, samples))
@@ -140,6 +218,10 @@ def autoregressive_inverse_advance(
     if not state.is_contiguous():
         fail(op, "state must be contiguous: it is written to")
     return _raw(op, state, known.contiguous(), program, weights, parameters, constants, level, outputs)
+
+
+def _inverse_spline(*args: Any) -> Any:
+    return _raw("autoregressive_inverse_spline", *args)
 
 
 def _inverse(*args: Any) -> Any:

@@ -22,6 +22,7 @@ from ._watchers import autocast_active, in_autocast_dtype, watched
 # of the weights is hidden: 1.5 to 2 times on an EPYC with AVX-512, inference, 256 x 512 x 512 to 4096 x 512 x 512.
 PACKED: frozenset[str] = frozenset({"avx2", "avx512", "avx512_bf16", "amx"})
 LEAST_HIDDEN, LEAST_WEIGHTS = 0.25, 2**15
+PACKED_LINES = 16  # rows of a weight that are transposed at a time
 
 
 def masked_linear(
@@ -280,7 +281,7 @@ def _plan(mask: Tensor) -> _Plan:
         max(mask.shape[0], 1),
     )  # into the transposed weight; the weight itself is gathered from
     transposed = index % outputs * mask.shape[1] + torch.div(index, outputs, rounding_mode="floor")
-    backward = backward._replace(gather=[transposed.to(torch.int32)])
+    backward = backward._replace(gather=[torch.where(index < 0, -1, transposed).to(torch.int32)])
     stored = sum(index.numel() for index in forward.gather)
     rows, columns = forward.units[0], torch.tensor(forward.levels[0], dtype=torch.int64)
     reads = mask[rows][:, columns] * torch.arange(1, mask.shape[1] + 1)
@@ -336,7 +337,10 @@ def _masked_linear_bwd(
     by_input, by_weight = input.new_empty(0), weight.new_empty(0)
     ops: Any = torch.ops.fastgen
     if wants_input:
-        packed, nothing = pack_weights(plan.backward, [weight], wide), input.new_empty(0, dtype=wide)
+        packed, nothing = (
+            pack_weights(plan.backward, [weight], wide, block=PACKED_LINES),
+            input.new_empty(0, dtype=wide),
+        )
         program = plan.backward.program
         by_input = ops.masked_linear_network.default(grad, program, packed, nothing, None, input.shape[1])
     if wants_weight:

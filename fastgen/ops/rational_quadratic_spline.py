@@ -1,6 +1,5 @@
 """`rational_quadratic_spline`: the monotone splines of neural spline flows, with their log-determinant, both ways."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,14 +9,13 @@ from torch import Tensor
 from .. import _dispatch
 from .._schema import SPLINE_PARAMETRIZATIONS, SPLINE_TAILS
 from ..reference._layout import opmath_dtype
-from ..reference.rational_quadratic_spline import derivatives_of
+from ..reference._spline import derivatives_of
 from ._autograd import apply
 from ._check import check_floating, fail, kind_of, shape_of
 from ._dtypes import foreign, in_float32
+from ._spline import check_kinds, spline_numbers
 
 OP = "rational_quadratic_spline"
-# The least bin, as a fraction of the box, where a caller names none: zuko's bins are bounded by its soft clip instead.
-LEAST_BIN = {"nflows": 1e-3, "zuko": 0.0}
 
 
 def rational_quadratic_spline(
@@ -95,25 +93,16 @@ def rational_quadratic_spline(
             fail(OP, f"mask chooses channels of input [N, C, *spatial], got input of {shape_of(input)}")
         parameters = tuple(p[:, None] if isinstance(p, Tensor) and p.dim() == 2 else p for p in parameters)  # type: ignore[assignment]
         input = input[:, None]
-    if tails not in SPLINE_TAILS:
-        fail(OP, f"tails must be one of {SPLINE_TAILS}, got {tails!r}")
-    if parametrization not in SPLINE_PARAMETRIZATIONS:
-        fail(OP, f"parametrization must be one of {SPLINE_PARAMETRIZATIONS}, got {parametrization!r}")
+    check_kinds(OP, tails, parametrization)
     channels = _check_mask(mask, input)
     bins = _check_parameters(parameters, (input.shape[0], channels, *input.shape[2:]), input, tails, num_bins)
     bounds = bound if isinstance(bound, Tensor) else None
-    box = (-1.0, 1.0, -1.0, 1.0) if bounds is not None else _box(bound)
     if bounds is not None:
         _check_bounds(bounds, channels, input)
-    least = LEAST_BIN[parametrization]
-    least_width, least_height = (least if given is None else float(given) for given in (min_bin_width, min_bin_height))
-    for name, value in (("min_bin_width", least_width), ("min_bin_height", least_height)):
-        if not 0 <= value * bins <= 1:
-            fail(OP, f"{name} must be in [0, 1 / K] with K = {bins}, got {value}")
-    most = 1.0 if parametrization == "zuko" or tails == "linear" else math.inf
-    if not 0 < min_derivative < most:
-        fail(OP, f"min_derivative must be in (0, {most}), got {min_derivative}")
-    numbers = [*box, least_width, least_height, float(min_derivative), float(scale)]
+    numbers = spline_numbers(
+        OP, bins, tails, 1.0 if isinstance(bound, Tensor) else bound, min_bin_width, min_bin_height, min_derivative,
+        parametrization, scale,
+    )  # fmt: skip
     codes = (SPLINE_TAILS.index(tails), SPLINE_PARAMETRIZATIONS.index(parametrization))
     function: Any = _differentiable if _dispatch.needs_grad(input, *parameters) else _forward
     dtype = input.dtype
@@ -196,16 +185,6 @@ def _check_parameters(
         sizes = " or ".join(map(str, counts))
         fail(OP, f"unnormalized_derivatives must be [..., {sizes}] with tails {tails!r}, got {shape_of(derivatives)}")
     return bins
-
-
-def _box(bound: float | Sequence[float] | Tensor) -> tuple[float, float, float, float]:
-    if isinstance(bound, (int, float)):
-        box = (-float(bound), float(bound), -float(bound), float(bound))
-    else:
-        box = tuple(float(edge) for edge in bound)  # type: ignore[assignment]
-    if len(box) != 4 or not (box[0] < box[1] and box[2] < box[3]):
-        fail(OP, f"bound must be a positive number or (left, right, bottom, top) in order, got {bound!r}")
-    return box
 
 
 def _check_bounds(bounds: Tensor, channels: int, input: Tensor) -> None:

@@ -7,13 +7,15 @@ The quadratic of the inverse is solved without the cancellation of its published
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._schema import SPLINE_PARAMETRIZATIONS, SPLINE_TAILS
+from .._schema import SPLINE_NUMBERS, SPLINE_PARAMETRIZATIONS, SPLINE_TAILS
+from ._check import require
 from ._layout import opmath_dtype
 
 
@@ -26,6 +28,29 @@ class Numbers(NamedTuple):
     min_bin_height: float
     min_derivative: float
     scale: float
+
+
+def derivatives_of(tails: str | None, num_bins: int) -> tuple[int, ...]:
+    """How many derivatives there may be, the usual number first: with K + 1 those at the ends are not read."""
+    return {"linear": (num_bins - 1, num_bins + 1), "circular": (num_bins, num_bins + 1)}.get(
+        tails or "", (num_bins + 1,)
+    )
+
+
+def check_spline(op: str, numbers: Sequence[float], num_bins: int, tails: int, parametrization: int) -> None:
+    """What all splines of a call have in common."""
+    require(op, num_bins >= 1, f"num_bins must be at least 1, got {num_bins}")
+    require(op, 0 <= tails < len(SPLINE_TAILS), f"tails must be an index of SPLINE_TAILS, got {tails}")
+    known = 0 <= parametrization < len(SPLINE_PARAMETRIZATIONS)
+    require(op, known, f"parametrization must be an index of SPLINE_PARAMETRIZATIONS, got {parametrization}")
+    require(op, len(numbers) == len(SPLINE_NUMBERS), f"numbers must be {SPLINE_NUMBERS}, got {len(numbers)} of them")
+    n = Numbers(*numbers)
+    require(op, n.left < n.right and n.bottom < n.top, f"the box must not be empty, got {numbers[:4]}")
+    least = max(n.min_bin_width, n.min_bin_height)
+    fits = min(n.min_bin_width, n.min_bin_height) >= 0 and least * num_bins <= 1
+    require(op, fits, f"min_bin_width and min_bin_height must be in [0, 1 / num_bins], got {numbers[4:6]}")
+    most = 1 if SPLINE_PARAMETRIZATIONS[parametrization] == "zuko" or SPLINE_TAILS[tails] == "linear" else math.inf
+    require(op, 0 < n.min_derivative < most, f"min_derivative must be in (0, {most}), got {n.min_derivative}")
 
 
 class Axis(NamedTuple):
@@ -80,7 +105,7 @@ class Spline:
         heights: Tensor | None,
         derivatives: Tensor | None,
         bounds: Tensor | None,
-        numbers: list[float],
+        numbers: Sequence[float],
         num_bins: int,
         tails: int,
         parametrization: int,

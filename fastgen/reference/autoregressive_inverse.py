@@ -4,16 +4,17 @@ Papamakarios, Pavlakou and Murray, "Masked Autoregressive Flow for Density Estim
 Inference with Inverse Autoregressive Flow", 2016.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._schema import AUTOREGRESSIVE_SCALES
+from .._schema import AUTOREGRESSIVE_SCALES, SPLINE_TAILS
 from ._check import check_main, require
 from ._layout import opmath_dtype
 from ._masked_network import Network, check_network, read_program, state_size
+from ._spline import Numbers, Spline, check_spline, derivatives_of
 
 
 def autoregressive_inverse(
@@ -28,22 +29,67 @@ def autoregressive_inverse(
     multiply: bool,
 ) -> tuple[Tensor, Tensor]:
     """The output in the dtype of the input; the arithmetic and the log-det in that of the weights."""
-    plan = read_program("autoregressive_inverse", program, weights.numel(), parameters.numel())
+
+    def inverted(given: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        shift = numbers[3] * outputs[:, 0 if shift_first or outputs.shape[1] == 1 else 1]
+        raw = outputs[:, 1 if shift_first and outputs.shape[1] == 2 else 0]
+        s, log_s = scale_of(AUTOREGRESSIVE_SCALES[scale], raw, numbers)
+        return (given * s + shift, log_s) if multiply else ((given - shift) / s, -log_s)
+
+    return _level_by_level("autoregressive_inverse", input, program, weights, parameters, constants, inverted)
+
+
+def autoregressive_inverse_spline(
+    input: Tensor,
+    program: Tensor,
+    weights: Tensor,
+    parameters: Tensor,
+    constants: Tensor | None,
+    numbers: Sequence[float],
+    num_bins: int,
+    derivatives: int,
+    tails: int,
+    parametrization: int,
+    turn: bool,
+) -> tuple[Tensor, Tensor]:
+    """As :func:`autoregressive_inverse`."""
+
+    def inverted(given: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        y, packed = given.T, outputs.permute(2, 0, 1)  # [N, features], [N, features, P]
+        spline = Spline(y, packed, None, None, None, numbers, num_bins, tails, parametrization, True)
+        x, log_det = spline.values(y)
+        if turn:
+            x = torch.remainder(x, 2 * numbers[1]) - numbers[1]
+        return x.T, log_det.T
+
+    return _level_by_level("autoregressive_inverse_spline", input, program, weights, parameters, constants, inverted)
+
+
+def _level_by_level(
+    op: str,
+    input: Tensor,
+    program: Tensor,
+    weights: Tensor,
+    parameters: Tensor,
+    constants: Tensor | None,
+    inverted: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+) -> tuple[Tensor, Tensor]:
+    """``inverted``: of y [features, N] and outputs [features, P, N] of a level the x and terms of the log-det."""
+    plan = read_program(op, program, weights.numel(), parameters.numel())
     y = input.to(weights.dtype)
     network = Network(plan, weights.new_zeros(plan.rows, input.shape[0]), weights, parameters)
     network.set_constants(constants)
     x, log_det = torch.empty_like(y), weights.new_zeros(input.shape[0], dtype=torch.float64)
     for level, at in enumerate(plan.levels):
-        outputs = network.run(level).unflatten(0, (at.features, -1))  # [features, P, N]
+        if not at.features:
+            network.run(level)
+            continue
+        outputs = network.run(level).unflatten(0, (at.features, -1))
         features = plan.order[at.feature : at.feature + at.features]
-        shift = numbers[3] * outputs[:, 0 if shift_first or outputs.shape[1] == 1 else 1]
-        raw = outputs[:, 1 if shift_first and outputs.shape[1] == 2 else 0]
-        s, log_s = scale_of(AUTOREGRESSIVE_SCALES[scale], raw, numbers)
-        given = y[:, features].T
-        found = given * s + shift if multiply else (given - shift) / s
+        found, terms = inverted(y[:, features].T, outputs)
         network.set_features(level, found)
         x[:, features] = found.T
-        log_det += log_s.double().sum(0) if multiply else -log_s.double().sum(0)
+        log_det += terms.double().sum(0)
     return x.to(input.dtype), log_det.to(opmath_dtype(weights.dtype))
 
 
@@ -118,6 +164,36 @@ def autoregressive_inverse_check(
         require(op, fits, f"program must have {each} outputs a feature")
 
 
+def autoregressive_inverse_spline_check(
+    input: Tensor,
+    program: Tensor,
+    weights: Tensor,
+    parameters: Tensor,
+    constants: Tensor | None,
+    numbers: Sequence[float],
+    num_bins: int,
+    derivatives: int,
+    tails: int,
+    parametrization: int,
+    turn: bool,
+) -> None:
+    op = "autoregressive_inverse_spline"
+    check_main(op, "input", input)
+    require(op, input.dim() == 2, f"input must be [N, D], got shape {tuple(input.shape)}")
+    plan = check_network(op, input, program, weights, parameters, constants)
+    check_spline(op, numbers, num_bins, tails, parametrization)
+    counts = derivatives_of(SPLINE_TAILS[tails], num_bins)
+    require(op, derivatives in counts, f"derivatives must be {counts[0]}, got {derivatives}")
+    n = Numbers(*numbers)
+    require(op, not turn or n.left == -n.right, f"turn must have a box of -bound to bound, got {numbers[:2]}")
+    if plan is None:
+        return
+    require(op, input.shape[1] == plan.features, f"input must be [N, {plan.features}], got {tuple(input.shape)}")
+    each = 2 * num_bins + derivatives
+    for level in plan.levels:
+        require(op, level.outputs == each * level.features, f"program must have {each} outputs a feature")
+
+
 def autoregressive_inverse_advance_check(
     state: Tensor,
     known: Tensor,
@@ -159,6 +235,22 @@ def autoregressive_inverse_fake(
     numbers: Sequence[float],
     shift_first: bool,
     multiply: bool,
+) -> tuple[Tensor, Tensor]:
+    return input.new_empty(input.shape), weights.new_empty(input.shape[0])
+
+
+def autoregressive_inverse_spline_fake(
+    input: Tensor,
+    program: Tensor,
+    weights: Tensor,
+    parameters: Tensor,
+    constants: Tensor | None,
+    numbers: Sequence[float],
+    num_bins: int,
+    derivatives: int,
+    tails: int,
+    parametrization: int,
+    turn: bool,
 ) -> tuple[Tensor, Tensor]:
     return input.new_empty(input.shape), weights.new_empty(input.shape[0])
 

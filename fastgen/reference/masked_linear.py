@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from ._check import check_floats, check_main, require
 from ._layout import opmath_dtype
@@ -32,6 +33,12 @@ def masked_linear_weight_bwd(
     """[O, C] in fp32, or fp64 for fp64; the order in which it is computed does not matter here."""
     wide = opmath_dtype(input.dtype)
     return _masked(grad_output.to(wide).T @ input.to(wide), mask)
+
+
+def masked_linear_pack(weight: Tensor, gather: Tensor, tasks: Tensor, block: int) -> Tensor:
+    """[P] in fp32, or fp64 for fp64."""
+    flat = torch.nn.functional.pad(weight.reshape(-1), (0, 1))  # the last is what -1 names
+    return flat.to(opmath_dtype(weight.dtype)).index_select(0, torch.where(gather < 0, weight.numel(), gather))
 
 
 def masked_linear_network(
@@ -87,6 +94,27 @@ def masked_linear_weight_bwd_check(
         require(op, fits, f"{name} must be contiguous int64 [{count}], got {t.dtype}, shape {tuple(t.shape)}")
 
 
+def masked_linear_pack_check(weight: Tensor, gather: Tensor, tasks: Tensor, block: int) -> None:
+    op = "masked_linear_pack"
+    check_main(op, "weight", weight)
+    fits = weight.dim() == 2 and weight.is_contiguous()
+    require(op, fits, f"weight must be contiguous [O, C], got shape {tuple(weight.shape)}")
+    fits = gather.dtype == torch.int32 and gather.dim() == 1 and gather.is_contiguous()
+    fits = fits and gather.device == weight.device
+    require(op, fits, f"gather must be a contiguous int32 vector, got {gather.dtype}, shape {tuple(gather.shape)}")
+    fits = tasks.dtype == torch.int64 and tasks.dim() == 2 and tasks.shape[1] == 2 and tasks.is_contiguous()
+    require(op, fits, f"tasks must be contiguous int64 [T, 2], got {tasks.dtype}, shape {tuple(tasks.shape)}")
+    require(op, block >= 1, f"block must be positive, got {block}")
+    require(op, weight.numel() < 2**31 - 1, "weight must have fewer than 2^31 - 1 numbers")
+    if tasks.is_cpu and not isinstance(tasks, FakeTensor):
+        sizes, count = tasks.tolist(), gather.shape[0]
+        fits = all(min(size) >= 0 for size in sizes) and sum(known * units for known, units in sizes) == count
+        require(op, fits, f"tasks must be as many numbers as gather has places, {count}, got {sizes}")
+    if gather.is_cpu and gather.numel() and not isinstance(gather, FakeTensor):
+        low, high = int(gather.min()), int(gather.max())
+        require(op, low >= -1 and high < weight.numel(), f"gather must be in [-1, {weight.numel()}), got {low}, {high}")
+
+
 def masked_linear_network_check(
     input: Tensor, program: Tensor, weights: Tensor, parameters: Tensor, constants: Tensor | None, outputs: int
 ) -> None:
@@ -114,6 +142,10 @@ def masked_linear_weight_bwd_fake(
     grad_output: Tensor, input: Tensor, mask: Tensor, rows: Tensor, columns: Tensor, known: Tensor
 ) -> Tensor:
     return input.new_empty((grad_output.shape[1], input.shape[1]), dtype=opmath_dtype(input.dtype))
+
+
+def masked_linear_pack_fake(weight: Tensor, gather: Tensor, tasks: Tensor, block: int) -> Tensor:
+    return weight.new_empty(gather.shape[0], dtype=opmath_dtype(weight.dtype))
 
 
 def masked_linear_network_fake(

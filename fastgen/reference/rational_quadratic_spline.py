@@ -1,14 +1,12 @@
 """What `rational_quadratic_spline` means: the splines of `_spline`, one an element of the channels that are transformed."""
 
-import math
-
 import torch
 from torch import Tensor
 
-from .._schema import SPLINE_NUMBERS, SPLINE_PARAMETRIZATIONS, SPLINE_TAILS
+from .._schema import SPLINE_TAILS
 from ._check import check_floats, check_main, require
 from ._layout import copy_in_order_of, copy_like, empty_in_order_of, empty_like_layout, opmath_dtype
-from ._spline import Numbers, Spline
+from ._spline import Spline, check_spline, derivatives_of
 
 OP = "rational_quadratic_spline"
 
@@ -89,13 +87,6 @@ def _chosen(input: Tensor, mask: Tensor | None) -> Tensor | None:
     return mask
 
 
-def derivatives_of(tails: str | None, num_bins: int) -> tuple[int, ...]:
-    """How many derivatives there may be, the usual number first: with K + 1 those at the ends are not read."""
-    return {"linear": (num_bins - 1, num_bins + 1), "circular": (num_bins, num_bins + 1)}.get(
-        tails or "", (num_bins + 1,)
-    )
-
-
 def rational_quadratic_spline_fwd_check(
     input: Tensor,
     widths: Tensor,
@@ -112,18 +103,7 @@ def rational_quadratic_spline_fwd_check(
 ) -> None:
     check_main(OP, "input", input, dims=2)
     check_main(OP, "widths", widths)
-    require(OP, num_bins >= 1, f"num_bins must be at least 1, got {num_bins}")
-    require(OP, 0 <= tails < len(SPLINE_TAILS), f"tails must be an index of SPLINE_TAILS, got {tails}")
-    known = 0 <= parametrization < len(SPLINE_PARAMETRIZATIONS)
-    require(OP, known, f"parametrization must be an index of SPLINE_PARAMETRIZATIONS, got {parametrization}")
-    require(OP, len(numbers) == len(SPLINE_NUMBERS), f"numbers must be {SPLINE_NUMBERS}, got {len(numbers)} of them")
-    n = Numbers(*numbers)
-    require(OP, n.left < n.right and n.bottom < n.top, f"the box must not be empty, got {numbers[:4]}")
-    least = max(n.min_bin_width, n.min_bin_height)
-    fits = min(n.min_bin_width, n.min_bin_height) >= 0 and least * num_bins <= 1
-    require(OP, fits, f"min_bin_width and min_bin_height must be in [0, 1 / num_bins], got {numbers[4:6]}")
-    most = 1 if SPLINE_PARAMETRIZATIONS[parametrization] == "zuko" or SPLINE_TAILS[tails] == "linear" else math.inf
-    require(OP, 0 < n.min_derivative < most, f"min_derivative must be in (0, {most}), got {n.min_derivative}")
+    check_spline(OP, numbers, num_bins, tails, parametrization)
     channels = input.shape[1]
     if mask is not None:
         require(

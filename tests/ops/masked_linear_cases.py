@@ -78,11 +78,24 @@ def backward(samples: int, inputs: int, outputs: int, dtype: torch.dtype, kind: 
     return randn(samples, outputs, seed=3).to(dtype), x, w, mask, True, True
 
 
+def pack(dtype: torch.dtype = torch.float32, outputs: int = 7, inputs: int = 6) -> tuple[Any, ...]:
+    """Arguments of `masked_linear_pack`: places of all numbers in any order, and of none."""
+    places = torch.randperm(outputs * inputs, generator=torch.Generator().manual_seed(2)) - 1
+    tasks = torch.tensor([[inputs, 3], [inputs, outputs - 4], [0, 7], [1, inputs]])
+    return operands(1, inputs, outputs, dtype)[1], places.to(torch.int32), tasks, 4
+
+
 UNSEEN = {
+    "masked_linear_pack": pack,
     "masked_linear_network": partial(network, 4, torch.float32),
     "masked_linear_weight_bwd": partial(weight_bwd, 4, 6, 7, torch.float32),
 }
 REFUSED = [
+    ("masked_linear_pack", {"gather": torch.arange(1, 43, dtype=torch.int32)}, "gather must be"),
+    ("masked_linear_pack", {"gather": torch.arange(-2, 40, dtype=torch.int32)}, "gather must be"),
+    ("masked_linear_pack", {"tasks": torch.tensor([[6, 8]])}, "tasks must be"),
+    ("masked_linear_pack", {"tasks": torch.tensor([[-6, -7]])}, "tasks must be"),
+    ("masked_linear_pack", {"block": 0}, "block must be"),
     ("masked_linear_network", {"outputs": 3}, "outputs must be"),
     ("masked_linear_network", {"constants": None}, "constants must be"),
     ("masked_linear_network", {"program": torch.zeros(3, dtype=torch.int64)}, "program ends"),
@@ -94,6 +107,8 @@ def harmless(op: str, name: str, how: str, arguments: dict[str, Any]) -> bool:
     """Any number of samples goes, and there may be more weights than are read."""
     if op == "masked_linear_fwd":
         return name == "input" and how.startswith("dimension 0")
+    if op == "masked_linear_pack":  # which numbers are read is a matter of their places
+        return (name == "weight" and how.startswith("dimension")) or (name == "gather" and how == "integers")
     if op == "masked_linear_network":
         return name in ("weights", "parameters") and how == "dimension 0 too long"
     return False
@@ -122,6 +137,7 @@ def calls() -> Iterator[Call]:
         yield Call(name, "masked_linear_bwd", partial(backward, 4, 6, 7, dtype))
         yield Call(name, "masked_linear_weight_bwd", partial(weight_bwd, 9, 6, 7, dtype))
         yield Call(name, "masked_linear_network", partial(network, 5, dtype))
+        yield Call(name, "masked_linear_pack", partial(pack, dtype, 50, 33))
     yield Call("40 samples fp32", "masked_linear_network", partial(network, 40, torch.float32, context=False))
     yield Call("elu fp32", "masked_linear_network", partial(network, 3, torch.float32, activation="elu"))
 
@@ -129,6 +145,7 @@ def calls() -> Iterator[Call]:
 def gates(arch: int) -> Iterator[Call]:
     for dtype in DTYPES:
         yield Call(dtype_name(dtype), "masked_linear_fwd", partial(forward, 256, 512, 512, dtype))
+        yield Call(dtype_name(dtype), "masked_linear_pack", partial(pack, dtype, 512, 512))
         if arch == 90 or dtype == torch.bfloat16:
             yield Call(dtype_name(dtype), "masked_linear_network", partial(network, 64, dtype, hidden=64))
 

@@ -16,7 +16,7 @@ from fastgen import _dispatch
 from fastgen._schema import SPLINE_PARAMETRIZATIONS, SPLINE_TAILS
 from fastgen.ops import rational_quadratic_spline
 from fastgen.reference import rational_quadratic_spline as reference
-from fastgen.reference.rational_quadratic_spline import derivatives_of
+from fastgen.reference._spline import derivatives_of
 
 from .families import Call, OfTensors
 from .numerics import DTYPES, LAYOUTS, STRIDES, assert_bar, dtype_name, laid_out, randn, strided

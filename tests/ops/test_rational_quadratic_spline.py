@@ -10,7 +10,7 @@ from torch import Tensor
 from fastgen._schema import SPLINE_PARAMETRIZATIONS, SPLINE_TAILS
 from fastgen.ops import rational_quadratic_spline
 from fastgen.reference import rational_quadratic_spline as reference
-from fastgen.reference.rational_quadratic_spline import derivatives_of
+from fastgen.reference._spline import derivatives_of
 
 from .numerics import DTYPES, assert_bar, guarded, poison_allocator, randn
 from .rational_quadratic_spline_cases import (

@@ -47,11 +47,11 @@ def test_codes_of_couplings_of_the_cpu_kernels():
 
 
 def test_splines_of_the_cpu_kernels():
-    assert tuple(enumerators("cpu/rational_quadratic_spline.h", "Tails")) == ("linear", "circular", "none")
+    assert tuple(enumerators("cpu/_spline.h", "Tails")) == ("linear", "circular", "none")
     assert tuple(str(tails).lower() for tails in _schema.SPLINE_TAILS) == ("linear", "circular", "none")
-    kinds = enumerators("cpu/rational_quadratic_spline.h", "Parametrization")
+    kinds = enumerators("cpu/_spline.h", "Parametrization")
     assert tuple(kinds) == _schema.SPLINE_PARAMETRIZATIONS
-    numbers = enumerators("cpu/rational_quadratic_spline_elements.h", "Number")
+    numbers = enumerators("cpu/_spline_definition.h", "Number")
     assert (*_schema.SPLINE_NUMBERS, "num_numbers") == tuple(numbers) and Numbers._fields == _schema.SPLINE_NUMBERS
 
 
