@@ -1,11 +1,13 @@
 // squeeze: blocks of f x f pixels as channels, and back: one copy.
 //
 // Elements are moved, whatever they are. Planes: a row of pixels is dealt out to f rows of the small image, or put together from them.
-// Channels-last: where the channels of a place stay together, a row of a block is one run of memory; else channels are dealt out.
+// Channels-last: where the channels of a place stay together, a row of a block is one run of memory; else channels are dealt out, those
+// of a block of 2 x 2 pixels all four in one pass.
 #include <algorithm>
 #include <array>
 #include <cstring>
 
+#include "common/simd/deal.h"
 #include "common/tensor.h"
 
 namespace fastgen::squeeze {
@@ -32,35 +34,33 @@ struct Strides {
   explicit Strides(const Tensor& t) : sample(t.stride(0)), channel(t.stride(1)), row(t.stride(2)), column(t.stride(3)) {}
 };
 
-// small[j][i] = large[i * f + j], or back; the rows of the small image as pointers. `kFactor` 0 is any.
-template <int kFactor, bool kInverse, class T>
+// small[j][i] = large[i * f + j], or back; the rows of the small image as pointers.
+template <bool kInverse, class T>
 FASTGEN_INLINE void deal(T* __restrict large, T* const* small, std::int64_t count, std::int64_t factor) {
-  if constexpr (kFactor == 2) {
-    T *__restrict const a = small[0], *__restrict const b = small[1];
+  for (std::int64_t j = 0; j < factor; ++j)
     for (std::int64_t i = 0; i < count; ++i) {
-      if constexpr (kInverse) large[2 * i] = a[i], large[2 * i + 1] = b[i];
-      else a[i] = large[2 * i], b[i] = large[2 * i + 1];
+      if constexpr (kInverse) large[i * factor + j] = small[j][i];
+      else small[j][i] = large[i * factor + j];
     }
-  } else {
-    for (std::int64_t j = 0; j < factor; ++j)
-      for (std::int64_t i = 0; i < count; ++i) {
-        if constexpr (kInverse) large[i * factor + j] = small[j][i];
-        else small[j][i] = large[i * factor + j];
-      }
-  }
 }
 
+// Bands of rows of a plane: one of the small image each.
 template <bool kInverse, class T>
 void move_planes(const Problem& p, T* large, const Strides& in_large, T* small, const Strides& in_small) {
-  const std::int64_t f = p.factor, rows = p.n * p.channels * p.height;
-  parallel(rows, rows * p.width, [&](std::int64_t begin, std::int64_t end) {
+  const std::int64_t f = p.factor, planes = p.n * p.channels, bands = p.height / f;
+  parallel(planes, planes * p.height * p.width, [&](std::int64_t begin, std::int64_t end) {
     std::vector<T*> to(f);
-    for (std::int64_t item = begin; item < end; ++item) {
-      const std::int64_t y = item % p.height, c = item / p.height % p.channels, n = item / p.height / p.channels;
-      for (std::int64_t j = 0; j < f; ++j) to[j] = small + n * in_small.sample + p.channel(c, y % f, j) * in_small.channel + y / f * in_small.row;
-      T* const row = large + n * in_large.sample + c * in_large.channel + y * in_large.row;
-      if (f == 2) deal<2, kInverse>(row, to.data(), p.width / 2, 2);
-      else deal<0, kInverse>(row, to.data(), p.width / f, f);
+    for (std::int64_t plane = begin; plane < end; ++plane) {
+      const std::int64_t n = plane / p.channels, c = plane % p.channels;
+      for (std::int64_t i = 0; i < f; ++i) {
+        T* row = large + n * in_large.sample + c * in_large.channel + i * in_large.row;
+        for (std::int64_t j = 0; j < f; ++j) to[j] = small + n * in_small.sample + p.channel(c, i, j) * in_small.channel;
+        for (std::int64_t y = 0; y < bands; ++y, row += f * in_large.row) {
+          if (f == 2) deal_two<kInverse>(row, to[0], to[1], p.width / 2);
+          else deal<kInverse>(row, to.data(), p.width / f, f);
+          for (T*& t : to) t += in_small.row;
+        }
+      }
     }
   });
 }
@@ -79,6 +79,16 @@ FASTGEN_INLINE void spread(T* __restrict from, T* __restrict to, std::int64_t co
   }
 }
 
+// The two rows of a band of blocks of 2 x 2 pixels, in the order of channels, as `count` pixels.
+template <bool kInverse, class T>
+void move_band(const Problem& p, T* upper, T* lower, std::int64_t large_column, T* small, std::int64_t small_column, std::int64_t count) {
+  const bool three = p.channels == 3 && large_column == 3 && small_column == 12;
+  for (std::int64_t x = 0; x < count; ++x, upper += 2 * large_column, lower += 2 * large_column, small += small_column) {
+    if (three) deal_three_channels<kInverse>(upper, lower, small, x + 1 < count);
+    else deal_four<!kInverse>(small, {upper, upper + large_column, lower, lower + large_column}, p.channels);
+  }
+}
+
 template <bool kInverse, class T>
 void move_channels_last(const Problem& p, T* large, const Strides& in_large, T* small, const Strides& in_small) {
   const std::int64_t f = p.factor, h = p.height / f, w = p.width / f;
@@ -86,9 +96,14 @@ void move_channels_last(const Problem& p, T* large, const Strides& in_large, T* 
   parallel(p.n * h, p.n * p.channels * p.height * p.width, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t item = begin; item < end; ++item) {
       const std::int64_t n = item / h, y = item % h;
+      T* const rows = large + n * in_large.sample + y * f * in_large.row;
+      T* const row = small + n * in_small.sample + y * in_small.row;
+      if (f == 2 && p.order == Order::kChannelMajor) {
+        move_band<kInverse>(p, rows, rows + in_large.row, in_large.column, row, in_small.column, w);
+        continue;
+      }
       for (std::int64_t i = 0; i < f; ++i) {
-        T* pixel = large + n * in_large.sample + (y * f + i) * in_large.row;
-        T* to = small + n * in_small.sample + y * in_small.row;
+        T *pixel = rows + i * in_large.row, *to = row;
         for (std::int64_t x = 0; x < w; ++x, to += in_small.column)
           for (std::int64_t j = 0; j < f; ++j, pixel += in_large.column) spread<kInverse>(pixel, to + p.channel(0, i, j), p.channels, step);
       }

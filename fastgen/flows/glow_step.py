@@ -10,21 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from ..nn.actnorm import _of_all_ranks
-from ..ops.invertible_conv1x1 import inverse_of
+from ..nn._square_matrix import SquareMatrix
+from ..nn.actnorm import ChannelNorm
+from ..nn.invertible_conv1x1 import log_det_of
 from .coupling import Coupling
 from .gradients import Gradients
 from .transform import Compose, Context, Transform
 
-EPS = 1e-6  # of a channel that is constant in the first batch
 
-
-class ActNorm(Transform):
+class ActNorm(ChannelNorm, Transform):
     """y = x exp(log_scale) + shift, channel by channel of [N, C, *].
 
     The first batch in training (that of all ranks together, where `torch.distributed` is initialised) gives each channel mean 0 and
-    deviation 1, on the device, without waiting for it. Weights that are loaded count as initialised, so that nothing but parameters
-    is in the state dict, unlike that of :class:`fastgen.nn.ActNorm`.
+    deviation 1, on the device, without waiting for it; a channel that is constant keeps scale 1. It is :class:`fastgen.nn.ActNorm`
+    but for one thing: weights that are loaded count as initialised, so that nothing but parameters is in the state dict.
 
     Args:
         channels: C.
@@ -32,17 +31,16 @@ class ActNorm(Transform):
     """
 
     def __init__(self, channels: int, *, initialize: bool = True) -> None:
-        super().__init__()
-        self.log_scale = nn.Parameter(torch.zeros(channels))
-        self.shift = nn.Parameter(torch.zeros(channels))
-        self.initialized = not initialize
+        super().__init__(channels, data_dependent=initialize)
 
-    def forward(self, input: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
-        self._initialize(input)
-        return ops.actnorm(input, self.log_scale, self.shift, log_scale=True)
+    @property
+    def initialized(self) -> bool:
+        """Whether the parameters are no longer for a first batch to set."""
+        return self._is_ready()
 
-    def inverse(self, input: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
-        return ops.actnorm(input, self.log_scale, self.shift, log_scale=True, inverse=True)
+    @initialized.setter
+    def initialized(self, value: bool) -> None:
+        self._ready = value
 
     def invert_with_grad(
         self, output: Tensor, grad_output: Tensor, grad_log_det: Tensor, context: Context, gradients: Gradients
@@ -55,74 +53,67 @@ class ActNorm(Transform):
         _add(gradients, (self.log_scale, grad_scale), (self.shift, grad_shift))
         return input, grad_input
 
-    @torch.no_grad()
-    def _initialize(self, input: Tensor) -> None:
-        if self.initialized or not self.training or input.is_meta:
-            return
-        if input.dim() < 2 or input.shape[1] != len(self.shift):
-            name = type(self).__name__
-            raise ValueError(f"{name}: input must be [N, {len(self.shift)}, *], got shape {tuple(input.shape)}")
-        mean, deviation = _of_all_ranks(input, *ops.actnorm_statistics(input))
-        deviation = deviation.nan_to_num()  # of a single element
-        self.log_scale.copy_(-torch.log(deviation + EPS))
-        self.shift.copy_(-mean / (deviation + EPS))
-        self.initialized = True
-
-    def _load_from_state_dict(self, *args: Any) -> None:
-        super()._load_from_state_dict(*args)
-        self.initialized = True
-
-    def extra_repr(self) -> str:
-        return f"{len(self.shift)}"
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._ready = True
 
 
-class ActNormConv1x1(ActNorm):
+class ActNormConv1x1(ActNorm, SquareMatrix):
     """An actnorm and a 1x1 convolution with a square matrix, in one pass over [N, C, *]: y = W (x exp(log_scale) + shift).
 
-    W begins as a rotation.
+    W begins as a rotation. As three factors, ``"plu"``, it is never singular, its log-determinant is a sum of parameters, and its
+    inverse is had by triangular solves; :class:`fastgen.nn.InvertibleConv1x1` says which parameters there are.
 
     Args:
         channels: C.
         initialize: of the actnorm, as in :class:`ActNorm`.
+        parametrization: of W, ``"direct"`` or ``"plu"``.
+
+    Raises:
+        ValueError: ``parametrization`` is not known. From :meth:`inverse` on a CPU, where the matrix is singular; the message names
+            the layer.
     """
 
-    def __init__(self, channels: int, *, initialize: bool = True) -> None:
+    def __init__(self, channels: int, *, initialize: bool = True, parametrization: str = "direct") -> None:
         super().__init__(channels, initialize=initialize)
-        self.weight = nn.Parameter(torch.linalg.qr(torch.randn(channels, channels))[0].contiguous())
+        self._make_matrix(channels, parametrization)
 
     def forward(self, input: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
-        self._initialize(input)
-        scale = self.log_scale.exp()
-        log_det = ops.invertible_conv1x1_log_det(input, self.weight, scale)
-        return ops.invertible_conv1x1(input, self.weight, scale, self.shift), log_det
+        self.prepare(input)
+        scale, log_det = self.log_scale.exp(), self._log_det(input)
+        return ops.invertible_conv1x1(input, self.matrix(), scale, self.shift), log_det
 
     def inverse(self, input: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
-        """Raises ValueError on a CPU where the matrix is singular; the message names the layer."""
-        scale = self.log_scale.exp()
-        log_det = ops.invertible_conv1x1_log_det(input, self.weight, scale, inverse=True)
-        try:
-            return ops.invertible_conv1x1(input, self.weight, scale, self.shift, inverse=True), log_det
-        except ValueError as error:
-            raise ValueError(f"{type(self).__name__}({self.extra_repr()}): {error}") from None
+        log_det = -self._log_det(input)
+        inverse = (
+            self.inverse_matrix() if input.is_cpu else self._inverted()
+        )  # a GPU's would not see a change of `.data`
+        slope = torch.exp(-self.log_scale.to(inverse.dtype))
+        return ops.invertible_conv1x1(input, inverse * slope[:, None], bias=-self.shift * slope), log_det
 
     def invert_with_grad(
         self, output: Tensor, grad_output: Tensor, grad_log_det: Tensor, context: Context, gradients: Gradients
     ) -> tuple[Tensor, Tensor]:
         """As in :class:`Transform`: W is inverted once, for the input and for the gradient of log |det W|, which is W^-T."""
-        weight, scale, shift = self.weight.detach(), self.log_scale.detach().exp(), self.shift.detach()
-        inverse = inverse_of(weight)
+        with torch.no_grad():
+            weight, inverse = self.matrix(), self._inverted()
+        scale, shift = self.log_scale.detach().exp(), self.shift.detach()
         input = ops.invertible_conv1x1(output, inverse / scale[:, None], bias=-shift / scale)
         grad_input, grad_weight, grad_scale, grad_shift, _ = torch.ops.fastgen.invertible_conv1x1_bwd.default(
             grad_output, input, weight, scale, shift, False
         )
         grad_total = grad_log_det.sum() * math.prod(output.shape[2:])
-        _add(
-            gradients,
-            (self.weight, grad_weight + grad_total * inverse.T),
-            (self.log_scale, grad_scale * scale + grad_total),
-            (self.shift, grad_shift),
-        )
+        pairs = self.matrix_gradients(grad_weight, grad_total, inverse)
+        _add(gradients, *pairs, (self.log_scale, grad_scale * scale + grad_total), (self.shift, grad_shift))
         return input, grad_input
+
+    def _log_det(self, input: Tensor) -> Tensor:
+        if self.parametrization == "plu":
+            return log_det_of(input, self.log_diagonal, self.log_scale)
+        return ops.invertible_conv1x1_log_det(input, self.weight, self.log_scale, log_scale=True)
+
+    def extra_repr(self) -> str:
+        return SquareMatrix.extra_repr(self)
 
 
 class GlowStep(Compose):
@@ -132,10 +123,19 @@ class GlowStep(Compose):
         channels: C of [N, C, H, W].
         coupling: an affine or an additive one.
         injector: a transform between the two, SRFlow's :class:`~fastgen.flows.AffineInjector`, say.
+        parametrization: of the convolution's matrix, as in :class:`ActNormConv1x1`.
     """
 
-    def __init__(self, channels: int, coupling: Coupling, injector: Transform | None = None) -> None:
-        super().__init__([ActNormConv1x1(channels), *([] if injector is None else [injector]), coupling])
+    def __init__(
+        self,
+        channels: int,
+        coupling: Coupling,
+        injector: Transform | None = None,
+        *,
+        parametrization: str = "direct",
+    ) -> None:
+        linear = ActNormConv1x1(channels, parametrization=parametrization)
+        super().__init__([linear, *([] if injector is None else [injector]), coupling])
 
 
 def _add(gradients: Gradients, *pairs: tuple[nn.Parameter, Tensor]) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from ..flows import Compose, Density, Reversible, StandardNormal, Transform
+from ..nn._square_matrix import PARAMETRIZATIONS
 from ._configured import Configured, check_positive
 
 
@@ -43,6 +44,12 @@ class FlowModel(Density, Configured):
 def stack(layers: Sequence[Transform], *, reversible: bool, keep_last: bool = True) -> Compose:
     """``layers`` one after the other, trained in the memory of one of them where ``reversible``."""
     return Reversible(layers, keep_last=keep_last) if reversible else Compose(layers)
+
+
+def check_parametrization(name: str, parametrization: str) -> None:
+    """Raise ValueError where 1x1 convolutions cannot have their matrices so."""
+    if parametrization not in PARAMETRIZATIONS:
+        raise ValueError(f"{name}: parametrization must be one of {PARAMETRIZATIONS}, got {parametrization!r}")
 
 
 def alternating(i: int, checkerboard: bool = False) -> str:

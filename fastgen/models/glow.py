@@ -18,7 +18,7 @@ from ..flows import (
 )
 from ..flows.conditioners import zero
 from ._configured import check_positive
-from ._flow_model import FlowModel, stack
+from ._flow_model import FlowModel, check_parametrization, stack
 
 COUPLINGS = ("affine", "additive")
 
@@ -36,6 +36,7 @@ class Glow(FlowModel):
             published code's.
         alpha: of the logits of pixels, :class:`fastgen.flows.Logit`, which come first; None: pixels around 0, the paper's.
         num_classes: of labels [N] as context, for the last prior and every coupling; None for none.
+        parametrization: of the 1x1 convolutions' matrices, ``"direct"`` or ``"plu"``; :class:`fastgen.flows.ActNormConv1x1`.
         reversible: train in the memory of one step a level; :func:`fastgen.flows.reversible`.
 
     Raises:
@@ -54,6 +55,7 @@ class Glow(FlowModel):
         scale_fn: str = "sigmoid",
         alpha: float | None = None,
         num_classes: int | None = None,
+        parametrization: str = "direct",
         reversible: bool = False,
     ) -> None:
         config = {
@@ -66,10 +68,12 @@ class Glow(FlowModel):
             "scale_fn": scale_fn,
             "alpha": alpha,
             "num_classes": num_classes,
+            "parametrization": parametrization,
             "reversible": reversible,
         }
         check_positive("Glow", config, "in_channels", "image_size", "num_levels", "num_steps", "hidden_channels")
         check_positive("Glow", config, "num_classes", optional=True)
+        check_parametrization("Glow", parametrization)
         if coupling not in COUPLINGS:
             raise ValueError(f"Glow: coupling must be one of {COUPLINGS}, got {coupling!r}")
 
@@ -78,8 +82,8 @@ class Glow(FlowModel):
             parameters = transformed if coupling == "additive" else 2 * transformed
             network = ConvNet(channels // 2, parameters, hidden_channels=hidden_channels, num_classes=num_classes)
             if coupling == "additive":
-                return GlowStep(channels, AdditiveCoupling(network))
-            return GlowStep(channels, AffineCoupling(network, scale_fn=scale_fn))
+                return GlowStep(channels, AdditiveCoupling(network), parametrization=parametrization)
+            return GlowStep(channels, AffineCoupling(network, scale_fn=scale_fn), parametrization=parametrization)
 
         levels, splits, channels = [], [], in_channels
         for level in range(num_levels):

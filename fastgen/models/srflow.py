@@ -22,7 +22,7 @@ from ..flows import (
     StandardNormal,
 )
 from ._configured import check_positive
-from ._flow_model import FlowModel, stack
+from ._flow_model import FlowModel, check_parametrization, stack
 from .glow import SplitPrior
 
 
@@ -40,6 +40,7 @@ class SRFlow(FlowModel):
         hidden_channels: of the networks of the conditional steps.
         feature_channels, num_blocks, growth_channels: of the encoder; 64, 23 and 32 in the paper.
         scale_fn: of couplings and injectors; ``"sigmoid"`` is sigmoid(s + 2).
+        parametrization: of the 1x1 convolutions' matrices, ``"direct"`` or ``"plu"``; :class:`fastgen.flows.ActNormConv1x1`.
         reversible: train in the memory of one step a level; :func:`fastgen.flows.reversible`.
 
     Raises:
@@ -58,6 +59,7 @@ class SRFlow(FlowModel):
         num_blocks: int = 8,
         growth_channels: int = 32,
         scale_fn: str = "sigmoid",
+        parametrization: str = "direct",
         reversible: bool = False,
     ) -> None:
         config = {
@@ -70,9 +72,13 @@ class SRFlow(FlowModel):
             "num_blocks": num_blocks,
             "growth_channels": growth_channels,
             "scale_fn": scale_fn,
+            "parametrization": parametrization,
             "reversible": reversible,
         }
-        check_positive("SRFlow", config, *(key for key in config if key not in ("scale_fn", "reversible")))
+        check_positive(
+            "SRFlow", config, *(key for key in config if key not in ("scale_fn", "parametrization", "reversible"))
+        )
+        check_parametrization("SRFlow", parametrization)
         if scale & (scale - 1):
             raise ValueError(f"SRFlow: scale must be a power of 2, got {scale}")
 
@@ -86,12 +92,13 @@ class SRFlow(FlowModel):
                 channels,
                 AffineCoupling(coupling, scale_fn=scale_fn),
                 AffineInjector(injector, scale_fn=scale_fn),
+                parametrization=parametrization,
             )
 
         levels, splits, channels = [], [], in_channels
         for level in range(num_levels):
             channels *= 4
-            transition = [ActNormConv1x1(channels) for _ in range(2)]
+            transition = [ActNormConv1x1(channels, parametrization=parametrization) for _ in range(2)]
             steps = stack(
                 [Squeeze(), *transition, *(step(channels) for _ in range(num_steps))],
                 reversible=reversible,

@@ -9,7 +9,7 @@ import torch
 from fastgen.cli._flow_recipes import FLOW_RECIPES
 from fastgen.cli.main import main
 from fastgen.data import load_digits, to_levels
-from fastgen.models import load_state, read_metadata
+from fastgen.models import Glow, load_state, read_metadata
 from fastgen.training import mean_score
 
 from ..backends import import_peer
@@ -94,3 +94,11 @@ def test_train_refuses(tmp_path, capsys, arguments, message):
 
 def test_the_levels_are_those_of_the_digits():
     assert FLOW_RECIPES["digits-glow"].options.levels == int(to_levels(load_digits().images, 17).max()) + 1
+
+
+def test_a_glow_of_three_factors(tmp_path, capsys):
+    assert main(command("digits-glow", tmp_path, "--steps", "2", "--parametrization", "plu")) == 0
+    model = Glow.load(tmp_path / "w.safetensors")
+    assert model.config["parametrization"] == "plu"
+    assert any(key.endswith("log_diagonal") for key in model.state_dict())
+    assert "--parametrization" in refused(capsys, *command("digits-realnvp", tmp_path, "--parametrization", "plu"))

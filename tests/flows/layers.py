@@ -60,6 +60,10 @@ LAYERS = {
     "ActNorm": Layer(lambda: ActNorm(6, initialize=False), VECTOR),
     "ActNorm of an image": Layer(lambda: ActNorm(4, initialize=False), IMAGE),
     "ActNormConv1x1": Layer(lambda: ActNormConv1x1(4, initialize=False), IMAGE),
+    "ActNormConv1x1, plu": Layer(lambda: ActNormConv1x1(4, initialize=False, parametrization="plu"), IMAGE),
+    "ActNormConv1x1, plu, of a vector": Layer(
+        lambda: ActNormConv1x1(6, initialize=False, parametrization="plu"), VECTOR
+    ),
     "ActNormConv1x1 of a vector": Layer(lambda: ActNormConv1x1(6, initialize=False), VECTOR),
     "Squeeze": Layer(lambda: Compose([Squeeze(), Inverse(Squeeze(order="checkerboard"))]), IMAGE),
     "AdditiveCoupling": Layer(lambda: AdditiveCoupling(MLP(3, 3, hidden_features=8, num_layers=2)), VECTOR),
@@ -116,6 +120,12 @@ LAYERS = {
         lambda: SplineAutoregressive(MADE(4, 14, hidden_features=12, num_blocks=1), 4, spline=_spline()), (4,)
     ),
     "GlowStep": Layer(lambda: GlowStep(4, AffineCoupling(ConvNet(2, 4, hidden_channels=6), scale_fn="sigmoid")), IMAGE),
+    "GlowStep, plu": Layer(
+        lambda: GlowStep(
+            4, AffineCoupling(ConvNet(2, 4, hidden_channels=6), scale_fn="sigmoid"), parametrization="plu"
+        ),
+        IMAGE,
+    ),
     "GlowStep, injector": Layer(
         lambda: GlowStep(
             4,

@@ -37,6 +37,7 @@ MODELS = {
         LABELS,
     ),
     "Glow": (Glow, {"in_channels": 3, "image_size": 4, **IMAGE}, (3, 4, 4), None),
+    "Glow, plu": (Glow, {"in_channels": 3, "image_size": 4, "parametrization": "plu", **IMAGE}, (3, 4, 4), None),
     "Glow, additive, labels": (
         Glow,
         {"in_channels": 1, "image_size": 8, "coupling": "additive", "num_classes": 3, **IMAGE},
@@ -46,6 +47,20 @@ MODELS = {
     "SRFlow": (
         SRFlow,
         {"in_channels": 1, "scale": 2, "feature_channels": 4, "growth_channels": 2, "num_blocks": 1, **IMAGE},
+        (1, 8, 8),
+        torch.rand(3, 1, 4, 4),
+    ),
+    "SRFlow, plu": (
+        SRFlow,
+        {
+            "in_channels": 1,
+            "scale": 2,
+            "feature_channels": 4,
+            "growth_channels": 2,
+            "num_blocks": 1,
+            "parametrization": "plu",
+            **IMAGE,
+        },
         (1, 8, 8),
         torch.rand(3, 1, 4, 4),
     ),
@@ -159,6 +174,8 @@ def test_autocast(name):
         (lambda: Glow(coupling="both"), r"Glow: coupling must be one of \('affine', 'additive'\), got 'both'"),
         (lambda: MultiScaleRealNVP(1, 7), "MultiScale: level 0 cannot squeeze 7 x 7"),
         (lambda: MultiScaleRealNVP(1, 4, alpha=0.7), "Logit: alpha must be in"),
+        (lambda: Glow(parametrization="qr"), r"Glow: parametrization must be one of \('direct', 'plu'\), got 'qr'"),
+        (lambda: SRFlow(parametrization="qr"), r"SRFlow: parametrization must be one of \('direct', 'plu'\), got 'qr'"),
         (lambda: SRFlow(scale=3), "SRFlow: scale must be a power of 2, got 3"),
         (lambda: NeuralSplineFlow(4, kind="both"), "NeuralSplineFlow: kind must be one of"),
         (lambda: NeuralSplineFlow(4, bound=0), "Spline: bound must be positive and finite, got 0"),

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from ..._ranks import Ranks
-from ...models import FlowModel
+from ...models import FlowModel, Glow
+from ...nn._square_matrix import PARAMETRIZATIONS
 from ...training import FlowOptions, FlowTrainer, begin_with_statistics, mean_score
 from .. import _options
 from .._errors import argument_errors
@@ -34,6 +35,13 @@ def add_options(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument(
         "--clip-norm", type=_options.number, default=recipe.options.clip_norm, help="of the gradient, 0 for none"
     )
+    if recipe.model is Glow:
+        parser.add_argument(
+            "--parametrization",
+            choices=PARAMETRIZATIONS,
+            default="direct",
+            help="of the matrices of its 1x1 convolutions: as they are, or as three factors, P L U",
+        )
     _running.add_run_options(parser)
 
 
@@ -46,7 +54,8 @@ def run(args: argparse.Namespace, ranks: Ranks) -> int:
             names = [field.name for field in fields(FlowOptions) if field.name != "levels"]
             options = FlowOptions(levels=recipe.options.levels, **{name: getattr(args, name) for name in names})
         torch.manual_seed(options.seed)  # of the initial weights
-        model = recipe.model.from_config(recipe.config)
+        own = {"parametrization": args.parametrization} if recipe.model is Glow else {}
+        model = recipe.model.from_config({**recipe.config, **own})
         checkpoint = _running.check_files(args, ranks)
         folder = args.data if recipe.reads_folder else None
         with argument_errors("--data"):
