@@ -167,6 +167,9 @@ def samplers(features: int, width: int) -> dict[str, Callable[[], Any]]:
         ]
     nflow = flows.Flow(transforms.CompositeTransform(layers), distributions.StandardNormal([features])).eval()
     theirs = zuko.flows.MAF(features, 0, transforms=LAYERS, hidden_features=(width, width, width)).eval()
+    with torch.no_grad():
+        for parameter in (p for model in (ours, nflow, theirs) for p in model.parameters()):
+            parameter.mul_(0.5)  # else samples of many features of an untrained flow overflow
     return {
         "fastgen": lambda: ours.sample(ROWS, seeds=range(ROWS)),
         "nflows": lambda: nflow.sample(ROWS),
@@ -207,7 +210,7 @@ def sampling(trial: Path | None, again: Sequence[int] | None) -> Any:
     found: dict[str, dict[str, float]] = kept.pop("seconds", {})
     if kept != what or again is None:
         found = {}  # of another machine, say
-    for count in tqdm([n for n in features if n in (again or features)], unit="size"):
+    for count in tqdm([n for n in features if again is None or n in again], unit="size"):
         found[str(count)] = seconds_of_samples(count, width)
         tqdm.write(f"{count}: " + ", ".join(f"{name} {1e3 * s:.1f} ms" for name, s in found[str(count)].items()))
         write(file, json.dumps({**what, "seconds": found}, indent=1) + "\n")
@@ -229,7 +232,7 @@ def draw_sampling(found: dict[str, list[float]], features: Sequence[int], what: 
     )  # fmt: skip
     axis.vlines(features[-1], found["fastgen"][-1], slowest, color="#cccccc", linewidth=1, zorder=0)
     axis.set_title(
-        f"MAF, {what['layers']} layers of {what['width']} units, fp32, {what['threads']} threads; {what['machine']}",
+        f"MAF, {what['layers']} layers of {what['width']} units, fp32; {what['machine']}",
         loc="left", fontsize=11,
     )  # fmt: skip
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
@@ -278,7 +281,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", nargs="*", choices=["memory", "sampling", "samples", []], help="(default: all)")
     parser.add_argument(
-        "--features", type=int, nargs="+", choices=FEATURES, help="measure the samples of these MAFs alone"
+        "--features", type=int, nargs="*", choices=FEATURES, help="measure samples of these MAFs alone, if any"
     )
     parser.add_argument("--trial", type=Path, metavar="FOLDER", help="few and small ones, into FOLDER")
     parser.add_argument("--one", help=argparse.SUPPRESS)
