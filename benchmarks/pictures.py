@@ -4,6 +4,7 @@ Needs matplotlib. Colours are those of Okabe and Ito, which colour-blind readers
 """
 
 import math
+import textwrap
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
@@ -14,8 +15,10 @@ import matplotlib
 
 matplotlib.use("Agg")
 
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
+from PIL import Image
 
 from fastgen._files import write_atomically
 
@@ -25,9 +28,9 @@ from .tables import TORCH, Group, groups
 
 COLOURS = {"eager": "#D55E00", "compile": "#009E73", "peer": "#0072B2"}
 MARKERS = {"eager": "s", "compile": "^", "peer": "o"}
-GREY = "#555555"
+GREY, RED = "#555555", "#C00000"
 _ROW_INCHES, _WIDTH = 0.21, 10.0
-_LONGEST = 60  # letters of the title of a group
+_LINE = 68  # letters of a line of the title of a group: a longer one would leave no place to the dots
 _STYLE = {"font.size": 10, "axes.titlesize": 12, "axes.spines.top": False, "axes.spines.right": False}
 
 
@@ -40,9 +43,21 @@ def draw(documents: Sequence[Document], out: Path) -> None:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    buffer = BytesIO()
+    buffer, small = BytesIO(), BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
-    write_atomically(path, lambda temporary: temporary.write_bytes(buffer.getvalue()))
+    picture = Image.open(buffer).convert("RGB").quantize(palette=_palette(), dither=Image.Dither.NONE)
+    picture.save(small, format="png", optimize=True)
+    write_atomically(path, lambda temporary: temporary.write_bytes(small.getvalue()))
+
+
+def _palette(greys: int = 16, steps: int = 8) -> Image.Image:
+    """What these pictures are of: greys, and every colour in steps from white. A quarter of the bytes of all colours there are."""
+    colours = [(round(255 * k / (greys - 1)),) * 3 for k in range(greys)]
+    for full in (to_rgb(colour) for colour in (*COLOURS.values(), RED)):
+        colours += [tuple(round(255 * (1 + (c - 1) * k / steps)) for c in full) for k in range(1, steps + 1)]
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([c for colour in colours for c in colour])
+    return palette
 
 
 def _where(documents: Sequence[Document]) -> str:
@@ -79,8 +94,8 @@ def speed_ups(document: Document) -> Figure:
     return figure
 
 
-def _ratio_axis(axis: Any, low: float, high: float, rows: int) -> None:
-    """Ratios on a logarithmic axis with a line at 1, a place for each row below the other."""
+def _ratio_axis(axis: Any, low: float, high: float, rows: float) -> None:
+    """Ratios on a logarithmic axis with a line at 1, places for so many rows one below the other."""
     axis.set_xscale("log")
     axis.set_xlim(low, high)
     axis.set_ylim(rows - 0.4, -0.6)
@@ -99,7 +114,7 @@ def _beside(axis: Any, place: int, words: str, **style: Any) -> None:
 
 def _row(axis: Any, place: int, row: Row) -> None:
     if not row["green"]:
-        _beside(axis, place, "red", color="#C00000", fontweight="bold")
+        _beside(axis, place, "red", color=RED, fontweight="bold")
         return
     for name in baselines(row):
         middle, q1, q3 = row["ratios"][name]
@@ -156,13 +171,16 @@ def roofline(documents: Sequence[Document]) -> Figure:
     group on one axis, 1 is the roof. The row furthest from it is named."""
     rows = [row for document in documents for row in document["rows"] if "floor" in row["ratios"]]
     found = sorted(groups(rows), key=lambda group: median(_over_floor(row) for row in group.rows))
-    figure = Figure(figsize=(_WIDTH + 4, 1.6 + 0.27 * max(len(found), 3)), layout="constrained")
+    labels = [_group_label(group) for group in found]
+    heights = [1.0 + 0.5 * label.count("\n") for label in labels]
+    places = [sum(heights[:i]) + (heights[i] - 1) / 2 for i in range(len(found))]
+    figure = Figure(figsize=(_WIDTH + 4, 1.6 + 0.27 * max(sum(heights), 3)), layout="constrained")
     axis = figure.subplots()
     axis.set_title(f"fastgen's time over the machine's own limit\n{_where(documents)}" if documents else "", loc="left")
     values = [_over_floor(row) for row in rows] + [1.0]
     room = max(1.1, (max(values) / min(values)) ** 0.05)
-    _ratio_axis(axis, min(values) / room, max(values) * room, len(found))
-    for place, group in enumerate(found):
+    _ratio_axis(axis, min(values) / room, max(values) * room, sum(heights))
+    for place, group in zip(places, found, strict=True):
         ordered = sorted(group.rows, key=_over_floor)
         axis.plot(
             [_over_floor(row) for row in ordered], [place] * len(ordered), "o", color=GREY, markersize=4, alpha=0.5
@@ -172,7 +190,7 @@ def roofline(documents: Sequence[Document]) -> Figure:
         )
         words = f"{_over_floor(ordered[-1]):.2f}" + (f"  {_label(ordered[-1])}" if len(ordered) > 1 else "")
         _beside(axis, place, words)
-    axis.set_yticks(range(len(found)), [_group_label(group) for group in found], fontsize=9)
+    axis.set_yticks(places, labels, fontsize=9)
     axis.tick_params(axis="x", labelsize=7)  # the axis is narrow beside such labels
     axis.text(1.01, 1.0, "the furthest row", transform=axis.transAxes, fontsize=9, fontweight="bold", va="bottom")
     return figure
@@ -182,10 +200,7 @@ def _group_label(group: Group) -> str:
     how = "" if group.how == AS_USED else f", {group.how}"
     dtype = "" if group.title.endswith(group.dtype) else f", {group.dtype}"
     title = group.title.replace("`", "")
-    title = (
-        title if len(title) <= _LONGEST else f"{title[: _LONGEST - 3].rstrip(', ')}..."
-    )  # a long one would leave no place to the dots
-    return f"{title}{how}{dtype}"
+    return "\n".join(textwrap.wrap(f"{title}{how}{dtype}", _LINE))
 
 
 def _over_floor(row: Row) -> float:

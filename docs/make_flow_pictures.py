@@ -1,10 +1,11 @@
 """Draws docs/flow_memory.png, docs/maf_sampling.png and docs/flow_samples.png, pictures for docs/flows.md.
 
-    python docs/make_flow_pictures.py [memory] [sampling] [samples] [--trial FOLDER]
+    python docs/make_flow_pictures.py [memory] [sampling] [samples] [--features N ...] [--trial FOLDER]
 
 memory: the peak of one training step of a stack of Glow steps against its depth, each in a process of its own. sampling: the time
-of samples of a MAF against its features, beside nflows and zuko of the same layers. samples: what the shipped weights draw. The
-first two measure for some minutes, on a machine that does nothing else; a trial takes few and small ones, into another folder.
+of samples of a MAF against its features, beside nflows and zuko of the same layers, kept in docs/maf_sampling.json: with --features
+only these are measured, and the others are those of the file. samples: what the shipped weights draw. The first two measure for
+some minutes, on a machine that does nothing else; a trial takes few and small ones, into another folder.
 """
 
 import argparse
@@ -22,7 +23,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
-from _pages import save_figure
+from _pages import DOCS, save_figure, write
 from matplotlib.ticker import NullLocator
 from torch import nn
 from tqdm import tqdm
@@ -43,7 +44,8 @@ MB = (10, 20, 50, 100, 200, 500, 1000)
 GIVES_BACK = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"}
 FEATURES, TRIAL_FEATURES = (8, 16, 32, 64, 128, 256, 512, 784), (4, 8)
 LAYERS, WIDTH, ROWS = 5, 512, 64
-REPEATS, SECONDS = 3, 60.0  # no round of all begins after so long
+REPEATS, SECONDS = 3, 40.0  # no round of all begins after so long
+SHORT = 0.2  # seconds for which a call is repeated within a round
 TEMPERATURES = (0.5, 0.7, 0.85, 1.0)
 WAYS = {
     "reversible": ("fastgen, reversible", COLOURS["peer"], "o-"),
@@ -165,6 +167,9 @@ def samplers(features: int, width: int) -> dict[str, Callable[[], Any]]:
         ]
     nflow = flows.Flow(transforms.CompositeTransform(layers), distributions.StandardNormal([features])).eval()
     theirs = zuko.flows.MAF(features, 0, transforms=LAYERS, hidden_features=(width, width, width)).eval()
+    with torch.no_grad():
+        for parameter in (p for model in (ours, nflow, theirs) for p in model.parameters()):
+            parameter.mul_(0.5)  # else samples of many features of an untrained flow overflow
     return {
         "fastgen": lambda: ours.sample(ROWS, seeds=range(ROWS)),
         "nflows": lambda: nflow.sample(ROWS),
@@ -172,24 +177,50 @@ def samplers(features: int, width: int) -> dict[str, Callable[[], Any]]:
     }
 
 
-def sampling(trial: bool) -> Any:
-    features, width = (TRIAL_FEATURES, 32) if trial else (FEATURES, WIDTH)
-    found: dict[str, list[float]] = {"fastgen": [], "nflows": [], "zuko": []}
-    for count in tqdm(features, unit="size"):
-        torch.manual_seed(0)
-        calls, seconds = samplers(count, width), {name: [] for name in found}  # type: ignore[var-annotated]
-        with torch.no_grad():
-            calls["fastgen"]()  # plans and packs
-            for _ in range(REPEATS):
-                if sum(map(sum, seconds.values())) > SECONDS:
-                    break
-                for name, call in calls.items():
+def seconds_of_samples(features: int, width: int) -> dict[str, float]:
+    """Of the fastest of several rounds of all."""
+    torch.manual_seed(0)
+    calls = samplers(features, width)
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    with torch.no_grad():
+        calls["fastgen"]()  # plans and packs
+        for _ in range(REPEATS):
+            if sum(map(sum, seconds.values())) > SECONDS:
+                break
+            for name, call in calls.items():
+                until = time.perf_counter() + SHORT
+                while True:
                     begin = time.perf_counter()
                     call()
-                    seconds[name].append(time.perf_counter() - begin)
-        for name, values in seconds.items():
-            found[name].append(min(values))
-        tqdm.write(f"{count}: " + ", ".join(f"{name} {1e3 * values[-1]:.1f} ms" for name, values in found.items()))
+                    end = time.perf_counter()
+                    seconds[name].append(end - begin)
+                    if end > until:
+                        break
+    return {name: min(values) for name, values in seconds.items()}
+
+
+def sampling(trial: Path | None, again: Sequence[int] | None) -> Any:
+    features, width = (TRIAL_FEATURES, 32) if trial else (FEATURES, WIDTH)
+    what = {
+        "machine": machine.name(torch.device("cpu")), "threads": torch.get_num_threads(), "layers": LAYERS, "width": width,
+        "rows": ROWS,
+    }  # fmt: skip
+    file = (trial or DOCS) / "maf_sampling.json"
+    kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    found: dict[str, dict[str, float]] = kept.pop("seconds", {})
+    if kept != what or again is None:
+        found = {}  # of another machine, say
+    for count in tqdm([n for n in features if again is None or n in again], unit="size"):
+        found[str(count)] = seconds_of_samples(count, width)
+        tqdm.write(f"{count}: " + ", ".join(f"{name} {1e3 * s:.1f} ms" for name, s in found[str(count)].items()))
+        write(file, json.dumps({**what, "seconds": found}, indent=1) + "\n")
+    there = [n for n in features if str(n) in found]
+    return draw_sampling(
+        {name: [found[str(n)][name] for n in there] for name in ("fastgen", "nflows", "zuko")}, there, what
+    )
+
+
+def draw_sampling(found: dict[str, list[float]], features: Sequence[int], what: dict[str, Any]) -> Any:
     figure, axis = _axes("features", f"seconds of {ROWS} samples", features)
     for name, values in found.items():
         label, colour, style = WAYS.get(name, ("fastgen", COLOURS["peer"], "o-"))
@@ -201,8 +232,9 @@ def sampling(trial: bool) -> Any:
     )  # fmt: skip
     axis.vlines(features[-1], found["fastgen"][-1], slowest, color="#cccccc", linewidth=1, zorder=0)
     axis.set_title(
-        f"MAF, {LAYERS} layers of {width} units, fp32; {machine.name(torch.device('cpu'))}", loc="left", fontsize=11
-    )
+        f"MAF, {what['layers']} layers of {what['width']} units, fp32; {what['machine']}",
+        loc="left", fontsize=11,
+    )  # fmt: skip
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure
 
@@ -248,22 +280,26 @@ def _axes(x: str, y: str, ticks: Sequence[int]) -> tuple[Any, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", nargs="*", choices=["memory", "sampling", "samples", []], help="(default: all)")
+    parser.add_argument(
+        "--features", type=int, nargs="*", choices=FEATURES, help="measure samples of these MAFs alone, if any"
+    )
     parser.add_argument("--trial", type=Path, metavar="FOLDER", help="few and small ones, into FOLDER")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.trial:
+        args.trial.mkdir(parents=True, exist_ok=True)
     if args.one:
         print(peak(*json.loads(args.one)))
         return
     drawn = {
         "memory": ("flow_memory.png", lambda: memory(bool(args.trial))),
-        "sampling": ("maf_sampling.png", lambda: sampling(bool(args.trial))),
+        "sampling": ("maf_sampling.png", lambda: sampling(args.trial, args.features)),
         "samples": ("flow_samples.png", samples),
     }
     for what in args.what or drawn:
         name, draw = drawn[what]
         figure = draw()
         if args.trial:
-            args.trial.mkdir(parents=True, exist_ok=True)
             figure.savefig(args.trial / name, dpi=100)
         else:
             save_figure(figure, name)

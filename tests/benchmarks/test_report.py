@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from PIL import Image, ImageColor
 
 from benchmarks import peer_unets, pictures, report, results, tables, targets
 from benchmarks.cases import collect
@@ -200,3 +201,21 @@ def test_nothing_in_a_picture_overlaps():
 def test_a_family_of_which_nothing_was_measured_has_a_picture_all_the_same():
     assert "red" in fails_where_texts_overlap(pictures.speed_ups(document(RED)))
     fails_where_texts_overlap(pictures.roofline([document(RED)]))
+
+
+def test_titles_in_the_roofline_are_whole():
+    """Such that differ in their last letters alone, over two lines: nothing cut, nothing that overlaps."""
+    long = "TarFlow of ml-tarflow's MNIST notebook: 4 blocks of 4 layers of 128 channels, 28x28, patches of 4, batch"
+    rounds = {"fastgen": [1.0], "eager": [2.0], "copy": [0.5]}
+    rows = [row(f"tarflow/mnist/{n}x1x28x28/NCHW/fp32", rounds, group=f"{long} {n}") for n in (1, 16, 100)]
+    figure = pictures.roofline([document(*rows)])
+    fails_where_texts_overlap(figure)
+    labels = [text.get_text().replace("\n", " ") for text in figure.axes[0].get_yticklabels()]
+    assert labels == [f"{long} {n}, fp32" for n in (1, 16, 100)]
+
+
+def test_a_saved_picture_keeps_its_colours(tmp_path):
+    pictures.draw([document(WINS, LOSES, RED)], tmp_path)
+    picture = Image.open(tmp_path / "group_norm.png").convert("RGB")
+    found = {colour for _, colour in picture.getcolors(picture.width * picture.height)}
+    assert {ImageColor.getrgb(colour) for colour in (pictures.COLOURS["eager"], pictures.RED, "#000000")} <= found
