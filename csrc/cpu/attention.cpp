@@ -9,6 +9,9 @@
 #include "_matrix_products.h"
 #include "attention.h"
 
+#ifndef STAY
+#define STAY 24
+#endif
 namespace fastgen::attention {
 namespace {
 
@@ -219,7 +222,7 @@ struct Block {
     const A* from = scores;
     E* to = weights;
     for (std::int64_t k = 0; k < count; k += F::count, from += F::count * lanes, to += lanes) {
-      if (k % 48 == 32) stay_awake<F>();
+      if (k % STAY == STAY / 2) stay_awake<F>();
       Vec<A> weight[F::count][wide];
       for (int j = 0; j < F::count; ++j) {
         if (k + j < count) {

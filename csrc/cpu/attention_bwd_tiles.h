@@ -18,9 +18,9 @@ struct TiledChunk {
   using A = float;
   using E = std::uint32_t;
   static constexpr std::int64_t lanes = F::lanes, tile = F::tile, words = F::words, pairs = F::deep, deep = F::deep * F::count;
-  static constexpr std::int64_t block = 64;  // keys: two blocks of a panel's scores are 24 KB of a first-level cache of 48
+  static constexpr std::int64_t block = 64;  // keys: two blocks of a panel's scores are 32 KB of a first-level cache of 48
   static constexpr std::int64_t items = 32;  // each reads all rows anew, and writes a part of dQ
-  static constexpr std::int64_t most_panels = 6;  // of a block of rows, so many that they end in a whole tile of pairs
+  static constexpr std::int64_t most_panels = 4;  // of a block of rows
 
   Arena arena;
   const Problem& p;
