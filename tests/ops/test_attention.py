@@ -195,6 +195,21 @@ def test_not_finite_stays_in_its_rows(dtype, value):
 
 
 @pytest.mark.isa
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_not_finite_stays_in_its_head_of_gradients(dtype):
+    """The heads after it in the same memory get the very gradients that they have without it."""
+    inputs, grad = tensors((2, 2, 2, 40, 140, 16, 16), dtype), randn(2, 2, 40, 16, seed=4, dtype=dtype)
+    clean = gradients(attention, inputs, None, grad)
+    for index in range(3):
+        given = [t.clone() for t in inputs]
+        given[index][0, 0, 33, 5] = math.nan
+        spoiled = gradients(attention, given, None, grad)
+        assert not spoiled[1][0, 0].isfinite().all()
+        for a, b in zip(spoiled, clean, strict=True):
+            assert torch.equal(a[0, 1], b[0, 1]) and torch.equal(a[1], b[1])
+
+
+@pytest.mark.isa
 def test_large_scores_do_not_overflow():
     inputs = [100 * t for t in tensors((1, 2, 2, 30, 200, 16, 16), torch.float32)]
     torch.testing.assert_close(attention(*inputs), plain(*inputs), rtol=1e-4, atol=1e-3)

@@ -31,7 +31,7 @@ build.links = [step for step in build.links if "libfastgen_" in step[0]]
 (folder / "lib").mkdir()
 sys.exit(build.run_plainly())
 """
-# Without kernels of its own the process takes these. Tiles are the forward's alone.
+# Without kernels of its own the process takes these.
 TESTING = """
 import sys, torch, fastgen, pytest
 torch.ops.load_library(sys.argv[1])
