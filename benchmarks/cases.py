@@ -156,6 +156,15 @@ def random_tensor(
     return tensor.contiguous(memory_format=torch.channels_last) if layout == "NHWC" else tensor
 
 
+def start_compiler() -> None:
+    """Have torch.compile set itself up: where it has never run that takes half a minute (it precompiles a header and tries what the
+    processor can do), which is no case's."""
+    try:
+        torch.compile(lambda x: x + 1, dynamic=False)(torch.zeros(64))
+    except Exception:  # :func:`compiled` says why, case by case
+        return
+
+
 def compiled(
     function: Callable[..., Any], inputs: Sequence[Any], allow: bool, notes: list[str], *, grad: bool = False
 ) -> Callable[..., Any] | None:

@@ -101,6 +101,19 @@ opmath_t<T> forward(const Spans<T>& at_, std::int64_t count, const Numbers<opmat
   return A(0);
 }
 
+// The sum of a row's logarithms where their product does not say it.
+template <Form form>
+[[gnu::noinline]] LogParts<float> rows_exactly(const Rows& rows, std::int64_t n, const Numbers<float>& numbers) {
+  float exact = 0;
+  if constexpr (is_direct(form))
+    for_vectors<float>(rows.count, [&](std::int64_t i, auto at) {
+      VecF raw, t;
+      rows.take_parameters(n, i, at, raw, t);
+      exact += sum_lanes<float>(at.template keep<float>(log_of<float, form>(direct_scale<float, form, false>(raw, numbers))));
+    });
+  return {VecF([&](auto lane) { return lane == 0 ? exact : 0.0f; })};
+}
+
 // Rows [begin, end): y, and the sums of the logarithms.
 template <Form form>
 void forward_rows(const Rows& rows, std::int64_t begin, std::int64_t end, float* sums) {
@@ -110,46 +123,35 @@ void forward_rows(const Rows& rows, std::int64_t begin, std::int64_t end, float*
   const Besides<float> beside{walk.weight ? Beside<float>{walk.weight, 0.0f} : Beside<float>{nullptr, numbers.bound}, {}, {}};
   const float shift_gain = numbers.sign * numbers.gain;
   LogParts<float> parts[kWaiting];
+  LogSum<float, form> sum[2] = {LogSum<float, form>(numbers.eps), LogSum<float, form>(numbers.eps)};
   for (std::int64_t block = begin; block < end; block += kWaiting) {
     const int some = static_cast<int>(std::min<std::int64_t>(end - block, kWaiting));
-    for (int row = 0; row < some; ++row) {
-      const std::int64_t n = block + row;
-      const float *const x = rows.features_of(walk.x, n), *const both = rows.parameters_of(walk.raw, walk.shift, n);
-      const float *const raws = walk.raw.at(n, 0, 0), *const shifts = walk.shift.at(n, 0, 0);
-      float* const y = rows.features_of(walk.y, n);
-      LogSum<float, form> sum(numbers.eps);
-      rows.for_groups([&]<int vectors, class At>(std::int64_t i, At at, std::integral_constant<int, vectors>) FASTGEN_LAMBDA {
-        VecF raw[vectors], t[vectors], multiplier[vectors];
-        Logarithm<float, form> logarithm[vectors];
-        for (int k = 0; k < vectors; ++k) {
-          const std::int64_t from = i + k * width;
-          if (rows.interleaved) rows.parameters.take(both + 2 * from, at, raw[k], t[k]);
-          else raw[k] = at.load(raws + from), t[k] = at.load(shifts + from);
-        }
-        multipliers<float, form>(raw, numbers, beside, i, at, multiplier, logarithm);
-        for (int k = 0; k < vectors; ++k) {
-          VecF chosen, others(0.0f);
-          rows.take_features(x, i + k * width, at, chosen, others);
-          rows.put_features(y, i + k * width, at, moved<float>(chosen, multiplier[k], t[k], shift_gain, numbers.shift_last), others);
-        }
-        add_to<float, form>(sum, logarithm, at);
-      });
-      rows.copy_rest(n);
-      parts[row] = sum.parts();
-      if (!sum.is_exact()) [[unlikely]] {
-        float exact = 0;
-        rows.for_groups([&](std::int64_t i, auto at, auto vectors) {
-          for (int k = 0; k < vectors; ++k) {
-            VecF raw, t;
-            if (rows.interleaved) rows.parameters.take(both + 2 * (i + k * width), at, raw, t);
-            else raw = at.load(raws + i + k * width);
-            if constexpr (is_direct(form))
-              exact += sum_lanes<float>(at.template keep<float>(log_of<float, form>(direct_scale<float, form, false>(raw, numbers))));
-          }
-        });
-        parts[row] = {VecF([&](auto lane) { return lane == 0 ? exact : 0.0f; })};
+    rows.for_groups(block, some, [&]<class At, int vectors, int together>(std::int64_t n, std::int64_t i, At at, std::integral_constant<int, vectors>,
+                                                                          std::integral_constant<int, together>) FASTGEN_LAMBDA {
+      constexpr int each = vectors / together;
+      VecF raw[vectors], t[vectors], multiplier[vectors];
+      Logarithm<float, form> logarithm[vectors];
+      for (int k = 0; k < vectors; ++k) rows.take_parameters(n + k / each, i + k % each * width, at, raw[k], t[k]);
+      multipliers<float, form>(raw, numbers, beside, i, at, multiplier, logarithm);
+      for (int k = 0; k < vectors; ++k) {
+        const std::int64_t row = n + k / each, from = i + k % each * width;
+        VecF chosen, others(0.0f);
+        rows.take_features(rows.features_of(walk.x, row), from, at, chosen, others);
+        rows.put_features(rows.features_of(walk.y, row), from, at,
+                          moved<float>(chosen, multiplier[k], t[k], shift_gain, numbers.shift_last), others);
+        rows.copy_beside(row, from, at);
       }
-    }
+      for (int r = 0; r < together; ++r) {
+        if (i == 0) sum[r] = LogSum<float, form>(numbers.eps);
+        Logarithm<float, form> of_row[each];
+        for (int k = 0; k < each; ++k) of_row[k] = logarithm[r * each + k];
+        add_to<float, form>(sum[r], of_row, at);
+        if (i + each * width < rows.count) continue;  // there is more of the row
+        parts[n + r - block] = sum[r].parts();
+        if (!sum[r].is_exact()) [[unlikely]] parts[n + r - block] = rows_exactly<form>(rows, n + r, numbers);
+      }
+    });
+    for (std::int64_t n = block; n < block + some; ++n) rows.copy_rest(n);
     // what is no product has the power in its logarithms
     finish_sums<float, form>(parts, some, is_direct(form) ? numbers.power : 1.0f, sums + block);
   }

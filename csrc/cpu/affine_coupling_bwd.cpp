@@ -66,7 +66,7 @@ opmath_t<T> backward(const Spans<T>& at_, std::int64_t count, const Numbers<opma
     for (int k = 0; k < n; ++k) {
       const std::int64_t to = i + k * kWidth<A>;
       const Gradients<A> by =
-          gradients_of<A>(at.load(of.grad + to), at.load(of.x + to), at.load(of.shift + to), m[k], beside.added.load(to, at), numbers);
+          gradients_of<A>(at.load(of.grad + to), at.load(of.x + to), numbers.shift_last ? V(A(0)) : at.load(of.shift + to), m[k], beside.added.load(to, at), numbers);
       at.store(of.y + to, by.input);
       at.store(of.d_raw + to, by.raw);
       at.store(of.d_shift + to, by.shift);
@@ -82,35 +82,27 @@ void backward_rows(const Rows& rows, std::int64_t begin, std::int64_t end) {
   constexpr int width = kWidth<float>;
   const Walk<float>& walk = rows.walk;
   const Numbers<float> numbers = walk.numbers;
-  for (std::int64_t n = begin; n < end; ++n) {
-    const float *const x = rows.features_of(walk.x, n), *const grad = rows.features_of(walk.grad, n);
-    const float *const both = rows.parameters_of(walk.raw, walk.shift, n), *const raws = walk.raw.at(n, 0, 0), *const shifts = walk.shift.at(n, 0, 0);
-    float *const by_both = rows.parameters_of(walk.d_raw, walk.d_shift, n), *const by_raws = walk.d_raw.at(n, 0, 0);
-    float *const by_shifts = walk.d_shift.at(n, 0, 0), *const by_x = rows.features_of(walk.y, n);
-    const Besides<float> beside{{nullptr, numbers.bound}, {}, {}};
-    const VecF added(walk.added[n]);
-    rows.for_groups([&]<int vectors, class At>(std::int64_t i, At at, std::integral_constant<int, vectors>) FASTGEN_LAMBDA {
-      VecF raw[vectors], t[vectors];
-      Multiplier<float> m[vectors];
-      for (int k = 0; k < vectors; ++k) {
-        const std::int64_t from = i + k * width;
-        if (rows.interleaved) rows.parameters.take(both + 2 * from, at, raw[k], t[k]);
-        else raw[k] = at.load(raws + from), t[k] = at.load(shifts + from);
-      }
-      multipliers<float, form>(raw, numbers, beside, i, at, m);
-      for (int k = 0; k < vectors; ++k) {
-        const std::int64_t to = i + k * width;
-        VecF chosen, unused(0.0f), of_output, others(0.0f);
-        rows.take_features(x, to, at, chosen, unused);
-        rows.take_features(grad, to, at, of_output, others);
-        const Gradients<float> by = gradients_of<float>(of_output, chosen, t[k], m[k], added, numbers);
-        rows.put_features(by_x, to, at, by.input, others);
-        if (rows.interleaved) rows.parameters.put(by_both + 2 * to, at, by.raw, by.shift);
-        else at.store(by_raws + to, by.raw), at.store(by_shifts + to, by.shift);
-      }
-    });
-    rows.copy_rest(n);
-  }
+  const Besides<float> beside{{nullptr, numbers.bound}, {}, {}};
+  rows.for_groups(begin, end - begin, [&]<class At, int vectors, int together>(std::int64_t n, std::int64_t i, At at, std::integral_constant<int, vectors>,
+                                                                               std::integral_constant<int, together>) FASTGEN_LAMBDA {
+    constexpr int each = vectors / together;
+    VecF raw[vectors], t[vectors];
+    Multiplier<float> m[vectors];
+    for (int k = 0; k < vectors; ++k) rows.take_parameters(n + k / each, i + k % each * width, at, raw[k], t[k]);
+    multipliers<float, form>(raw, numbers, beside, i, at, m);
+    for (int k = 0; k < vectors; ++k) {
+      const std::int64_t row = n + k / each, to = i + k % each * width;
+      VecF chosen, unused(0.0f), of_output, others(0.0f);
+      rows.take_features(rows.features_of(walk.x, row), to, at, chosen, unused);
+      rows.take_features(rows.features_of(walk.grad, row), to, at, of_output, others);
+      const Gradients<float> by = gradients_of<float>(of_output, chosen, t[k], m[k], VecF(walk.added[row]), numbers);
+      rows.put_features(rows.features_of(walk.y, row), to, at, by.input, others);
+      if (rows.interleaved) rows.parameters.put(rows.parameters_of(walk.d_raw, walk.d_shift, row) + 2 * to, at, by.raw, by.shift);
+      else at.store(walk.d_raw.at(row, 0, 0) + to, by.raw), at.store(walk.d_shift.at(row, 0, 0) + to, by.shift);
+      rows.copy_beside(row, to, at);
+    }
+  });
+  for (std::int64_t n = begin; n < end; ++n) rows.copy_rest(n);
 }
 
 // The gradients of the logarithms alone, as values.

@@ -73,6 +73,7 @@ class Rows {
  public:
   const Walk<float>& walk;
   const Strip* strip = nullptr;  // null where a call is not of that kind
+  const Strip* rest = nullptr;   // what is copied, where that is one strip and as long
   std::int64_t count = 0;
   bool alternate = false, interleaved = false;
   InTurn features, parameters;
@@ -83,8 +84,12 @@ class Rows {
     const Plan& plan = walk.plan;
     if (!plan.rows || plan.positions != 1 || walk.means || plan.checkerboard()) return;
     if (plan.step == 0 || (alternate && (plan.channels != 2 * plan.transformed || plan.indices[0] > 1))) return;
+    int copied = 0;
     for (const Strip& s : plan.strips[0]) {
-      if (s.copied) continue;
+      if (s.copied) {
+        rest = &s, ++copied;
+        continue;
+      }
       if (strip) {  // one of several
         strip = nullptr;
         return;
@@ -92,16 +97,28 @@ class Rows {
       strip = &s;
     }
     count = strip->count;
+    if (copied != 1 || rest->count != count) rest = nullptr;
   }
 
-  // Calls f(i, at, n) for the vectors of a row, of which n go side by side from the i-th element on.
+  // Whether two rows make four whole vectors, and what is copied as many.
+  bool in_pairs() const { return count == 2 * kWidth<float> && (alternate || rest); }
+
+  // Calls f(n, i, at, vectors, together) for all vectors of `rows` rows from the n-th on: for so many that go side by side from the i-th
+  // element on, of one row or of two that are taken together.
   template <class F>
-  FASTGEN_INLINE void for_groups(const F& f) const {
+  FASTGEN_INLINE void for_groups(std::int64_t n, std::int64_t rows, const F& f) const {
     constexpr int width = kWidth<float>;
-    std::int64_t i = 0;
-    for (; i + 2 * width <= count; i += 2 * width) f(i, Whole{}, std::integral_constant<int, 2>{});
-    for (; i + width <= count; i += width) f(i, Whole{}, std::integral_constant<int, 1>{});
-    if (i < count) f(i, Part{static_cast<int>(count - i)}, std::integral_constant<int, 1>{});
+    constexpr std::integral_constant<int, 1> one;
+    constexpr std::integral_constant<int, 2> two;
+    const std::int64_t end = n + rows;
+    if (in_pairs())
+      for (; n + 2 <= end; n += 2) f(n, std::int64_t(0), Whole{}, std::integral_constant<int, 4>{}, two);
+    for (; n < end; ++n) {
+      std::int64_t i = 0;
+      for (; i + 2 * width <= count; i += 2 * width) f(n, i, Whole{}, two, one);
+      for (; i + width <= count; i += width) f(n, i, Whole{}, one, one);
+      if (i < count) f(n, i, Part{static_cast<int>(count - i)}, one, one);
+    }
   }
 
   // The first of a row's transformed features, or of all where those alternate.
@@ -110,6 +127,12 @@ class Rows {
   template <class P>
   auto* parameters_of(const P& raw, const P& shift, std::int64_t n) const { return std::min(raw.at(n, 0, 0), shift.at(n, 0, 0)); }
 
+  // A vector of raw scales and one of shifts.
+  template <class At>
+  FASTGEN_INLINE void take_parameters(std::int64_t n, std::int64_t i, At at, VecF& raw, VecF& shift) const {
+    if (interleaved) parameters.take(parameters_of(walk.raw, walk.shift, n) + 2 * i, at, raw, shift);
+    else raw = at.load(walk.raw.at(n, 0, 0) + i), shift = at.load(walk.shift.at(n, 0, 0) + i);
+  }
   template <class At>
   FASTGEN_INLINE void take_features(const float* row, std::int64_t i, At at, VecF& chosen, VecF& others) const {
     if (alternate) features.take(row + 2 * i, at, chosen, others);
@@ -120,9 +143,14 @@ class Rows {
     if (alternate) features.put(row + 2 * i, at, chosen, others);
     else at.store(row + i, chosen);
   }
-  // Copies what is not transformed and does not alternate with it.
+  // Copies a vector of what is not transformed and does not alternate with it, where it is as long as what is.
+  template <class At>
+  FASTGEN_INLINE void copy_beside(std::int64_t n, std::int64_t i, At at) const {
+    if (rest) at.store(walk.y.at(n, rest->channel, 0) + i, at.load((walk.grad.data ? walk.grad : walk.x).at(n, rest->channel, 0) + i));
+  }
+  // All of it, where it is not.
   void copy_rest(std::int64_t n) const {
-    if (alternate) return;
+    if (alternate || rest) return;
     for (const Strip& s : walk.plan.strips[0])
       if (s.copied) walk.copy(n, 0, s);
   }

@@ -7,6 +7,7 @@
 #include <memory>
 
 #include "common/runs.h"
+#include "common/simd/groups.h"
 
 namespace fastgen::gaussian_log_prob {
 namespace {
@@ -128,22 +129,39 @@ class Staged {
 
 std::int64_t longest(const Runs& runs) { return runs.rows ? runs.channels : runs.longest; }
 
-// Has f take the sums of all samples, by runs that are added to a vector each, and writes them.
+// What a sum is made of: squares of which half is taken away, and logarithms of scales; two of each, so that no addition waits.
+template <class A>
+struct Terms {
+  Vec<A> squares[2] = {Vec<A>(A(0)), Vec<A>(A(0))}, scales[2] = {Vec<A>(A(0)), Vec<A>(A(0))};
+
+  FASTGEN_INLINE Vec<A> total() const {
+    return madd<A>(squares[0] + squares[1], Vec<A>(A(-0.5)), -(scales[0] + scales[1]));
+  }
+};
+
+// Has f take the sums of all samples, by runs that are added to terms, and writes them.
 template <class A, class F>
 void sum_pieces(const Problem& p, const Runs& runs, A* to, const F& f) {
   const Pieces pieces(runs);
   const double constant = -kHalfLog2Pi * static_cast<double>(p.features);
   const bool whole = pieces.count == 1;  // a sample is one piece: whoever has summed it writes it
   const std::unique_ptr<A[]> parts(whole ? nullptr : new A[runs.n * pieces.count]);
+  A* const sums = whole ? to : parts.get();
   parallel(runs.n * pieces.count, runs.elements() * kWork, [&](std::int64_t begin, std::int64_t end) {
     f([&](const auto& sum_of_run) {  // once a thread
-      for (std::int64_t item = begin; item < end; ++item) {
-        const std::int64_t n = whole ? item : item / pieces.count, first = whole ? 0 : item % pieces.count * pieces.together;
-        Vec<A> sum(A(0));
-        for (std::int64_t i = first; i < std::min(first + pieces.together, pieces.runs); ++i) sum_of_run(runs[n * pieces.runs + i], sum);
-        const A part = sum_lanes<A>(sum);
-        if (whole) to[n] = static_cast<A>(constant + part);
-        else parts[item] = part;
+      for (std::int64_t block = begin; block < end; block += kWidth<A>) {  // whose lanes are added up together
+        const int some = static_cast<int>(std::min<std::int64_t>(end - block, kWidth<A>));
+        Vec<A> sum[kWidth<A>];
+        for (int k = 0; k < kWidth<A>; ++k) sum[k] = Vec<A>(A(0));
+        for (int k = 0; k < some; ++k) {
+          const std::int64_t item = block + k;
+          const std::int64_t n = whole ? item : item / pieces.count, first = whole ? 0 : item % pieces.count * pieces.together;
+          Terms<A> terms;
+          for (std::int64_t i = first; i < std::min(first + pieces.together, pieces.runs); ++i) sum_of_run(runs[n * pieces.runs + i], terms);
+          sum[k] = terms.total();
+        }
+        const Vec<A> total = sums_of_lanes<A>(sum);
+        for (int k = 0; k < some; ++k) sums[block + k] = whole ? static_cast<A>(constant + static_cast<A>(total[k])) : static_cast<A>(total[k]);
       }
     });
   });
@@ -176,12 +194,16 @@ Tensor gaussian_log_prob_fwd(const Tensor& input, OptionalTensor mean, OptionalT
     if (!p.given) {
       const Runs runs = runs_of(p, input, {&x.strides});
       return sum_pieces<A>(p, runs, to, [&](const auto& for_pieces) {
-        for_pieces([&](const Run& run, V& sum) {
+        for_pieces([&](const Run& run, Terms<A>& terms) {
           const T* const from = in + run.offset(x.strides);
-          for_vectors<A>(run.count, [&](std::int64_t i, auto at) {
-            const V u = at.load(from + i);
-            sum = madd<A>(u * A(-0.5), u, sum);
+          Terms<A> of = terms;
+          for_groups<A>(run.count, [&]<int n>(std::int64_t i, auto at, std::integral_constant<int, n>) FASTGEN_LAMBDA {
+            for (int k = 0; k < n; ++k) {
+              const V u = at.load(from + i + k * kWidth<A>);
+              of.squares[k % 2] = madd<A>(u, u, of.squares[k % 2]);
+            }
           });
+          terms = of;
         });
       });
     }
@@ -191,13 +213,24 @@ Tensor gaussian_log_prob_fwd(const Tensor& input, OptionalTensor mean, OptionalT
       const Runs runs = runs_of(p, input, {&x.strides, &pair.mean_strides, &pair.log_scale_strides});
       sum_pieces<A>(p, runs, to, [&](const auto& for_pieces) {
         Staged<Q> staged(pair, longest(runs));
-        for_pieces([&](const Run& run, V& sum) {
+        for_pieces([&](const Run& run, Terms<A>& terms) {
           const T* const from = in + run.offset(x.strides);
           const auto parameters = staged.read(run);
-          for_vectors<A>(run.count, [&](std::int64_t i, auto at) {
-            const V scale = at.load(parameters.log_scale + i), u = (at.load(from + i) - at.load(parameters.mean + i)) * exp(V(-scale));
-            sum += at.keep(madd<A>(u * A(-0.5), u, -scale));
+          Terms<A> of = terms;
+          for_groups<A>(run.count, [&]<int n>(std::int64_t i, auto at, std::integral_constant<int, n>) FASTGEN_LAMBDA {
+            V e[n];  // beyond the end of a run all is 0
+            for (int k = 0; k < n; ++k) {
+              const V scale = at.load(parameters.log_scale + i + k * kWidth<A>);
+              e[k] = -scale, of.scales[k % 2] += scale;
+            }
+            exp_of_any(e);
+            for (int k = 0; k < n; ++k) {
+              const std::int64_t j = i + k * kWidth<A>;
+              const V u = (at.load(from + j) - at.load(parameters.mean + j)) * e[k];
+              of.squares[k % 2] = madd<A>(u, u, of.squares[k % 2]);
+            }
           });
+          terms = of;
         });
       });
     });
@@ -266,12 +299,17 @@ std::tuple<Tensor, Tensor, Tensor> gaussian_log_prob_bwd(const Tensor& grad_log_
             const T* const from = in + run.offset(x.strides);
             T* const to = out + run.offset(dx.strides);
             const auto parameters = staged.read(run), gradients = staged_grads.begin_write(run);
-            for_vectors<A>(run.count, [&](std::int64_t i, auto at) {
-              const V e = exp(V(-at.load(parameters.log_scale + i))), u = (at.load(from + i) - at.load(parameters.mean + i)) * e;
-              const V of_mean = grad * u * e;
-              at.store(to + i, V(-of_mean));
-              at.store(gradients.mean + i, of_mean);
-              at.store(gradients.log_scale + i, V(grad * madd<A>(u, u, V(A(-1)))));
+            for_groups<A>(run.count, [&]<int n>(std::int64_t i, auto at, std::integral_constant<int, n>) FASTGEN_LAMBDA {
+              V e[n];
+              for (int k = 0; k < n; ++k) e[k] = -at.load(parameters.log_scale + i + k * kWidth<A>);
+              exp_of_any(e);
+              for (int k = 0; k < n; ++k) {
+                const std::int64_t j = i + k * kWidth<A>;
+                const V u = (at.load(from + j) - at.load(parameters.mean + j)) * e[k], of_mean = grad * u * e[k];
+                at.store(to + j, V(-of_mean));
+                at.store(gradients.mean + j, of_mean);
+                at.store(gradients.log_scale + j, V(grad * madd<A>(u, u, V(A(-1)))));
+              }
             });
             staged_grads.end_write(run);
           }

@@ -279,7 +279,7 @@ def test_gradcheck_through_cat_expand_and_mixed_layouts():
 
 @pytest.mark.isa
 @requires_cpu
-@pytest.mark.parametrize("shape", [(3, 32, 40, 40), (700, 61), (2, 5, 200, 201)])
+@pytest.mark.parametrize("shape", [(3, 32, 40, 40), (700, 61), (701, 64), (2, 5, 200, 201)])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_bits_do_not_depend_on_threads_or_time(layout, shape):
     for mask, fn in itertools.product(masks_of(shape), ("tanh", "gin of channels", "sigmoid + 1e-3")):
