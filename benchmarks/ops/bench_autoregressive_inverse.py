@@ -1,4 +1,5 @@
-"""`autoregressive_inverse`: samples of one masked autoregressive layer, beside nflows, zuko and flowjax with their own networks.
+"""`autoregressive_inverse`: samples of one masked autoregressive layer, beside nflows, zuko and flowjax with their own networks;
+affine, and with rational-quadratic splines of eight bins.
 
 nflows' network has two residual blocks, four products with 512 x 512 weights; zuko's has two hidden layers, flowjax's one, its
 default. Where a loop over all features takes long, one pass at the solution is timed, and its time multiplied. The floor is one
@@ -7,6 +8,7 @@ forward of nflows' network by matrix products of whole weights.
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,6 +22,9 @@ from fastgen.flows import (
     Conditioner,
     ConditionerPlan,
     MaskedLayer,
+    Spline,
+    SplineAutoregressive,
+    SplineMap,
     invert,
 )
 from fastgen.ops import ScaleFn
@@ -29,7 +34,8 @@ from ..flowjax_peer import started
 from ..verify import Values
 
 BATCH, WIDTH = 256, 512
-SIZES = {"nflows": (64, 784), "zuko": (64,), "flowjax": (64,)}
+SIZES = {"nflows": (64, 784), "zuko": (64,), "flowjax": (64,), "nflows, splines": (64,), "zuko, splines": (64,)}
+BINS = 8
 AT_ONCE = 64  # features up to which all passes of a loop are timed
 
 
@@ -146,16 +152,78 @@ def build_flowjax(features: int, allow_compile: bool) -> Workload:
     return workload
 
 
+def build_nflows_splines(features: int, allow_compile: bool) -> Workload:
+    from nflows.transforms.autoregressive import MaskedPiecewiseRationalQuadraticAutoregressiveTransform as Theirs
+
+    theirs = randomised(Theirs(features, WIDTH, num_bins=BINS, tails="linear", tail_bound=3.0), 0.05)
+    spline = Spline(BINS, 3.0, scale=WIDTH**-0.5)
+
+    def like_theirs() -> SplineAutoregressive:
+        made = MADE(features, spline.num_parameters, hidden_features=WIDTH)
+        missing = made.load_state_dict(theirs.autoregressive_net.state_dict(), strict=False).missing_keys
+        assert not missing, missing
+        return SplineAutoregressive(made, features, spline=spline)
+
+    ours, wide = like_theirs(), like_theirs().double()
+    y = random_tensor((BATCH, features), torch.device("cpu"), "fp32", seed=3)
+    providers = [
+        Provider("nflows", functools.partial(theirs.inverse, y)),
+        Provider("fastgen", functools.partial(ours.inverse, y), "fastgen"),
+    ]
+    weights = [w for w in ours.parameters() if w.dim() == 2]
+    return _workload(providers, functools.cache(lambda: invert(_loop(wide), y.double(), tolerance=0)[:2]), y, weights)
+
+
+def build_zuko_splines(features: int, allow_compile: bool) -> Workload:
+    from zuko.flows.autoregressive import MaskedAutoregressiveTransform
+    from zuko.transforms import MonotonicRQSTransform
+
+    shapes = ((BINS,), (BINS,), (BINS - 1,))
+    options = {"univariate": MonotonicRQSTransform, "shapes": shapes, "hidden_features": (WIDTH, WIDTH)}
+    theirs = randomised(MaskedAutoregressiveTransform(features, **options), 0.05)
+    linears = [layer for layer in theirs.hyper if hasattr(layer, "mask")]
+    given = [(r.weight, r.bias, r.mask) for r in linears]
+    network = AutoregressiveMap(
+        lambda x, _: theirs.hyper(x), _unused, _unused, ConditionerPlan(),
+        SplineMap(BINS, bound=5.0, parametrization="zuko"), lambda: conditioner(given, features, 3 * BINS - 1),
+    )  # fmt: skip
+    y = random_tensor((BATCH, features), torch.device("cpu"), "fp32", seed=3)
+
+    def loop(y: Tensor) -> tuple[Tensor, Tensor]:
+        transform = theirs()
+        x = transform.inv(y)
+        return x, -transform.log_abs_det_jacobian(x, y)
+
+    def expected() -> tuple[Tensor, Tensor]:
+        theirs.double()
+        try:
+            return loop(y.double())
+        finally:
+            theirs.float()
+
+    providers = [
+        Provider("zuko", functools.partial(loop, y)),
+        Provider("fastgen", lambda: invert(network, y)[:2], "fastgen"),
+    ]
+    return _workload(providers, functools.cache(expected), y, [r.weight for r in linears])
+
+
+def _loop(layer: SplineAutoregressive) -> AutoregressiveMap:
+    """All passes, each of the whole network."""
+    return replace(layer.as_map(), describe=None)
+
+
 BUILD: dict[str, Callable[[int, bool], Workload]] = {
-    "nflows": build_nflows, "zuko": build_zuko, "flowjax": build_flowjax,
+    "nflows": build_nflows, "zuko": build_zuko, "flowjax": build_flowjax, "nflows, splines": build_nflows_splines,
+    "zuko, splines": build_zuko_splines,
 }  # fmt: skip
 
 
-def conditioner(layers: list[tuple[Tensor, Tensor, Tensor]], features: int) -> Conditioner:
+def conditioner(layers: list[tuple[Tensor, Tensor, Tensor]], features: int, per_feature: int = 2) -> Conditioner:
     """Masked linears one after the other with ReLU between them."""
     last = len(layers) - 1
     described = [MaskedLayer(w, b, m, "none" if i == last else "relu") for i, (w, b, m) in enumerate(layers)]
-    return Conditioner(described, features, 2)
+    return Conditioner(described, features, per_feature)
 
 
 def randomised(module: Any, deviation: float) -> Any:

@@ -175,9 +175,11 @@ Tensor masked_linear_pack(const Tensor& weight, const Tensor& gather, const Tens
   std::int64_t lines = 0, total = 0;
   for (std::int64_t t = 0; t < tasks.size(0); ++t) {
     const std::int64_t known = sizes[2 * t], units = sizes[2 * t + 1];
-    FASTGEN_CHECK(known >= 0 && units >= 0 && known <= count && units <= count && (known == 0 || units <= (count - total) / known), op,
-                  ": tasks must be as many numbers as gather has places");
-    begins.push_back(total), total += known * units, lines = std::max(lines, known);
+    FASTGEN_CHECK(known >= 0 && units >= 0 && units <= std::numeric_limits<std::int32_t>::max(), op, ": tasks must not have negative or immense numbers");
+    begins.push_back(total);
+    if (known == 0 || units == 0) continue;
+    FASTGEN_CHECK(known <= count && units <= (count - total) / known, op, ": tasks must be as many numbers as gather has places");
+    total += known * units, lines = std::max(lines, known);
   }
   FASTGEN_CHECK(total == count, op, ": tasks must be as many numbers as gather has places, ", count, ", got ", total);
   block = std::min(block, std::max<std::int64_t>(lines, 1));

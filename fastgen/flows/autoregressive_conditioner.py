@@ -4,7 +4,7 @@ A description holds the very weights and masks of the network. What is made of t
 long as they do not change.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -104,6 +104,8 @@ class ConditionerPlan:
     def __init__(self) -> None:
         self._structure: tuple[Any, ...] | None = None
         self._masks: list[Seen] = []
+        self._last: Conditioner | None = None  # the description that was looked at
+        self._described: tuple[list[Tensor | None], Conditioner | None] = [], None
         self._layers: list[Layer] = []
         self._levels: list[list[int]] = []
         self._programs: dict[bool, NetworkProgram] = {}
@@ -114,6 +116,15 @@ class ConditionerPlan:
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         return ConditionerPlan, ()
+
+    def described(self, tensors: list[Tensor | None], describe: Callable[[], Conditioner]) -> Conditioner:
+        """What ``describe`` gave for these very tensors, if they were the last, which spares describing the network anew."""
+        given, conditioner = self._described
+        same = conditioner is not None and len(given) == len(tensors)
+        if conditioner is None or not same or any(a is not b for a, b in zip(given, tensors, strict=True)):
+            conditioner = describe()
+            self._described = tensors, conditioner
+        return conditioner
 
     def program(self, conditioner: Conditioner, *, stepwise: bool) -> NetworkProgram:
         """The program to find features level by level, or to compute all outputs.
@@ -160,6 +171,8 @@ class ConditionerPlan:
     def _look_at(self, conditioner: Conditioner) -> None:
         """Forget what was made of another structure or of other masks."""
         layers = conditioner.layers
+        if conditioner is self._last and all(s.fits(r.mask) for s, r in zip(self._masks, layers, strict=True)):
+            return
         structure = (
             conditioner.features,
             conditioner.per_feature,
@@ -168,14 +181,17 @@ class ConditionerPlan:
         )
         masks = [layer.mask for layer in layers]
         if self._structure == structure and all(s.fits(m) for s, m in zip(self._masks, masks, strict=True)):
+            self._last = conditioner
             return
+        kept = self._described
         self.__init__()  # type: ignore[misc]
+        self._described = kept
         self._layers = _layers(conditioner)
         try:
             self._levels = feature_levels(self._layers, conditioner.features, conditioner.per_feature)
         except ValueError as error:
             raise NotPlannable(str(error)) from None
-        self._structure, self._masks = structure, [Seen(mask) for mask in masks]
+        self._structure, self._masks, self._last = structure, [Seen(mask) for mask in masks], conditioner
 
 
 def _layers(conditioner: Conditioner) -> list[Layer]:

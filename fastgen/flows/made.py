@@ -71,7 +71,16 @@ class MADE(nn.Module):
         return self.final_layer(h)
 
     def conditioner(self) -> Conditioner:
-        """The network as :func:`fastgen.flows.invert` wants it described."""
+        """The network as :func:`fastgen.flows.invert` wants it described; the same object while it is of the same tensors."""
+        return self.plan.described(self._tensors(), self._describe)
+
+    def _tensors(self) -> list[Tensor | None]:
+        linears = [self.initial_layer, *(m for block in self.blocks for m in block.linear_layers), self.final_layer]  # type: ignore[union-attr]
+        found = [t for linear in linears for t in (linear.weight, linear.bias, linear.mask)]  # type: ignore[union-attr]
+        context = self.context_layer
+        return found if context is None else [*found, context.weight, context.bias]
+
+    def _describe(self) -> Conditioner:
         layers: list[MaskedLayer] = []
 
         def masked(linear: nn.Module, *, activation: str = "relu", residual: int | None = None) -> None:
@@ -97,8 +106,13 @@ class MADE(nn.Module):
             return False
         if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *self.parameters())):
             return False
-        hooked = any(m._forward_hooks or m._forward_pre_hooks for m in self.modules() if m is not self)
-        return x.dim() == 2 and not hooked and not (context is not None and context.requires_grad)
+        return x.dim() == 2 and not _hooked(self) and not (context is not None and context.requires_grad)
+
+
+def _hooked(module: nn.Module) -> bool:
+    """Whether a hook looks at something in ``module``."""
+    inner = [m for m in module._modules.values() if m is not None]
+    return any(m._forward_hooks or m._forward_pre_hooks or (m._modules and _hooked(m)) for m in inner)
 
 
 class _MaskedBlock(nn.Module):

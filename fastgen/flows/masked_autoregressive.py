@@ -7,6 +7,7 @@ once where it can be planned.
 
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from .. import ops
@@ -49,7 +50,8 @@ class MaskedAutoregressive(Transform):
         """The layer as :func:`fastgen.flows.invert` takes it."""
         describe = getattr(self.network, "conditioner", None)
         plan = getattr(self.network, "plan", None) or self.plan
-        parameters = [p for p in self.network.parameters() if p.requires_grad]
+        wanted = torch.is_grad_enabled()
+        parameters = [p for p in self.network.parameters() if p.requires_grad] if wanted else ()
 
         def mapped(values: Tensor, parameters: Tensor, features: object, *, inverse: bool) -> tuple[Tensor, Tensor]:
             return self._mapped(values, parameters, inverse=inverse)

@@ -88,6 +88,10 @@ NFLOWS = {
         lambda: nflows.MaskedPiecewiseRationalQuadraticAutoregressiveTransform(6, 20, **RQS), (5, 6),
         ("MaskedPiecewiseRationalQuadraticAutoregressiveTransform", *OF_MADE),
     ),
+    "autoregressive spline, no tails": Layer(
+        lambda: nflows.MaskedPiecewiseRationalQuadraticAutoregressiveTransform(6, 20, num_bins=5), (5, 6),
+        ("MaskedPiecewiseRationalQuadraticAutoregressiveTransform", *OF_MADE), inside=True,
+    ),
     "actnorm": Layer(lambda: nflows.ActNorm(6), (5, 6), ("ActNorm",)),
     "actnorm, images": Layer(lambda: nflows.ActNorm(6), (5, 6, 3, 4), ("ActNorm",)),
     "1x1": Layer(lambda: nflows.OneByOneConvolution(6, identity_init=False), (5, 6, 3, 4), ("OneByOneConvolution",)),

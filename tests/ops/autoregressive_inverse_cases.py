@@ -11,6 +11,7 @@ from torch import Tensor
 from fastgen import _dispatch
 from fastgen._schema import AUTOREGRESSIVE_SCALES
 from fastgen.ops import autoregressive_inverse, autoregressive_inverse_state
+from fastgen.reference._spline import Spline
 from fastgen.reference.autoregressive_inverse import scale_of
 
 from ._made import Network, made
@@ -70,6 +71,47 @@ def arguments(
     return (y, *operands(net, dtype).values(), code, numbers_of(scale_fn), *both)
 
 
+BINS = 4
+SPLINE_BOX = [-1.5, 1.5, -1.5, 1.5, 1e-2, 2e-2, 1e-2, 0.5]
+# name -> derivatives, tails, parametrization and turn of the raw op: K - 1 slopes or K + 1, as their libraries have them.
+SPLINES: dict[str, tuple[int, int, int, bool]] = {
+    "linear": (BINS - 1, 0, 0, False),  # nflows
+    "linear, ends given": (BINS + 1, 0, 0, False),
+    "circular": (BINS, 1, 0, False),  # normflows
+    "bounded": (BINS + 1, 2, 0, False),
+    "zuko": (BINS - 1, 0, 1, False),
+    "zuko, circular": (BINS - 1, 0, 1, True),
+}
+
+
+def spline_net(name: str, samples: int = 0, **options: Any) -> Network:
+    return made(samples=samples, per_feature=2 * BINS + SPLINES[name][0], **{"scale": 0.3, **options})
+
+
+def spline_arguments(
+    samples: int, dtype: torch.dtype, name: str = "linear", context: bool = True, **options: Any
+) -> tuple[Any, ...]:
+    """Of the raw op; in a bounded box all of the input lies inside."""
+    net = spline_net(name, samples if context else 0, **options)
+    y = randn(samples, net.features, seed=7)
+    y = (y.clamp(-1.49, 1.49) if name == "bounded" else y).to(dtype)
+    derivatives, *codes = SPLINES[name]
+    return (y, *operands(net, dtype).values(), SPLINE_BOX, BINS, derivatives, *codes)
+
+
+def spline_loop(net: Network, y: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    """D passes through the whole network, in the dtype of ``y``, each by the spline's own reference."""
+    _, tails, parametrization, turn = SPLINES[name]
+    x, log_det = torch.zeros_like(y), y.new_zeros(len(y))
+    for _ in range(net.features):
+        packed = net.outputs(x).unflatten(1, (net.features, net.per_feature))
+        spline = Spline(y, packed, None, None, None, SPLINE_BOX, BINS, tails, parametrization, True)
+        x, terms = spline.values(y)
+        x = torch.remainder(x, 3.0) - 1.5 if turn else x
+        log_det = terms.sum(1)
+    return x, log_det
+
+
 def advance(level: int = 4, samples: int = 3, dtype: torch.dtype = torch.float32) -> tuple[Any, ...]:
     """Of the raw op at one level, by default the last, which reads the ends of weights and parameters."""
     net = made(samples=samples)
@@ -87,7 +129,10 @@ def example(dtype: torch.dtype) -> dict[str, Any]:
 
 NO_GRADIENT = True
 OWN_DTYPE = (1,)  # the log-det is in the dtype of the weights
-UNSEEN = {"autoregressive_inverse_advance": advance}
+UNSEEN = {
+    "autoregressive_inverse_advance": advance,
+    "autoregressive_inverse_spline": partial(spline_arguments, 4, torch.float32),
+}
 REFUSED = [
     ("autoregressive_inverse", {"scale": 9}, "scale must be"),
     ("autoregressive_inverse", {"scale": -1}, "scale must be"),
@@ -95,6 +140,17 @@ REFUSED = [
     ("autoregressive_inverse", {"numbers": [0.0, 0.0, 0.0, 1.0]}, "numbers must be"),
     ("autoregressive_inverse", {"numbers": [math.nan, 0.0, 0.0, 1.0]}, "numbers must be"),
     ("autoregressive_inverse", {"constants": None}, "constants must be"),
+    ("autoregressive_inverse_spline", {"numbers": SPLINE_BOX[:7]}, "numbers must be"),
+    ("autoregressive_inverse_spline", {"numbers": [1.0, *SPLINE_BOX[1:3], 1.0, *SPLINE_BOX[4:]]}, "the box must"),
+    ("autoregressive_inverse_spline", {"numbers": [*SPLINE_BOX[:4], 0.3, *SPLINE_BOX[5:]]}, "min_bin_width and"),
+    ("autoregressive_inverse_spline", {"numbers": [*SPLINE_BOX[:6], 1.0, 1.0]}, "min_derivative must be"),
+    ("autoregressive_inverse_spline", {"num_bins": 0}, "num_bins must be"),
+    ("autoregressive_inverse_spline", {"derivatives": 4}, "derivatives must be"),
+    ("autoregressive_inverse_spline", {"derivatives": 5}, "program must have 13"),
+    ("autoregressive_inverse_spline", {"tails": 3}, "tails must be"),
+    ("autoregressive_inverse_spline", {"parametrization": 2}, "parametrization must be"),
+    ("autoregressive_inverse_spline", {"numbers": [-1.0, *SPLINE_BOX[1:]], "turn": True}, "turn must have"),
+    ("autoregressive_inverse_spline", {"constants": None}, "constants must be"),
     ("autoregressive_inverse_advance", {"level": 5}, "level must be"),
     ("autoregressive_inverse_advance", {"level": -1}, "level must"),
     ("autoregressive_inverse_advance", {"outputs": 3}, "outputs must be"),
@@ -134,6 +190,10 @@ def calls() -> Iterator[Call]:
         yield Call(f"{scale_fn} fp32", "autoregressive_inverse", partial(arguments, 5, torch.float32, scale_fn))
     for dtype in DTYPES:
         yield Call(dtype_name(dtype), "autoregressive_inverse", partial(arguments, 3, dtype, "sigmoid", True, True))
+    for name in SPLINES:
+        yield Call(f"{name} fp32", "autoregressive_inverse_spline", partial(spline_arguments, 5, torch.float32, name))
+    for dtype in DTYPES:
+        yield Call(dtype_name(dtype), "autoregressive_inverse_spline", partial(spline_arguments, 3, dtype))
     several = partial(arguments, 20, torch.float32, context=False, order=[2, 1, 2, 3, 1], features=5)
     yield Call("levels of several features", "autoregressive_inverse", several)
 
@@ -167,6 +227,7 @@ def check_reasons(kernels):
 
 
 STORES_IN_A_LOOP = {
+    "autoregressive_inverse.spline_kernel",
     "autoregressive_inverse.inverse_kernel",
     "autoregressive_inverse.advance_kernel",
     "masked_linear.network_kernel",
@@ -183,5 +244,8 @@ NO_STORAGE_TYPE = {"autoregressive_inverse.advance_kernel"}  # all is in the dty
 def gates(arch: int) -> Iterator[Call]:
     for dtype in DTYPES:
         yield Call(dtype_name(dtype), "autoregressive_inverse", partial(arguments, 64, dtype, hidden=64))
+        for name in ("linear", "zuko, circular") if dtype == torch.float32 or arch == 90 else ("circular",):
+            call = partial(spline_arguments, 64, dtype, name, hidden=64)
+            yield Call(f"{name} {dtype_name(dtype)}", "autoregressive_inverse_spline", call)
     for dtype in (torch.float32, torch.float64):
         yield Call(dtype_name(dtype), "autoregressive_inverse_advance", partial(advance, 0, 3, dtype))
