@@ -1,4 +1,5 @@
-"""Stand-ins for the modules of imagen-pytorch, DALLE2-pytorch and make-a-video-pytorch, as `foreign_lucidrains` writes them."""
+"""Stand-ins for the modules of imagen-pytorch, DALLE2-pytorch and make-a-video-pytorch, as `foreign_imagen` and the others write
+them."""
 
 import copy
 import pickle
@@ -12,7 +13,10 @@ import fastgen
 from fastgen.integrations.stand_in import mixin_of
 
 from ..modules import randomize
-from .foreign_lucidrains import EPS, Rotary, dalle2, imagen, imagen_video, make_a_video
+from .foreign_dalle2 import Rotary, dalle2
+from .foreign_imagen import imagen, imagen_video
+from .foreign_lucidrains import EPS
+from .foreign_make_a_video import make_a_video
 from .numerics import assert_accelerated, error, in_float64
 
 IMAGE, VIDEO, TOKENS, CONTEXT = (2, 12, 6, 7), (2, 12, 3, 6, 5), (2, 33, 12), (2, 7, 10)
