@@ -3,12 +3,14 @@
 // With packed weights the product is ours (_product.h): a thread owns a block of rows and a few pairs of panels, 16 features of h and
 // their 16 gates side by side; their products stay in its second-level cache, where bias, GELU and the multiplication are done, and
 // [M, 2 D] is never in memory. Rows of bf16 or fp16 are widened once. Which thread does what changes no sum.
+// In bfloat16 on a processor with a matrix unit the same by its tiles (geglu_direct.h).
 // With the library's product so many rows are taken at a time that what it returns stays in the last-level cache.
 #include <memory>
 
 #include "_product.h"
 #include "common/simd/gelu.h"
 #include "common/tensor.h"
+#include "geglu_direct.h"
 
 namespace fastgen::geglu {
 namespace {
@@ -250,6 +252,36 @@ Tensor geglu_packed(const Tensor& input, const Tensor& packed, std::int64_t feat
   return output;
 }
 
+#if FASTGEN_HAS_MATRIX_TILES
+Tensor geglu_direct_pack(const Tensor& weight) {
+  check_weight("geglu_direct_pack", weight);
+  const std::int64_t panels = 2 * ceil_div(weight.size(0) / 2, kPanel), blocks = ceil_div(weight.size(1), kTileChannels);
+  Tensor packed = empty_contiguous({panels, blocks, kTileRows, kTileChannels}, ScalarType::BFloat16);
+  dispatch_dtype("geglu_direct_pack", weight.scalar_type(),
+                 [&]<class T>() { pack_direct<T>(weight, static_cast<BFloat16*>(packed.mutable_data_ptr())); });
+  return packed;
+}
+
+Tensor geglu_direct(const Tensor& input, const Tensor& packed, std::int64_t features, OptionalTensor bias, std::int64_t approximate) {
+  const char* const op = "geglu_direct";
+  check_call(op, input, approximate);
+  FASTGEN_CHECK(input.scalar_type() == ScalarType::BFloat16, op, ": input must be bfloat16");
+  const std::int64_t count = input.size(0), channels = input.size(1);
+  FASTGEN_CHECK(features >= 1 && channels >= 1 && packed.scalar_type() == ScalarType::BFloat16 && packed.dim() == 4 && packed.is_contiguous() &&
+                    (sizes_of(packed) == std::vector{2 * ceil_div(features, kPanel), ceil_div(channels, kTileChannels), kTileRows, kTileChannels}),
+                op, ": packed must be what geglu_direct_pack returns, for ", channels, " channels and features=", features);
+  const Parameter parameter(op, "bias", bias, false, 1, 2 * features);
+  Tensor output = empty_contiguous({count, features}, ScalarType::BFloat16);
+  if (count == 0) return output;
+  const Rows rows(input);
+  dispatch_gelu(approximate, [&]<Gelu kind>() {
+    forward_direct<kind>(rows.data<BFloat16>(), rows.stride, count, channels, static_cast<const BFloat16*>(packed.data_ptr()), features, parameter,
+                         static_cast<BFloat16*>(output.mutable_data_ptr()));
+  });
+  return output;
+}
+#endif
+
 }  // namespace
 }  // namespace fastgen::geglu
 
@@ -257,6 +289,10 @@ STABLE_TORCH_LIBRARY_IMPL(fastgen, CPU, m) {
   m.impl("geglu_chunked", TORCH_BOX(&fastgen::geglu::geglu_chunked));
   m.impl("geglu_pack", TORCH_BOX(&fastgen::geglu::geglu_pack));
   m.impl("geglu_packed", TORCH_BOX(&fastgen::geglu::geglu_packed));
+#if FASTGEN_HAS_MATRIX_TILES
+  m.impl("geglu_direct_pack", TORCH_BOX(&fastgen::geglu::geglu_direct_pack));
+  m.impl("geglu_direct", TORCH_BOX(&fastgen::geglu::geglu_direct));
+#endif
   m.impl("geglu_gate", TORCH_BOX(&fastgen::geglu::geglu_gate));
   m.impl("geglu_gate_bwd", TORCH_BOX(&fastgen::geglu::geglu_gate_bwd));
 }
