@@ -41,7 +41,7 @@ ISA_FLAGS = {
 }
 # The sources with kernels over matrix tiles (csrc/common/simd/matrix_tiles.h). No compiler makes such code by itself, so that of
 # the others is that of avx512_bf16, and the variant amx takes their objects.
-TILED = ("attention", "attention_bwd", "conv2d", "upsample_conv2d")
+TILED = ("attention", "attention_bwd", "conv2d", "geglu", "upsample_conv2d")
 # The sources that store no bfloat16 and multiply none, for which alone avx512_bf16 has instructions: it takes their objects from
 # avx512. The compiler refuses one that does (csrc/common/shared.h).
 SHARED = (

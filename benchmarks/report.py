@@ -36,7 +36,8 @@ _NONE_YET = "No results of this version are stored yet: `make bench` measures on
 
 
 def rows_of(documents: Sequence[Document]) -> list[Row]:
-    return [row for document in documents for row in document["rows"]]
+    """All rows, each with the variant of the CPU kernels, ``isa``, that it was measured with."""
+    return [row | {"isa": document["fastgen"]["isa"]} for document in documents for row in document["rows"]]
 
 
 def markdown(documents: Sequence[Document]) -> str:

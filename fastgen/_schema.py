@@ -233,6 +233,10 @@ SCHEMAS: dict[str, dict[str, str]] = {
         "geglu_pack": "(Tensor weight) -> Tensor",
         # geglu_fwd by weights so packed, of D features
         "geglu_packed": "(Tensor input, Tensor packed, int features, Tensor? bias, int approximate) -> Tensor",
+        # the weights [2 panels, blocks, 16 pairs of channels, 16 features x 2] in bfloat16, for matrix tiles
+        "geglu_direct_pack": "(Tensor weight) -> Tensor",
+        # geglu_fwd of bfloat16 by weights so packed
+        "geglu_direct": "(Tensor input, Tensor packed, int features, Tensor? bias, int approximate) -> Tensor",
         # h * gelu(gate) of [M, 2 D]
         "geglu_gate": "(Tensor projected, int approximate) -> Tensor",
         # returns its gradient of projected

@@ -2,13 +2,14 @@
 //
 //   output = (conv(act(input * input_scale + input_shift)) + bias + embedding + residual) * output_scale
 //
-// Rows of tiles are taken in groups whose transformed values and products stay in the last-level cache, each group in three steps that
+// Either each thread keeps its rows of tiles to itself (_convolution_apart.h), or
+// rows of tiles are taken in groups whose transformed values and products stay in the last-level cache, each group in three steps that
 // all threads share: values (_convolution_values.h), products, of which a thread owns blocks and panels of output channels
-// (_product.h), and outputs (_convolution_outputs.h). Which thread does what changes no sum: the bits are the same on
-// any number of threads.
+// (_product.h), and outputs (_convolution_outputs.h). Which way, and which thread does what, changes no sum: the bits are the same
+// on any number of threads.
 #pragma once
 
-#include "_convolution_outputs.h"
+#include "_convolution_apart.h"
 
 namespace fastgen::convolution {
 
@@ -26,23 +27,29 @@ void make_products(const Problem& p, const Groups<G>& g, std::int64_t tiles, con
   });
 }
 
+// In groups that all threads share.
 template <class G, class T, bool kSilu>
-void forward(Call& call, const Tensor& packed) {
-  const Problem& p = call.problem;
+void forward_together(const Problem& p, const Image<const T>& x, const float* weights, const Image<T>& y, const Image<const T>* residual) {
   const Groups<G> g(p);
-  const Image<const T> x = image_of<T>(call.input);
-  const Image<T> y(call.output, static_cast<T*>(call.output.mutable_data_ptr()));
-  const std::optional<Image<const T>> r = image_of<T>(call.residual);
   const Scratch<float> memory(G::points * g.values_of_point + G::blocks * g.products_of_block);
-  float* const values = memory.get();
-  float* const products = values + G::points * g.values_of_point;
-  const auto* const weights = static_cast<const float*>(packed.data_ptr());
+  float *const values = memory.get(), *const products = values + G::points * g.values_of_point;
   for (std::int64_t first = 0; first < g.rows; first += g.rows_of_group) {
     const std::int64_t rows = std::min(g.rows_of_group, g.rows - first);
     make_values<G, T, kSilu>(p, g, x, first, rows, values);
     make_products(p, g, rows * g.tiles_of_row, values, weights, products);
-    make_outputs<G, T>(p, g, first, rows, products, y, r ? &*r : nullptr);
+    make_outputs<G, T>(p, g, first, rows, products, y, residual);
   }
+}
+
+template <class G, class T, bool kSilu>
+void forward(Call& call, const Tensor& packed) {
+  const Problem& p = call.problem;
+  const Image<const T> x = image_of<T>(call.input);
+  const Image<T> y(call.output, static_cast<T*>(call.output.mutable_data_ptr()));
+  const std::optional<Image<const T>> r = image_of<T>(call.residual);
+  const auto* const weights = static_cast<const float*>(packed.data_ptr());
+  if (const std::int64_t rows = rows_apart<G>(p); rows > 0) forward_apart<G, T, kSilu>(p, x, weights, y, r ? &*r : nullptr, rows);
+  else forward_together<G, T, kSilu>(p, x, weights, y, r ? &*r : nullptr);
 }
 
 template <int scale>

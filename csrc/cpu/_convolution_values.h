@@ -9,27 +9,38 @@
 
 namespace fastgen::convolution {
 
-// Values and products of a group of rows: half as much again as the packed weights, which each group reads once, within these. On an
-// EPYC 7xx3 128 channels want 2 to 4 MiB (second-level caches), 320 channels at 64x64 24 MiB (one group: 0.8 of the time of three).
+// Values and products of a group of rows that all threads share: half as much again as the packed weights, which each group reads once,
+// within these. On an EPYC 7xx3 128 channels want 2 to 4 MiB (second-level caches), 320 channels at 64x64 24 MiB (one group: 0.8 of the
+// time of three).
 inline constexpr std::int64_t kLeastGroup = 2 << 20, kMostGroup = 64 << 20;
 
-// Rows of tiles of all samples, one after the other, in groups; values [points][tiles][C] and products [blocks][tiles][K] of one.
+// Rows of tiles of all samples, one after the other, in groups; values [points][tiles][C] and products [blocks][tiles][product_stride] of
+// one.
 template <class G>
 struct Groups {
-  std::int64_t rows_of_image, tiles_of_row, rows, rows_of_group, tiles, value_stride, product_stride, values_of_point, products_of_block;
+  std::int64_t rows_of_image, tiles_of_row, rows, rows_of_group, value_stride, product_stride, values_of_point, products_of_block;
 
-  explicit Groups(const Problem& p) {
-    rows_of_image = ceil_div(p.height, G::outputs), tiles_of_row = ceil_div(p.width, G::outputs), rows = p.n * rows_of_image;
-    value_stride = ceil_div(p.channels, kPanel) * kPanel, product_stride = ceil_div(p.outputs, kPanel) * kPanel;
+  // Groups that all threads share.
+  explicit Groups(const Problem& p) : Groups(p, 0, round_up(p.outputs, kPanel)) {
     const std::int64_t bytes_of_row = tiles_of_row * (G::points * value_stride + G::blocks * product_stride) * 4;
     const std::int64_t weight_bytes = G::blocks * p.channels * product_stride * 4;
     const std::int64_t groups = ceil_div(rows * bytes_of_row, std::clamp(weight_bytes * 3 / 2, kLeastGroup, kMostGroup));
-    rows_of_group = ceil_div(rows, std::min(groups, rows));
-    tiles = rows_of_group * tiles_of_row;
-    values_of_point = spread(tiles * value_stride), products_of_block = spread(tiles * product_stride);
+    take_rows(ceil_div(rows, std::min(groups, rows)));
+  }
+
+  // Groups of so many rows at most, with products of `stride` outputs at a time.
+  Groups(const Problem& p, std::int64_t most, std::int64_t stride)
+      : rows_of_image(ceil_div(p.height, G::outputs)), tiles_of_row(ceil_div(p.width, G::outputs)), rows(p.n * rows_of_image),
+        value_stride(round_up(p.channels, kPanel)), product_stride(stride) {
+    take_rows(most);
   }
 
  private:
+  static std::int64_t round_up(std::int64_t x, std::int64_t unit) { return ceil_div(x, unit) * unit; }
+  void take_rows(std::int64_t count) {
+    rows_of_group = count;
+    values_of_point = spread(count * tiles_of_row * value_stride), products_of_block = spread(count * tiles_of_row * product_stride);
+  }
   // An odd number of cache lines, so that the points of a tile fall into different sets of a cache.
   static std::int64_t spread(std::int64_t floats) { return (floats / 16 | 1) * 16; }
 };
@@ -102,21 +113,28 @@ void transform_values(const S& stage, std::int64_t tiles, std::int64_t count, fl
   }
 }
 
+// The pieces [begin, end) of chunks x rows, the rows from `first_row` on: their values, each point's [tiles][C].
+template <class G, class T, bool kSilu>
+void make_pieces_of_values(const Problem& p, const Groups<G>& g, const Image<const T>& x, std::int64_t first_row, std::int64_t rows,
+                           std::int64_t begin, std::int64_t end, float* values) {
+  Stage<G, T, kSilu> stage(p, x, g.tiles_of_row);
+  for (std::int64_t i = begin; i < end; ++i) {
+    const std::int64_t chunk = i / rows, row = i % rows, sample = (first_row + row) / g.rows_of_image;
+    const std::int64_t row_of_tiles = (first_row + row) % g.rows_of_image, first = chunk * kChunk;
+    const std::int64_t count = std::min(kChunk, p.channels - first);
+    const bool next = i > begin && row > 0 && row_of_tiles > 0;
+    if (!next) stage.take_channels(sample, first, count);
+    stage.fill(row_of_tiles, next);
+    transform_values<G>(stage, g.tiles_of_row, count, values + row * g.tiles_of_row * g.value_stride + first, g.value_stride,
+                        g.values_of_point);
+  }
+}
+
 template <class G, class T, bool kSilu>
 void make_values(const Problem& p, const Groups<G>& g, const Image<const T>& x, std::int64_t first_row, std::int64_t rows, float* values) {
   const std::int64_t chunks = ceil_div(p.channels, kChunk);
   parallel(chunks * rows, rows * g.tiles_of_row * p.channels * G::points, [&](std::int64_t begin, std::int64_t end) {
-    Stage<G, T, kSilu> stage(p, x, g.tiles_of_row);
-    for (std::int64_t i = begin; i < end; ++i) {
-      const std::int64_t chunk = i / rows, row = i % rows, sample = (first_row + row) / g.rows_of_image;
-      const std::int64_t row_of_tiles = (first_row + row) % g.rows_of_image, first = chunk * kChunk;
-      const std::int64_t count = std::min(kChunk, p.channels - first);
-      const bool next = i > begin && row > 0 && row_of_tiles > 0;
-      if (!next) stage.take_channels(sample, first, count);
-      stage.fill(row_of_tiles, next);
-      transform_values<G>(stage, g.tiles_of_row, count, values + row * g.tiles_of_row * g.value_stride + first, g.value_stride,
-                          g.values_of_point);
-    }
+    make_pieces_of_values<G, T, kSilu>(p, g, x, first_row, rows, begin, end, values);
   });
 }
 

@@ -29,11 +29,16 @@ constexpr bool kAsk = false;
 constexpr int kVectors = static_cast<int>(kPanel) / kWidth<float>;  // of a panel
 constexpr std::int64_t kChannels = 256;  // of a block: 16 KB of weights beside the values of 6 rows, 6 KB
 
-// `rows` rows times `panels` panels over `channels` of `lines` of p. Adds to what is there unless `fresh`. Asks for what is at `ahead`,
-// a panel.
+// What a block of rows asks for: from `from` on, `step` further at each channel.
+struct Ahead {
+  const float* from;
+  std::int64_t step;
+};
+
+// `rows` rows times `panels` panels over `channels` of `lines` of p. Adds to what is there unless `fresh`.
 template <int rows, int panels>
 void block(const Product& p, const float* values, const float* weights, float* products, std::int64_t lines, std::int64_t channels,
-           bool fresh, [[maybe_unused]] const float* ahead) {
+           bool fresh, [[maybe_unused]] Ahead ahead) {
   const std::int64_t value_stride = p.value_stride, panel_stride = p.panel_stride, product_stride = p.product_stride;
   constexpr int vectors = panels * kVectors;
   VecF sum[rows][vectors];
@@ -43,7 +48,7 @@ void block(const Product& p, const float* values, const float* weights, float* p
     for (int v = 0; v < vectors; ++v) sum[r][v] = VecF(0.0f);
   for (std::int64_t l = 0; l < lines; ++l, values += p.value_line, weights += p.weight_line)
     for (std::int64_t c = 0; c < channels; ++c) {
-      if constexpr (kAsk) prefetch(ahead + c * kPanel);
+      if constexpr (kAsk) prefetch(ahead.from + c * ahead.step);
       VecF w[vectors];
 #pragma GCC unroll 16
       for (int v = 0; v < vectors; ++v)
@@ -64,7 +69,7 @@ void block(const Product& p, const float* values, const float* weights, float* p
     }
 }
 
-using Block = void (*)(const Product&, const float*, const float*, float*, std::int64_t, std::int64_t, bool, const float*);
+using Block = void (*)(const Product&, const float*, const float*, float*, std::int64_t, std::int64_t, bool, Ahead);
 
 template <int panels, int... rows>
 constexpr auto blocks_of(std::integer_sequence<int, rows...>) {
@@ -85,10 +90,14 @@ void multiply(const Product& p, std::int64_t first, std::int64_t last) {
     for (std::int64_t panel = first; panel < last; panel += kPanels) {
       const bool whole = panel + kPanels <= last;
       const float* const weights = p.weights + panel * p.panel_stride + line * p.weight_line + begin * kPanel;
+      // Each of the blocks of rows asks for as much of the next panels as the others.
+      const bool other = p.next != nullptr && panel + kPanels >= last;
+      const float* const after = other ? p.next + line * p.weight_line + begin * kPanel : weights + kPanels * p.panel_stride;
+      const std::int64_t blocks = std::max<std::int64_t>(groups / kPanels, 1), step = ceil_div(kPanel, blocks);
       for (std::int64_t g = 0; g < groups; ++g) {
+        const Ahead ahead{after + g / blocks % kPanels * p.panel_stride + g % blocks * step * (end - begin), step};
         const std::int64_t row = g * p.rows / groups, rows = (g + 1) * p.rows / groups - row;
         const Block run = whole ? kBlocks<kPanels>[rows - 1] : kBlocks<1>[rows - 1];
-        const float* const ahead = weights + (kPanels + g % kPanels) * p.panel_stride;
         run(p, p.values + row * p.value_stride + line * p.value_line + begin, weights, p.products + row * p.product_stride + panel * kPanel,
             lines, end - begin, i == 0 && !p.add, ahead);
       }

@@ -20,6 +20,7 @@ struct Product {
   std::int64_t rows, channels, value_stride, product_stride;
   std::int64_t panel_stride = channels * kPanel, lines = 1, value_line = 0, weight_line = 0;
   bool add = false;
+  const float* next = nullptr;  // weights that are wanted after the last of these panels, in panels as far apart
 };
 
 // The panels [first, last) of all rows.

@@ -17,19 +17,22 @@ from ._packed_weights import WEIGHTS
 from ._watchers import autocast_active, watched
 
 _CODE = {name: code for code, name in enumerate(GELU_APPROXIMATIONS)}
-_PURPOSE = "geglu"
+_PURPOSE, _DIRECT = "geglu", "geglu, direct"
 
 # Variant -> the dtypes in which our product, in fp32 from packed weights, is faster than the library's of any size. avx2: EPYC 7xx3
 # (Zen 3), where torch's bf16 takes six times as long as fp32. avx512 to amx: a Xeon with AMX, whose library was told to use no more
 # than the variant does (1.05 to 1.3 times as fast in fp32 by avx512, 1.0 to 1.15 in fp16 by amx). In bf16 by avx512_bf16 ours is
-# 1.7 times as fast there, but the library of an EPYC twice as fast as ours: left to it.
+# 1.7 times as fast there, but the library of an EPYC twice as fast as ours: left to it. What fusing can win is bounded by the
+# product: with nothing after it eager torch takes 1.05 to 1.38 times as long as that in fp32 (a Xeon, 256 to 8,192 rows).
 PACKED: dict[str, frozenset[torch.dtype]] = {
     "portable": frozenset(),
     "avx2": frozenset({torch.float32, torch.bfloat16, torch.float16}),
     "avx512": frozenset({torch.float32, torch.bfloat16, torch.float16}),
     "avx512_bf16": frozenset({torch.float16}),
-    "amx": frozenset({torch.float16}),
+    "amx": frozenset({torch.bfloat16, torch.float16}),
 }
+# Variants with a matrix unit, whose tiles of bfloat16 take that dtype.
+TILED = frozenset({"amx"})
 
 
 class GegluPlan(NamedTuple):
@@ -46,8 +49,9 @@ def geglu(input: Tensor, weight: Tensor, bias: Tensor | None = None, *, approxim
     .. math:: output = h \cdot \mathrm{gelu}(gate), \quad (h, gate) = input\,weight^T + bias
 
     On the CPU, without gradients, the product is fused with what follows, so that the whole [*, 2 D] is never in memory: by weights
-    packed in fp32, or by the library some rows at a time, whichever a table says is faster; :func:`geglu_plan` says which, and
-    why. Packed weights are kept as those of :func:`fastgen.ops.conv2d`, under the same limit of memory. With gradients, under
+    packed in fp32, in bfloat16 where the processor has matrix tiles (AMX) by those, or by the library some rows at a time,
+    whichever a table says is faster; :func:`geglu_plan` says which, and why. Packed weights are kept as those of
+    :func:`fastgen.ops.conv2d`, under the same limit of memory. With gradients, under
     autocast and on a GPU the linear is the library's and the rest one kernel, forward and backward.
 
     Args:
@@ -83,7 +87,7 @@ def geglu_plan(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Geg
     _check(input, weight, bias)
     if why := _watched(input, weight, bias):
         return GegluPlan(False, why, 0)
-    return _choose(input, weight, _PURPOSE in WEIGHTS.find(weight))
+    return _choose(input, weight, _purpose(input) in WEIGHTS.find(weight))
 
 
 def _check(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -122,6 +126,11 @@ def _in_dtype(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tenso
     return weight.to(input.dtype), None if bias is None else bias.to(input.dtype)
 
 
+def _purpose(input: Tensor) -> str:
+    """What weights are packed for, if they are."""
+    return _DIRECT if input.dtype == torch.bfloat16 and _library.ISA in TILED else _PURPOSE
+
+
 def _choose(input: Tensor, weight: Tensor, kept: bool) -> GegluPlan:
     """``kept``: whether the packed weights are there."""
     isa = _library.ISA or "no"
@@ -129,21 +138,26 @@ def _choose(input: Tensor, weight: Tensor, kept: bool) -> GegluPlan:
         return GegluPlan(False, f"the library's product of {input.dtype} is faster, by the table of {isa} kernels", 0)
     if unkept := _packed_weights.reasons(weight):
         return GegluPlan(False, unkept[0], 0)
-    features, channels = weight.shape[0] // 2, weight.shape[1]
-    size = 8 * -(-features // reference.PANEL) * reference.PANEL * channels
+    features, channels, tiled = weight.shape[0] // 2, weight.shape[1], _purpose(input) == _DIRECT
+    size = 2 * -(-features // reference.PANEL) * reference.PANEL
+    size *= 2 * -(-channels // reference.BLOCK) * reference.BLOCK if tiled else 4 * channels
     if not kept and size > WEIGHTS.limit - WEIGHTS.bytes:
         return GegluPlan(False, f"the packed weights ({size / 2**20:.1f} MiB) are past the memory limit", 0)
-    return GegluPlan(True, "our product is faster, by the table", size)
+    way = "matrix tiles of bfloat16 are" if tiled else "our product is"
+    return GegluPlan(True, f"{way} faster, by the table", size)
 
 
 def _compute(input: Tensor, weight: Tensor, bias: Tensor | None, code: int) -> Tensor:
     """By the plan, made at each call, so that a compiled graph follows the weight."""
-    packed = WEIGHTS.find(weight).get(_PURPOSE)
+    purpose = _purpose(input)
+    packed = WEIGHTS.find(weight).get(purpose)
     if not _choose(input, weight, packed is not None).packed:
         return torch.ops.fastgen.geglu_chunked.default(input, *_in_dtype(input, weight, bias), code)
+    ops, tiled = torch.ops.fastgen, purpose == _DIRECT
     if packed is None:
-        packed = WEIGHTS.make(weight, _PURPOSE, torch.ops.fastgen.geglu_pack.default)
-    return torch.ops.fastgen.geglu_packed.default(input, packed, weight.shape[0] // 2, bias, code)
+        packed = WEIGHTS.make(weight, purpose, ops.geglu_direct_pack.default if tiled else ops.geglu_pack.default)
+    run = ops.geglu_direct.default if tiled else ops.geglu_packed.default
+    return run(input, packed, weight.shape[0] // 2, bias, code)
 
 
 def _geglu_fwd(input: Tensor, weight: Tensor, bias: Tensor | None, approximate: int) -> Tensor:

@@ -12,6 +12,7 @@ from ._check import check_floats, check_main, require
 from ._layout import opmath_dtype
 
 PANEL = 16  # features side by side in packed weights
+BLOCK = 32  # channels of a tile
 
 
 def geglu_fwd(input: Tensor, weight: Tensor, bias: Tensor | None, approximate: int) -> Tensor:
@@ -34,6 +35,21 @@ def geglu_pack(weight: Tensor) -> Tensor:
 def geglu_packed(input: Tensor, packed: Tensor, features: int, bias: Tensor | None, approximate: int) -> Tensor:
     panels = packed.unflatten(0, (-1, 2)).permute(1, 0, 3, 2)  # [2, panels, PANEL, C]
     return geglu_fwd(input, panels.flatten(1, 2)[:, :features].flatten(0, 1), bias, approximate)
+
+
+def geglu_direct_pack(weight: Tensor) -> Tensor:
+    """[2 D, C] -> [2 panels, blocks, BLOCK / 2 pairs of channels, PANEL x 2] in bfloat16, with zeros beyond the last."""
+    halves = F.pad(weight.to(torch.bfloat16), (0, -weight.shape[1] % BLOCK)).unflatten(0, (2, -1))
+    panels = (
+        F.pad(halves, (0, 0, 0, -halves.shape[1] % PANEL)).unflatten(1, (-1, PANEL)).unflatten(3, (-1, BLOCK // 2, 2))
+    )
+    return panels.permute(1, 0, 3, 4, 2, 5).flatten(4).flatten(0, 1).contiguous()
+
+
+def geglu_direct(input: Tensor, packed: Tensor, features: int, bias: Tensor | None, approximate: int) -> Tensor:
+    panels = packed.unflatten(0, (-1, 2)).unflatten(4, (PANEL, 2))  # [panels, 2, blocks, pairs, PANEL, 2]
+    weight = panels.permute(1, 0, 4, 2, 3, 5).flatten(3).flatten(1, 2)[:, :features, : input.shape[1]]
+    return geglu_fwd(input, weight.flatten(0, 1), bias, approximate)
 
 
 def geglu_gate(projected: Tensor, approximate: int) -> Tensor:
@@ -97,6 +113,18 @@ def geglu_packed_check(input: Tensor, packed: Tensor, features: int, bias: Tenso
     check_floats("geglu_packed", input, shape, packed=packed)
 
 
+geglu_direct_pack_check = geglu_pack_check
+
+
+def geglu_direct_check(input: Tensor, packed: Tensor, features: int, bias: Tensor | None, approximate: int) -> None:
+    _check("geglu_direct", input, 2 * features, bias, approximate)
+    require("geglu_direct", input.dtype == torch.bfloat16, "input must be bfloat16")
+    shape = (2 * -(-features // PANEL), -(-input.shape[1] // BLOCK), BLOCK // 2, 2 * PANEL)
+    fits = features >= 1 and packed.dtype == torch.bfloat16 and packed.is_contiguous()
+    require("geglu_direct", fits, f"packed must be what geglu_direct_pack returns, for features={features}")
+    check_floats("geglu_direct", input, shape, packed=packed)
+
+
 def geglu_gate_check(projected: Tensor, approximate: int) -> None:
     _check_projected("geglu_gate", projected, approximate)
 
@@ -129,6 +157,14 @@ def geglu_pack_fake(weight: Tensor) -> Tensor:
 
 def geglu_packed_fake(input: Tensor, packed: Tensor, features: int, bias: Tensor | None, approximate: int) -> Tensor:
     return input.new_empty((input.shape[0], features))
+
+
+def geglu_direct_pack_fake(weight: Tensor) -> Tensor:
+    panels, blocks = 2 * -(-weight.shape[0] // (2 * PANEL)), -(-weight.shape[1] // BLOCK)
+    return weight.new_empty((panels, blocks, BLOCK // 2, 2 * PANEL), dtype=torch.bfloat16)
+
+
+geglu_direct_fake = geglu_packed_fake
 
 
 def geglu_gate_fake(projected: Tensor, approximate: int) -> Tensor:

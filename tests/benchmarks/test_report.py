@@ -81,6 +81,35 @@ def test_a_red_row_misses_the_targets_that_read_it():
     assert verdicts["with scale and shift, geometric mean over eager"] == "not measured"
 
 
+def of_variant(isa, *rows, family="conv2d"):
+    made = document(*rows, family=family)
+    return made | {"fastgen": made["fastgen"] | {"isa": isa}}
+
+
+def test_a_target_is_judged_by_the_kind_of_machine_it_is_stated_for():
+    measured = row("conv2d/chain/1x8x4x4/NHWC/bf16", {"fastgen": [1.0], "eager": [1.3]})
+    with_amx, without = "the same in bf16 (a machine with AMX)", "the same in bf16 (a machine without AMX)"
+    for isa, asked, other, verdict in [("amx", with_amx, without, "met"), ("avx512_bf16", without, with_amx, "missed")]:
+        verdicts = {v.target.text: v for v in targets.judge(report.rows_of([of_variant(isa, measured)]))}
+        assert verdicts[asked].verdict == verdict and verdicts[asked].figure.value == pytest.approx(1.3)
+        assert other not in verdicts
+        assert "the same over FrEIA" in verdicts  # what is asked of every machine
+        table = report.target_table([of_variant(isa, measured)])
+        assert asked in table and other not in table
+
+
+def test_results_of_one_variant_do_not_answer_for_the_other():
+    measured = row("conv2d/chain/1x8x4x4/NHWC/bf16", {"fastgen": [1.0], "eager": [9.0]})
+    fp32 = row("conv2d/chain/1x8x4x4/NHWC/fp32", {"fastgen": [1.0], "eager": [9.0]})
+    documents = [of_variant("avx512_bf16", measured), of_variant("amx", fp32)]
+    verdicts = {v.target.text: v.verdict for v in targets.judge(report.rows_of(documents))}
+    assert verdicts["the same in bf16 (a machine without AMX)"] == "met"
+    assert verdicts["the same in bf16 (a machine with AMX)"] == "not measured"
+    red = row(measured["id"], {}, green=False)
+    verdicts = {v.target.text: v.verdict for v in targets.judge(report.rows_of([of_variant("amx", red)]))}
+    assert verdicts["the same in bf16 (a machine with AMX)"] == "missed"
+
+
 def test_every_target_reads_cases_that_exist(monkeypatch):
     monkeypatch.setattr(peer_unets, "there", lambda build: True)  # of projects that are not installed here, too
     families, notes = collect(torch.device("cpu"), full=False)

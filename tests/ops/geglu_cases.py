@@ -50,14 +50,24 @@ def packed_arguments(dtype: torch.dtype = torch.float32, shape=(5, 6, 3), approx
     return x, torch.ops.fastgen.geglu_pack(weight), shape[2], bias, approximate
 
 
+def direct_arguments(dtype: torch.dtype = torch.bfloat16, shape=(5, 6, 3), approximate: int = 0) -> tuple:
+    x, weight, bias = tensors(shape, dtype)
+    return x, torch.ops.fastgen.geglu_direct_pack(weight), shape[2], bias, approximate
+
+
 UNSEEN = {
     "geglu_fwd": forward_arguments,
     "geglu_chunked": forward_arguments,
     "geglu_pack": lambda: (randn(6, 5, dtype=torch.float32),),
     "geglu_packed": packed_arguments,
+    "geglu_direct_pack": lambda: (randn(6, 5, dtype=torch.float32),),
+    "geglu_direct": direct_arguments,
 }
 REFUSED = [
-    *((op, {"approximate": 2}, "approximate") for op in ("geglu_fwd", "geglu_chunked", "geglu_packed", "geglu_gate")),
+    *(
+        (op, {"approximate": 2}, "approximate")
+        for op in ("geglu_fwd", "geglu_chunked", "geglu_packed", "geglu_direct", "geglu_gate")
+    ),
     ("geglu_gate_bwd", {"approximate": -1}, "approximate"),
     ("geglu_gate_bwd", {"grad_output": torch.zeros(5, 3).double()}, "grad_output must be"),
     ("geglu_chunked", {"weight": torch.zeros(6, 6).double()}, "weight must .*the dtype of input"),
@@ -65,13 +75,16 @@ REFUSED = [
     ("geglu_packed", {"input": torch.zeros(5, 6).double()}, "input must be float32, bfloat16 or float16"),
     ("geglu_packed", {"features": 17}, "for"),
     ("geglu_packed", {"features": 0}, "for"),
+    ("geglu_direct", {"input": torch.zeros(5, 6)}, "input must be bfloat16"),
+    ("geglu_direct", {"features": 17}, "for"),
+    ("geglu_direct", {"features": 0}, "for"),
 ]
 
 
 def harmless(op: str, name: str, how: str, arguments: dict[str, Any]) -> bool:
     """There may be any number of rows; a weight may have any number of channels; one tensor alone may be on any device."""
     rows = name in ("input", "projected") and op != "geglu_gate_bwd" and how.startswith("dimension 0")
-    if op == "geglu_pack":
+    if op in ("geglu_pack", "geglu_direct_pack"):
         return (
             how == "the meta device"
             or (how.startswith("dimension 1") and "empty" not in how)

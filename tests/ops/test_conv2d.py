@@ -407,3 +407,22 @@ def test_what_is_remembered_of_a_call_is_of_its_arguments(monkeypatch):
             upsample_conv2d(x, weight[..., :1, :1])
         assert conv2d(x, weight[..., :1, :1]).shape == residual.shape
         assert len(_convolution._REMEMBERED) <= 3
+
+
+@pytest.mark.isa
+@requires_cpu
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("outputs", [2, 4])
+@pytest.mark.parametrize(("shape", "k"), [((2, 80, 37, 29), 72), ((1, 300, 32, 32), 20)])
+def test_rows_that_threads_keep_and_those_that_they_share_have_the_same_bits(shape, k, outputs, layout):
+    """Few threads have enough rows of tiles each to keep them to themselves, in several parts; of sixteen some would have none."""
+    x, packed, *rest = packed_arguments(shape, k, outputs)
+    x, rest[-2] = laid_out(x, layout), laid_out(rest[-2], layout)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 16):
+            torch.set_num_threads(threads)
+            found.append(torch.ops.fastgen.conv2d_packed(x, packed, *rest))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0], found[2]) and torch.equal(found[1], found[2])
