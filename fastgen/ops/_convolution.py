@@ -14,9 +14,9 @@ from torch import Tensor
 from .. import _dispatch, _library
 from .._schema import ACTIVATIONS
 from ..reference import _convolution as reference
-from ..reference._layout import opmath_dtype
+from ..reference._layout import opmath_dtype, together
 from . import _convolution_plan
-from ._check import check_floating, fail, shape_of
+from ._check import check_floating, check_skip, fail, shape_of
 from ._convolution_plan import DIRECT, ConvolutionPlan
 from ._dtypes import foreign, in_float32
 from ._packed_weights import WEIGHTS
@@ -36,9 +36,10 @@ class Operands(NamedTuple):
     embedding: Tensor | None
     residual: Tensor | None
     output_scale: float
+    skip: Tensor | None = None  # whose channels come after those of the input
 
     def tensors(self) -> tuple[Tensor | None, ...]:
-        return self.bias, self.input_scale, self.input_shift, self.embedding, self.residual
+        return self.bias, self.input_scale, self.input_shift, self.embedding, self.residual, self.skip
 
     def passes(self, dtype: torch.dtype) -> tuple[int, int]:
         """How often plain torch goes through the image and through the output for these; low precision is widened and rounded."""
@@ -54,6 +55,7 @@ class Checked(NamedTuple):
     geometry: tuple[Any, ...]  # as the raw op takes it
     refusals: list[str]  # why the kernels cannot take it, whatever they would cost
     foreign: bool  # it is computed with float32 copies
+    shape: torch.Size  # of the input, with the channels of a second one
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +68,7 @@ class Convolution:
 
     op: str
     scale: int
-    check: Callable[..., tuple[tuple[Any, ...], tuple[int, ...]]]
+    check: Callable[..., tuple[tuple[Any, ...], tuple[int, ...]]]  # of (input, weight, channels, *geometry)
     library: Callable[..., Tensor]
 
     def __call__(
@@ -81,11 +83,14 @@ class Convolution:
         embedding: Tensor | None,
         residual: Tensor | None,
         output_scale: float,
+        skip: Tensor | None = None,
     ) -> Tensor:
         code = _ACTIVATION_CODE.get(activation)
         if code is None:
             fail(self.op, f"activation must be one of {ACTIVATIONS}, got {activation!r}")
-        operands = Operands(bias, input_scale, input_shift, code, embedding, residual, float(output_scale))
+        if skip is not None:
+            input, skip = check_skip(self.op, input, skip)
+        operands = Operands(bias, input_scale, input_shift, code, embedding, residual, float(output_scale), skip)
         direct = not watched()
         checked = (self._remembered if direct else self._checked)(input, weight, geometry, operands)
         if not checked.foreign:
@@ -97,14 +102,20 @@ class Convolution:
 
         return in_float32(self.op, of_copies, input.dtype)(input, weight, *operands)
 
-    def plan(self, input: Tensor, weight: Tensor, geometry: tuple[Any, ...]) -> ConvolutionPlan:
+    def plan(
+        self, input: Tensor, weight: Tensor, geometry: tuple[Any, ...], skip: Tensor | None = None
+    ) -> ConvolutionPlan:
         """Which algorithm takes a call, as things are now, and why."""
-        checked = (self._checked if watched() else self._remembered)(input, weight, geometry, _NONE)
-        if why := _plainly(input.device, input, weight):
+        operands = _NONE
+        if skip is not None:
+            input, skip = check_skip(self.op, input, skip)
+            operands = _NONE._replace(skip=skip)
+        checked = (self._checked if watched() else self._remembered)(input, weight, geometry, operands)
+        if why := _plainly(input.device, input, weight, skip):
             return _convolution_plan.library_plan(why)
         if checked.refusals:
             return _convolution_plan.library_plan(checked.refusals[0])
-        return _convolution_plan.choose(self.scale, input, weight, WEIGHTS.find(weight))
+        return _convolution_plan.choose(self.scale, input.dtype, checked.shape, weight, WEIGHTS.find(weight))
 
     def register(self, check: Callable[..., None]) -> None:
         """Make this the raw op on the CPU, after its ``check``; where no kernel is loaded the reference answers."""
@@ -156,31 +167,33 @@ class Convolution:
             fail(self.op, f"input must be [N, C, H, W], got {shape_of(input)}")
         if weight.device != input.device:
             fail(self.op, f"weight must be on the device of input ({input.device}), got {weight.device}")
-        geometry, size = self.check(input, weight, *geometry)
-        n, c, k = input.shape[0], input.shape[1], weight.shape[0]
+        shape = input.shape if operands.skip is None else together_shape(input, operands.skip)
+        n, c = shape[:2]
+        geometry, size = self.check(input, weight, c, *geometry)
+        k = weight.shape[0]
         shapes = {
             "bias": (k,), "input_scale": (n, c), "input_shift": (n, c), "embedding": (n, k), "residual": (n, k, *size),
         }  # fmt: skip
-        for name, shape in shapes.items():
+        for name, wanted in shapes.items():
             tensor = getattr(operands, name)
             if tensor is None:
                 continue
             check_floating(self.op, name, tensor)
-            if tensor.shape != shape:
+            if tensor.shape != wanted:
                 given = f"{shape_of(tensor)} with input of {shape_of(input)}"
-                fail(self.op, f"{name} must have shape {shape}, got {given}")
+                fail(self.op, f"{name} must have shape {wanted}, got {given}")
             if tensor.device != input.device:
                 fail(self.op, f"{name} must be on the device of input ({input.device}), got {tensor.device}")
         refusals = _convolution_plan.reasons(input, weight, geometry)
-        return Checked(geometry, refusals, foreign(input, weight, *operands.tensors()))
+        return Checked(geometry, refusals, foreign(input, weight, *operands.tensors()), shape)
 
     def _op(self, name: str) -> Any:
         return getattr(torch.ops.fastgen, f"{self.op}_{name}").default
 
     def _plain(self, input: Tensor, weight: Tensor, geometry: tuple[Any, ...], operands: Operands) -> Tensor:
         """By the library's convolution in the dtype of ``input``, or of autocast; what stands around it in plain torch."""
-        bias, scale, shift, activation, embedding, residual, output_scale = operands
-        y, autocast = input, autocast_active(input.device)
+        bias, scale, shift, activation, embedding, residual, output_scale, skip = operands
+        y, autocast = together(input, skip), autocast_active(input.device)
         if scale is not None or shift is not None or activation:
             y = reference.prologue(y.to(opmath_dtype(y.dtype)), scale, shift, activation).to(y.dtype)
         if not autocast:
@@ -199,7 +212,9 @@ class Convolution:
     def _compute(self, input: Tensor, weight: Tensor, geometry: tuple[Any, ...], operands: Operands) -> Tensor:
         """A call that the kernels can take. The plan is made at each: a compiled graph follows the weight and the switches."""
         kept = WEIGHTS.find(weight)
-        outputs = _convolution_plan.choose(self.scale, input, weight, kept, *operands.passes(input.dtype)).outputs
+        shape = input.shape if operands.skip is None else together_shape(input, operands.skip)
+        passes = operands.passes(input.dtype)
+        outputs = _convolution_plan.choose(self.scale, input.dtype, shape, weight, kept, *passes).outputs
         if outputs == 0:
             return self._library_laid_out(input, weight, geometry, operands)
         direct = outputs == DIRECT
@@ -215,6 +230,10 @@ class Convolution:
 
 _NONE = Operands(None, None, None, 0, None, None, 1.0)
 _REMEMBERED: dict[Any, Checked] = {}
+
+
+def together_shape(input: Tensor, skip: Tensor) -> torch.Size:
+    return torch.Size((input.shape[0], input.shape[1] + skip.shape[1], *input.shape[2:]))
 
 
 def _plainly(device: torch.device, *tensors: Tensor | None) -> str:

@@ -28,6 +28,7 @@ def conv2d(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
     *,
+    skip: Tensor | None = None,
     input_scale: Tensor | None = None,
     input_shift: Tensor | None = None,
     activation: str | None = None,
@@ -60,6 +61,8 @@ def conv2d(
         weight: [K, C / groups, kh, kw].
         bias: [K].
         stride, padding, dilation, groups: as in `torch.nn.functional.conv2d`; ``"same"`` where both sides get the same padding.
+        skip: [N, C', H, W], a second input, whose channels come after those of ``input``; C is then the channels of both. The kernels
+            read it where it lies, plain torch makes one of the two.
         input_scale, input_shift: [N, C].
         activation: None or ``"silu"``.
         embedding: [N, K], the time embedding of a residual block.
@@ -78,7 +81,7 @@ def conv2d(
     """
     geometry = stride, padding, dilation, groups
     return _CONV2D(
-        input, weight, geometry, bias, input_scale, input_shift, activation, embedding, residual, output_scale
+        input, weight, geometry, bias, input_scale, input_shift, activation, embedding, residual, output_scale, skip
     )
 
 
@@ -89,6 +92,8 @@ def conv2d_plan(
     padding: int | Sequence[int] | str = 0,
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
+    *,
+    skip: Tensor | None = None,
 ) -> ConvolutionPlan:
     """Which algorithm :func:`conv2d` takes, as things are now (gradients, autocast, `fastgen.set_exact`, memory), and why.
 
@@ -98,7 +103,7 @@ def conv2d_plan(
     Raises:
         TypeError, ValueError: as :func:`conv2d`.
     """
-    return _CONV2D.plan(input, weight, (stride, padding, dilation, groups))
+    return _CONV2D.plan(input, weight, (stride, padding, dilation, groups), skip)
 
 
 def conv2d_memory_limit(limit: int | None) -> int:
@@ -121,14 +126,16 @@ def conv2d_memory_limit(limit: int | None) -> int:
 def _geometry(
     input: Tensor,
     weight: Tensor,
+    channels: int,
     stride: int | Sequence[int],
     padding: int | Sequence[int] | str,
     dilation: int | Sequence[int],
     groups: int,
 ) -> tuple[tuple[Any, ...], tuple[int, ...]]:
     """Stride, padding and dilation as pairs, and the size of the output."""
-    if groups < 1 or weight.dim() != 4 or weight.shape[1] * groups != input.shape[1] or weight.shape[0] % groups:
-        given = f"{shape_of(weight)} with groups={groups} and input of {shape_of(input)}"
+    if groups < 1 or weight.dim() != 4 or weight.shape[1] * groups != channels or weight.shape[0] % groups:
+        whole = (input.shape[0], channels, *input.shape[2:])
+        given = f"{shape_of(weight)} with groups={groups} and input of shape {whole}"
         fail("conv2d", f"weight must be [K, C / groups, kh, kw], got {given}")
     if 0 in weight.shape:
         fail("conv2d", f"weight must not be empty, got {shape_of(weight)}")
