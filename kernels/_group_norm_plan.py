@@ -124,7 +124,9 @@ def check_skip(op: str, x: Tensor, skip: Tensor) -> int:
     same = skip.dim() == x.dim() >= 2 and (skip.shape[0], *skip.shape[2:]) == (x.shape[0], *x.shape[2:])
     if not same or skip.dtype != x.dtype or skip.device != x.device:
         given = f"{tuple(skip.shape)} of {skip.dtype} on {skip.device}"
-        raise ValueError(f"{op}: skip must be like input, {tuple(x.shape)} of {x.dtype}, but for the channels, got {given}")
+        raise ValueError(
+            f"{op}: skip must be like input, {tuple(x.shape)} of {x.dtype}, but for the channels, got {given}"
+        )
     return skip.shape[1]
 
 
@@ -155,7 +157,9 @@ def both(x: Tensor, skip: Tensor | None) -> tuple[Tensor, Tensor | None]:
 def empty_output(x: Tensor, plan: Plan, dtype: torch.dtype | None = None) -> Tensor:
     """An output of all channels in the layout of ``x``."""
     shape = (plan.n, plan.channels, *x.shape[2:])
-    return torch.empty_strided(shape, dense_strides(shape, is_channels_last(x)), dtype=dtype or x.dtype, device=x.device)
+    return torch.empty_strided(
+        shape, dense_strides(shape, is_channels_last(x)), dtype=dtype or x.dtype, device=x.device
+    )
 
 
 def parameters(
@@ -188,7 +192,7 @@ def tile_of(block, channels, pixels, first_p, BLOCK_P: tl.constexpr, BLOCK_C: tl
 def load_input(
     x, skip, n, p, c, mask, channels, pixels, seam, stride_c, stride_p, CHANNELS_LAST: tl.constexpr, ACC: tl.constexpr
 ):  # fmt: skip
-    """Pixels ``p`` and channels ``c`` of sample n, of any shape together; of ``skip``, where there is one, from channel ``seam`` on."""
+    """Pixels ``p`` and channels ``c`` of sample n, of any shape together; from channel ``seam`` on those of ``skip``."""
     if skip is None:
         value = tl.load(x + (n * channels * pixels + p * stride_p + c * stride_c), mask=mask, other=0.0)
     else:

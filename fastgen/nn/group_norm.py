@@ -68,8 +68,8 @@ class GroupNorm(nn.GroupNorm):
         scale: Tensor | None = None,
         shift: Tensor | None = None,
     ) -> Tensor:
-        """``input`` [N, C, *spatial]; ``channel_bias``, ``scale`` and ``shift`` [N, C]. Returns the shape of ``input``; with ``skip``,
-        whose channels come after those of ``input``, that of both in one.
+        """``input`` [N, C, *spatial]; ``channel_bias``, ``scale`` and ``shift`` [N, C]. Returns the shape of ``input``; with a
+        ``skip``, whose channels come after those of ``input``, that of both in one.
 
         Raises what :func:`fastgen.ops.group_norm` raises.
         """

@@ -61,8 +61,8 @@ def conv2d(
         weight: [K, C / groups, kh, kw].
         bias: [K].
         stride, padding, dilation, groups: as in `torch.nn.functional.conv2d`; ``"same"`` where both sides get the same padding.
-        skip: [N, C', H, W], a second input, whose channels come after those of ``input``; C is then the channels of both. The kernels
-            read it where it lies, plain torch makes one of the two.
+        skip: [N, C', H, W], a second input, whose channels come after those of ``input``; C is then the channels of both. The
+            kernels read it where it lies, plain torch makes one of the two.
         input_scale, input_shift: [N, C].
         activation: None or ``"silu"``.
         embedding: [N, K], the time embedding of a residual block.

@@ -58,7 +58,7 @@ def group_norm_affine(
         input, skip = check_skip("group_norm_affine", input, skip)
         c += skip.shape[1]
     if num_groups < 1 or c % num_groups:
-        given = f"num_groups={num_groups} and input of {shape_of(input)}"
+        given = f"num_groups={num_groups} and input of shape {(n, c, *input.shape[2:])}"
         fail("group_norm_affine", f"num_groups must divide channels, got {given}")
     params = (weight, bias, channel_bias, scale, shift)
     for name, param, shape in (

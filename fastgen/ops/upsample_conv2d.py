@@ -43,8 +43,8 @@ def upsample_conv2d(
         input: [N, C, H, W], contiguous or channels-last or a slice of either; float64, float32, bfloat16 or float16.
         weight: [K, C, 3, 3].
         bias: [K].
-        skip: [N, C', H, W], a second input, whose channels come after those of ``input``; C is then the channels of both. The kernels
-            read it where it lies, plain torch makes one of the two.
+        skip: [N, C', H, W], a second input, whose channels come after those of ``input``; C is then the channels of both. The
+            kernels read it where it lies, plain torch makes one of the two.
         input_scale, input_shift: [N, C].
         activation: None or ``"silu"``.
         embedding: [N, K].

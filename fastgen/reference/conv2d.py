@@ -55,7 +55,18 @@ def conv2d_packed(
     skip: Tensor | None,
 ) -> Tensor:
     return _convolution.packed(
-        input, packed, out_channels, bias, input_scale, input_shift, activation, embedding, residual, output_scale, skip, 1
+        input,
+        packed,
+        out_channels,
+        bias,
+        input_scale,
+        input_shift,
+        activation,
+        embedding,
+        residual,
+        output_scale,
+        skip,
+        1,
     )
 
 
@@ -114,7 +125,18 @@ def conv2d_packed_check(
     skip: Tensor | None,
 ) -> None:
     _convolution.check_packed(
-        "conv2d_packed", input, packed, out_channels, bias, input_scale, input_shift, activation, embedding, residual, skip, 1
+        "conv2d_packed",
+        input,
+        packed,
+        out_channels,
+        bias,
+        input_scale,
+        input_shift,
+        activation,
+        embedding,
+        residual,
+        skip,
+        1,
     )
 
 
@@ -176,7 +198,18 @@ def conv2d_direct(
     skip: Tensor | None,
 ) -> Tensor:
     return _convolution_direct.direct(
-        input, packed, out_channels, bias, input_scale, input_shift, activation, embedding, residual, output_scale, skip, 1
+        input,
+        packed,
+        out_channels,
+        bias,
+        input_scale,
+        input_shift,
+        activation,
+        embedding,
+        residual,
+        output_scale,
+        skip,
+        1,
     )
 
 

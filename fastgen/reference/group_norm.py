@@ -66,7 +66,9 @@ def group_norm_fwd(
     activation: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same, the output in the dtype of the input."""
-    y, mean, rstd = group_norm_wide_fwd(input, skip, num_groups, weight, bias, channel_bias, scale, shift, eps, activation)
+    y, mean, rstd = group_norm_wide_fwd(
+        input, skip, num_groups, weight, bias, channel_bias, scale, shift, eps, activation
+    )
     return y.to(input.dtype), mean, rstd
 
 

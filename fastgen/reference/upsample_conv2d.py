@@ -52,7 +52,18 @@ def upsample_conv2d_packed(
     skip: Tensor | None,
 ) -> Tensor:
     return _convolution.packed(
-        input, packed, out_channels, bias, input_scale, input_shift, activation, embedding, residual, output_scale, skip, 2
+        input,
+        packed,
+        out_channels,
+        bias,
+        input_scale,
+        input_shift,
+        activation,
+        embedding,
+        residual,
+        output_scale,
+        skip,
+        2,
     )
 
 
@@ -81,7 +92,17 @@ def upsample_conv2d_fwd_check(
     require(op, min(weight.shape) >= 1, f"weight must not be empty, got shape {tuple(weight.shape)}")
     require(op, min(input.shape[2:]) >= 1, f"the image must have a pixel, got shape {tuple(input.shape)}")
     check_operands(
-        op, input, c, weight.shape[0], output_size(input), bias, input_scale, input_shift, activation, embedding, residual
+        op,
+        input,
+        c,
+        weight.shape[0],
+        output_size(input),
+        bias,
+        input_scale,
+        input_shift,
+        activation,
+        embedding,
+        residual,
     )
 
 
@@ -171,7 +192,18 @@ def upsample_conv2d_direct(
     skip: Tensor | None,
 ) -> Tensor:
     return _convolution_direct.direct(
-        input, packed, out_channels, bias, input_scale, input_shift, activation, embedding, residual, output_scale, skip, 2
+        input,
+        packed,
+        out_channels,
+        bias,
+        input_scale,
+        input_shift,
+        activation,
+        embedding,
+        residual,
+        output_scale,
+        skip,
+        2,
     )
 
 

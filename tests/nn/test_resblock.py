@@ -190,7 +190,9 @@ def test_two_inputs_are_not_made_one_where_the_kernels_read_them():
 def test_gradients_of_two_inputs():
     block, first, second, embedding = on_the_way_up(torch.float64)
     leaves = [t.clone().requires_grad_() for t in (first, second)]
-    ours = torch.autograd.grad(block(leaves[0], embedding, skip=leaves[1]).square().sum(), [*leaves, *block.parameters()])
+    ours = torch.autograd.grad(
+        block(leaves[0], embedding, skip=leaves[1]).square().sum(), [*leaves, *block.parameters()]
+    )
     theirs = torch.autograd.grad(block(torch.cat(leaves, 1), embedding).square().sum(), [*leaves, *block.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 

@@ -122,7 +122,13 @@ EXPORTED = {
 }
 
 # Two inputs: the seam between two groups, in one, in the only one; where one program holds a group, and where many share it.
-SEAMS = [((2, 8, 4, 4), 4, 4), ((2, 12, 5, 3), 2, 5), ((1, 6, 50, 70), 3, 3), ((1, 130, 20, 21), 2, 97), ((3, 16), 4, 7)]
+SEAMS = [
+    ((2, 8, 4, 4), 4, 4),
+    ((2, 12, 5, 3), 2, 5),
+    ((1, 6, 50, 70), 3, 3),
+    ((1, 130, 20, 21), 2, 97),
+    ((3, 16), 4, 7),
+]
 # Of the Triton kernels: groups that one program holds, and that many share; groups of one element.
 KERNEL_SHAPES = [
     ((2, 8, 4, 4), 4), ((1, 6, 50, 70), 3), ((2, 24, 5), 2), ((1, 4, 2, 3, 5), 2), ((3, 16), 4), ((1, 130, 20, 21), 2),
@@ -177,7 +183,9 @@ def calls() -> Iterator[Call]:
     for (op, make), kind in itertools.product(ops.items(), STRIDES):
         yield Call(kind, op, partial(make, (2, 8, 5, 6), 4, torch.float32, kind=kind))
     for (op, make), (shape, groups, seam), layout in itertools.product(ops.items(), SEAMS, LAYOUTS):
-        yield Call(f"two inputs {shape} {seam} {layout}", op, partial(make, shape, groups, torch.float32, layout, seam=seam))
+        yield Call(
+            f"two inputs {shape} {seam} {layout}", op, partial(make, shape, groups, torch.float32, layout, seam=seam)
+        )
     for (op, make), dtype in itertools.product(ops.items(), DTYPES):
         if dtype != torch.float32:
             arguments = partial(make, *SEAMS[0][:2], dtype, "channels_last", seam=SEAMS[0][2])

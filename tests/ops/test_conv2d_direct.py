@@ -165,7 +165,9 @@ def test_many_groups_of_rows_are_one_convolution(layout):
     for i in range(3):
         alone = (t[i : i + 1] for t in (x, scale, shift, embedding, residual))
         x_of, scale_of, shift_of, embedding_of, residual_of = alone
-        y = run("conv2d", x_of, packed, k, bias, scale_of, shift_of, activation, embedding_of, residual_of, factor, None)
+        y = run(
+            "conv2d", x_of, packed, k, bias, scale_of, shift_of, activation, embedding_of, residual_of, factor, None
+        )
         assert torch.equal(together[i : i + 1], y)
 
 

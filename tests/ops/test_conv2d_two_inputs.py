@@ -70,7 +70,9 @@ def test_whatever_takes_it(dtype, shape, k, seam, kernel, layout):
     options = {"padding": kernel // 2, "activation": "silu", "output_scale": 0.5, **given}
     whole = torch.cat([first, second], 1)
     assert torch.equal(conv2d(first, weight, skip=second, **options), conv2d(whole, weight, **options))
-    assert conv2d_plan(first, weight, padding=kernel // 2, skip=second) == conv2d_plan(whole, weight, padding=kernel // 2)
+    assert conv2d_plan(first, weight, padding=kernel // 2, skip=second) == conv2d_plan(
+        whole, weight, padding=kernel // 2
+    )
 
 
 @pytest.mark.isa
@@ -78,7 +80,9 @@ def test_inputs_of_two_layouts_and_dtypes():
     x, weight = randn(2, 40, 8, 6, dtype=torch.float32), weight_of((2, 40), 24, 3, torch.float32)
     for layout, of_skip in itertools.permutations(LAYOUTS):
         first, second = two(x, 17, layout, of_skip)
-        assert torch.equal(conv2d(first, weight, padding=1, skip=second), conv2d(laid_out(x, layout), weight, padding=1))
+        assert torch.equal(
+            conv2d(first, weight, padding=1, skip=second), conv2d(laid_out(x, layout), weight, padding=1)
+        )
     first, second = two(x, 17, LAYOUTS[0])
     mixed = conv2d(first.bfloat16(), weight, padding=1, skip=second)
     whole = torch.cat([first.bfloat16(), second], 1)
@@ -90,9 +94,16 @@ def test_inputs_of_two_layouts_and_dtypes():
 def test_the_kernels_make_no_copy(layout):
     x, packed, *rest, _ = packed_arguments((2, 40, 8, 6), 24)
     for first, second in (two(x, 17, layout), laid_out(x, layout).split([17, 23], 1)):
-        assert copies(lambda *parts: torch.ops.fastgen.conv2d_packed(parts[0], packed, *rest, parts[1]), first, second) == 0
-        sparse = second.repeat_interleave(2, 1)[:, ::2].repeat_interleave(2, 3)[..., ::2]  # no side is dense: it is copied
-        assert copies(lambda *parts: torch.ops.fastgen.conv2d_packed(parts[0], packed, *rest, parts[1]), first, sparse) > 0
+        assert (
+            copies(lambda *parts: torch.ops.fastgen.conv2d_packed(parts[0], packed, *rest, parts[1]), first, second)
+            == 0
+        )
+        sparse = second.repeat_interleave(2, 1)[:, ::2].repeat_interleave(2, 3)[
+            ..., ::2
+        ]  # no side is dense: it is copied
+        assert (
+            copies(lambda *parts: torch.ops.fastgen.conv2d_packed(parts[0], packed, *rest, parts[1]), first, sparse) > 0
+        )
 
 
 def copies(call, *tensors) -> int:
@@ -102,7 +113,11 @@ def copies(call, *tensors) -> int:
 
 
 def test_gradients():
-    x, weight, given = randn(2, 6, 4, 3), weight_of((2, 6), 4, 3, torch.float64), operands((2, 6, 4, 3), 4, torch.float64)
+    x, weight, given = (
+        randn(2, 6, 4, 3),
+        weight_of((2, 6), 4, 3, torch.float64),
+        operands((2, 6, 4, 3), 4, torch.float64),
+    )
     leaves = [t.clone().requires_grad_() for t in (x[:, :2], x[:, 2:], weight)]
     assert torch.autograd.gradcheck(lambda a, b, w: conv2d(a, w, padding=1, skip=b, **given, activation="silu"), leaves)
     assert torch.autograd.gradcheck(lambda a, b, w: upsample_conv2d(a, w, skip=b), leaves)
@@ -157,7 +172,11 @@ def test_compiled():
 def test_errors(op):
     x, weight = torch.zeros(2, 4, 5, 5), torch.zeros(3, 6, 3, 3)
     for error, skip, message in (
-        (ValueError, torch.zeros(2, 2, 5, 4), r"skip must have the shape of input but for the channels, \(2, 4, 5, 5\)"),
+        (
+            ValueError,
+            torch.zeros(2, 2, 5, 4),
+            r"skip must have the shape of input but for the channels, \(2, 4, 5, 5\)",
+        ),
         (ValueError, torch.zeros(2, 2, 5, 5, device="meta"), "skip must be on the device of input"),
         (TypeError, torch.zeros(2, 2, 5, 5).int(), "skip must be a floating-point tensor"),
         (ValueError, torch.zeros(2, 3, 5, 5), r"weight must be .* input of shape \(2, 7, 5, 5\)"),

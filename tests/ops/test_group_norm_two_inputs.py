@@ -25,7 +25,7 @@ from .numerics import (
     randn,
 )
 
-# The seam between groups, in one, in the only one, near an end; rows in chunks, shorter ones, single pixels; odd numbers of channels.
+# The seam between groups, in one, in the only one, near an end; rows in chunks, shorter ones, single pixels.
 SHAPES = [
     ((2, 24, 8, 8), 4, 12), ((2, 24, 8, 8), 4, 5), ((1, 6, 5, 7), 1, 1), ((2, 70, 3, 3), 2, 37), ((1, 12, 96, 96), 1, 5),
     ((3, 10), 5, 3), ((4, 384, 16, 16), 32, 256), ((2, 8, 17), 4, 7), ((2, 8, 3, 4, 5), 4, 3), ((5, 40, 33, 35), 2, 11),
@@ -116,7 +116,9 @@ def test_inputs_of_two_dtypes_are_taken_in_the_wider_one():
     for first, second in ((x, skip.float()), (x.float(), skip)):
         y = group_norm(first, 3, skip=second)
         assert y.dtype == torch.float32 and torch.equal(y, group_norm(torch.cat([first, second], 1), 3))
-        pairs = zip(group_norm_affine(first, 3, skip=second), group_norm_affine(whole.bfloat16().float(), 3), strict=True)
+        pairs = zip(
+            group_norm_affine(first, 3, skip=second), group_norm_affine(whole.bfloat16().float(), 3), strict=True
+        )
         assert all(torch.equal(a, b) for a, b in pairs)
     leaf = x.clone().requires_grad_()
     group_norm(leaf, 3, skip=skip.float()).square().sum().backward()
@@ -146,7 +148,9 @@ def test_nothing_is_copied(layout):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_nan_and_infinity_stay_in_their_group(layout):
     whole = randn(2, 12, 6, 6, dtype=torch.float32)
-    for channel, value in itertools.product((4, 5), (float("nan"), float("inf"))):  # on either side of the seam, in one group
+    for channel, value in itertools.product(
+        (4, 5), (float("nan"), float("inf"))
+    ):  # on either side of the seam, in one group
         spoiled = whole.clone()
         spoiled[1, channel, 2, 3] = value
         x, skip = two(spoiled, 5, layout)
@@ -199,7 +203,9 @@ def test_only_the_gradient_asked_for():
 def test_bits_do_not_depend_on_threads_or_time(layout, shape, groups, seam):
     x, skip = halves(randn(*shape, dtype=torch.float32), seam, layout)
     grad = randn(*shape, seed=4, dtype=torch.float32)
-    assert_any_threads(lambda: gradients(lambda a, b: group_norm(a, groups, skip=b, activation="silu"), [x, skip], grad))
+    assert_any_threads(
+        lambda: gradients(lambda a, b: group_norm(a, groups, skip=b, activation="silu"), [x, skip], grad)
+    )
     assert_any_threads(lambda: group_norm_affine(x, groups, skip=skip))
 
 
@@ -222,7 +228,10 @@ def test_functional_transforms():
     loss = lambda a, b: (group_norm(a, 2, skip=b, activation="silu") ** 2).sum()  # noqa: E731
     leaves = [x.clone().requires_grad_(), skip.clone().requires_grad_()]
     expected = torch.autograd.grad(loss(*leaves), leaves)
-    for actual in (torch.func.grad(loss, (0, 1))(x, skip), torch.func.vmap(torch.func.grad(lambda a, b: loss(a[None], b[None]), (0, 1)))(x, skip)):
+    for actual in (
+        torch.func.grad(loss, (0, 1))(x, skip),
+        torch.func.vmap(torch.func.grad(lambda a, b: loss(a[None], b[None]), (0, 1)))(x, skip),
+    ):
         torch.testing.assert_close(actual, expected)
 
 
@@ -240,7 +249,10 @@ def test_compiled(backend):
         ours, theirs = (f(*pair) for f, pair in zip((compiled, model), pairs, strict=True))
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
         if grad:
-            for a, b in zip(*(torch.autograd.grad(y.square().sum(), p) for y, p in zip((ours, theirs), pairs, strict=True)), strict=True):
+            for a, b in zip(
+                *(torch.autograd.grad(y.square().sum(), p) for y, p in zip((ours, theirs), pairs, strict=True)),
+                strict=True,
+            ):
                 torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
@@ -248,7 +260,7 @@ def test_compiled(backend):
 @pytest.mark.parametrize(
     ("error", "message", "skip", "groups"),
     [
-        (ValueError, r"skip must have the shape of input but for the channels, \(2, 4, 3\), got shape \(2, 4, 2\)", torch.zeros(2, 4, 2), 2),
+        (ValueError, r"skip must have .* but for the channels, \(2, 4, 3\), got shape \(2, 4, 2\)", torch.zeros(2, 4, 2), 2),
         (ValueError, "skip must have the shape of input", torch.zeros(1, 4, 3), 2),
         (ValueError, "skip must have the shape of input", torch.zeros(2, 4, 3, 1), 2),
         (ValueError, "skip must be on the device of input", torch.zeros(2, 4, 3, device="meta"), 2),
@@ -258,7 +270,5 @@ def test_compiled(backend):
     ],
 )  # fmt: skip
 def test_errors(op, error, message, skip, groups):
-    if op is group_norm_affine:
-        message = message.replace(r"\(2, 6, 3\)", "shape")[: len(message)].split(" and input")[0]
     with pytest.raises(error, match=f"{op.__name__}: {message}"):
         op(torch.zeros(2, 4, 3), groups, skip=skip)
