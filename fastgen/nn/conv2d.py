@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..ops import conv2d, conv2d_plan, upsample_conv2d, upsample_conv2d_plan
 from ..ops._convolution_plan import ConvolutionPlan
+from ..ops.conv2d import reads_in_parts
 from .group_norm import GroupNorm, PlainGroupNorm
 
 
@@ -123,11 +124,12 @@ def is_own(norm: nn.Module) -> TypeGuard[GroupNorm]:
 
 
 def reads_both(conv: nn.Module, input: Tensor, skip: Tensor) -> bool:
-    """Whether ``conv``, which nobody looks at, reads both inputs where they lie: it has kernels for them, and nobody compiles or
-    asks for gradients."""
+    """Whether ``conv``, which nobody looks at, reads both inputs where they lie, and nobody compiles or asks for gradients."""
     if not isinstance(conv, Conv2d) or torch.compiler.is_compiling() or conv._forward_hooks or conv._forward_pre_hooks:
         return False
-    return conv.plan(input, skip).outputs > 0
+    if conv.plan(input, skip).outputs > 0:
+        return True
+    return reads_in_parts(input, skip, conv.weight, conv.bias, conv.stride, conv.padding)
 
 
 def takes_norm(conv: Conv2d, norm: nn.Module, input: Tensor, skip: Tensor | None = None) -> bool:

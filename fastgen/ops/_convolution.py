@@ -64,12 +64,15 @@ class Convolution:
 
     ``scale``: rows of the output for one of the input, as its kernels have it. ``check``: the geometry as the raw op takes it and
     the size of the output, once it fits input and weight. ``library``: of (input, weight, bias, *geometry), by plain torch.
+    ``in_parts``: of (input, skip, weight, bias, *geometry) where nobody asks for gradients, or None where one input must be made of
+    the two.
     """
 
     op: str
     scale: int
     check: Callable[..., tuple[tuple[Any, ...], tuple[int, ...]]]  # of (input, weight, channels, *geometry)
     library: Callable[..., Tensor]
+    in_parts: Callable[..., Tensor | None] | None = None
 
     def __call__(
         self,
@@ -111,7 +114,7 @@ class Convolution:
             input, skip = check_skip(self.op, input, skip)
             operands = _NONE._replace(skip=skip)
         checked = (self._checked if watched() else self._remembered)(input, weight, geometry, operands)
-        if why := _plainly(input.device, input, weight, skip):
+        if why := plainly(input.device, input, weight, skip):
             return _convolution_plan.library_plan(why)
         if checked.refusals:
             return _convolution_plan.library_plan(checked.refusals[0])
@@ -131,7 +134,7 @@ class Convolution:
 
     def _taken(self, direct: bool, checked: Checked, input: Tensor, weight: Tensor, operands: Operands) -> Tensor:
         """By plain torch, or by the kernels where they can take the call and nobody must see what it is made of."""
-        if checked.refusals or _plainly(input.device, input, weight, *operands.tensors()):
+        if checked.refusals or plainly(input.device, input, weight, *operands.tensors()):
             return self._plain(input, weight, checked.geometry, operands)
         if direct:
             return self._compute(input, weight, checked.geometry, operands)
@@ -193,12 +196,17 @@ class Convolution:
     def _plain(self, input: Tensor, weight: Tensor, geometry: tuple[Any, ...], operands: Operands) -> Tensor:
         """By the library's convolution in the dtype of ``input``, or of autocast; what stands around it in plain torch."""
         bias, scale, shift, activation, embedding, residual, output_scale, skip = operands
-        y, autocast = together(input, skip), autocast_active(input.device)
-        if scale is not None or shift is not None or activation:
-            y = reference.prologue(y.to(opmath_dtype(y.dtype)), scale, shift, activation).to(y.dtype)
+        autocast, mapped = autocast_active(input.device), scale is not None or shift is not None or bool(activation)
         if not autocast:
-            weight, bias = weight.to(y.dtype), None if bias is None else bias.to(y.dtype)
-        y = self.library(y, weight, bias, *geometry)
+            weight, bias = weight.to(input.dtype), None if bias is None else bias.to(input.dtype)
+        y = None
+        if skip is not None and self.in_parts is not None and not mapped:
+            y = self.in_parts(input, skip, weight, bias, *geometry)
+        if y is None:
+            y = together(input, skip)
+            if mapped:
+                y = reference.prologue(y.to(opmath_dtype(y.dtype)), scale, shift, activation).to(y.dtype)
+            y = self.library(y, weight, bias, *geometry)
         if embedding is None and residual is None and output_scale == 1.0:
             return y
         dtype = torch.result_type(y, residual) if autocast and residual is not None else y.dtype
@@ -236,7 +244,7 @@ def together_shape(input: Tensor, skip: Tensor) -> torch.Size:
     return torch.Size((input.shape[0], input.shape[1] + skip.shape[1], *input.shape[2:]))
 
 
-def _plainly(device: torch.device, *tensors: Tensor | None) -> str:
+def plainly(device: torch.device, *tensors: Tensor | None) -> str:
     """Why a call on ``device`` is plain torch's whatever its shapes are; empty where neither autograd nor autocast must see it."""
     if autocast_active(device):
         return "autocast chooses the dtypes of plain torch"

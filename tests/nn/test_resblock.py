@@ -160,11 +160,13 @@ def copies(call) -> int:
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_two_inputs_are_those_in_one(dtype, layout, scale_shift):
-    """Bit by bit, whether they are read where they lie or made one."""
+    """Bit by bit where the kernels or one tensor made of both are read; else the library multiplies them apart."""
     block, first, second, embedding = on_the_way_up(dtype, layout, use_scale_shift_norm=scale_shift)
     whole = torch.cat([first, second], 1)
     with torch.no_grad():
-        assert torch.equal(block(first, embedding, skip=second), block(whole, embedding))
+        same = layout == torch.contiguous_format or dtype != torch.float32 or block.skip.plan(whole).outputs
+        difference = max_difference(block(first, embedding, skip=second), block(whole, embedding))
+        assert difference == 0 if same else difference <= 1e-5
     assert torch.equal(block(first, embedding, skip=second), block(whole, embedding))
     plain = randomize(ResBlock(40, 8, embedding_channels=EMBEDDING, num_groups=4, norm=PlainGroupNorm)).to(dtype)
     assert torch.equal(plain(first, embedding, skip=second), plain(whole, embedding))
@@ -173,8 +175,6 @@ def test_two_inputs_are_those_in_one(dtype, layout, scale_shift):
 @requires_cpu
 def test_two_inputs_are_not_made_one_where_the_kernels_read_them():
     block, first, second, embedding = on_the_way_up()
-    if not block.skip.plan(first, second).outputs:
-        pytest.skip("here the library's convolution of a 1x1 kernel is the faster one, which makes one of the two")
     assert copies(lambda: block(first, embedding, skip=second)) == 0
     assert copies(lambda: block(torch.cat([first, second], 1), embedding)) == 1  # which it would see
     for where in ("up", "down"):

@@ -8,11 +8,21 @@ import torch
 import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from fastgen.ops import conv2d, conv2d_plan, upsample_conv2d
+from fastgen.ops import conv2d, conv2d_memory_limit, conv2d_plan, upsample_conv2d
 
 from ..backends import requires_cpu
 from .conv2d_cases import direct_arguments, halves, operands, packed_arguments, plain, weight_of
-from .numerics import DTYPES, LAYOUTS, assert_any_threads, assert_fake, assert_registered, guarded, laid_out, randn
+from .numerics import (
+    DTYPES,
+    LAYOUTS,
+    assert_any_threads,
+    assert_fake,
+    assert_registered,
+    guarded,
+    laid_out,
+    randn,
+    relative,
+)
 
 # The seam between two chunks of channels, in one, in the only one; near the ends; few pixels.
 SHAPES = [
@@ -110,6 +120,32 @@ def copies(call, *tensors) -> int:
     with profile(activities=[ProfilerActivity.CPU]) as seen:
         call(*tensors)
     return sum(event.count for event in seen.key_averages() if event.key in ("aten::cat", "aten::copy_", "aten::clone"))
+
+
+def test_what_the_library_takes_is_two_products():
+    """Of a 1x1 kernel in float32 with the channels innermost; else one input is made of the two."""
+    x, weight, bias = randn(2, 40, 8, 6), weight_of((2, 40), 24, 1, torch.float64), randn(24, seed=2)
+    exact = F.conv2d(x, weight, bias)
+    before = conv2d_memory_limit(0)  # no packed weights, so no kernel of ours
+    try:
+        for dtype, layout, made in (
+            (torch.float32, "channels_last", 0), (torch.float32, "contiguous", 1), (torch.bfloat16, "channels_last", 1),
+        ):  # fmt: skip
+            first, second = (t.to(dtype) for t in two(x, 17, layout))
+            of = weight.to(dtype)
+            y = conv2d(first, of, bias.to(dtype), skip=second)
+            assert relative(y, exact) <= (1e-6 if dtype == torch.float32 else 1e-2)
+            assert y.stride() == conv2d(laid_out(x.to(dtype), layout), of).stride()
+            assert copies(lambda a, b, of=of: conv2d(a, of, skip=b), first, second) >= made
+            assert made or copies(lambda a, b, of=of: conv2d(a, of, skip=b), first, second) == 0
+        first, second = (t.float() for t in two(x, 17, "channels_last"))
+        leaf = weight.float().requires_grad_()
+        assert copies(lambda a, b: conv2d(a, leaf, skip=b), first, second) > 0
+        with torch.no_grad():
+            assert copies(lambda a, b: conv2d(a, leaf, skip=b), first, second) == 0
+            assert copies(lambda a, b: conv2d(a, leaf, stride=2, skip=b), first, second) > 0
+    finally:
+        conv2d_memory_limit(before)
 
 
 def test_gradients():
