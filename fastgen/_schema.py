@@ -210,19 +210,20 @@ SCHEMAS: dict[str, dict[str, str]] = {
         "attention_bwd": "(Tensor grad_output, Tensor query, Tensor key, Tensor value, Tensor output, Tensor logsumexp, Tensor? attn_mask, bool is_causal, float scale, bool wants_scores) -> (Tensor, Tensor, Tensor, Tensor)",
     },
     "group_norm": {
-        # y = act(norm(input + channel_bias) * (1 + scale) + shift), for calls without gradients
-        "group_norm": "(Tensor input, int num_groups, Tensor? weight, Tensor? bias, Tensor? channel_bias, Tensor? scale, Tensor? shift, float eps, int activation) -> Tensor",
+        # y = act(norm(input + channel_bias) * (1 + scale) + shift), for calls without gradients; the channels of `skip` come after those
+        # of input, as if the two were one
+        "group_norm": "(Tensor input, Tensor? skip, int num_groups, Tensor? weight, Tensor? bias, Tensor? channel_bias, Tensor? scale, Tensor? shift, float eps, int activation) -> Tensor",
         # the same, with what the backward needs; returns (output, mean [N, G], rstd [N, G])
-        "group_norm_fwd": "(Tensor input, int num_groups, Tensor? weight, Tensor? bias, Tensor? channel_bias, Tensor? scale, Tensor? shift, float eps, int activation) -> (Tensor, Tensor, Tensor)",
+        "group_norm_fwd": "(Tensor input, Tensor? skip, int num_groups, Tensor? weight, Tensor? bias, Tensor? channel_bias, Tensor? scale, Tensor? shift, float eps, int activation) -> (Tensor, Tensor, Tensor)",
         # the same with the output in the dtype of the statistics, fp32 for fp16 and bf16: what CUDA autocast asks for
-        "group_norm_wide_fwd": "(Tensor input, int num_groups, Tensor? weight, Tensor? bias, Tensor? channel_bias, Tensor? scale, Tensor? shift, float eps, int activation) -> (Tensor, Tensor, Tensor)",
-        # returns the gradients of (input, weight [C], bias [C], channel_bias [N, C], scale [N, C], shift [N, C]); grad_output in the
-        # dtype of either output
-        "group_norm_bwd": "(Tensor grad_output, Tensor input, Tensor mean, Tensor rstd, int num_groups, Tensor? weight, Tensor? bias, Tensor? channel_bias, Tensor? scale, Tensor? shift, int activation) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+        "group_norm_wide_fwd": "(Tensor input, Tensor? skip, int num_groups, Tensor? weight, Tensor? bias, Tensor? channel_bias, Tensor? scale, Tensor? shift, float eps, int activation) -> (Tensor, Tensor, Tensor)",
+        # returns the gradients of (input and skip in one, weight [C], bias [C], channel_bias [N, C], scale [N, C], shift [N, C]);
+        # grad_output in the dtype of either output
+        "group_norm_bwd": "(Tensor grad_output, Tensor input, Tensor? skip, Tensor mean, Tensor rstd, int num_groups, Tensor? weight, Tensor? bias, Tensor? channel_bias, Tensor? scale, Tensor? shift, int activation) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     },
     "group_norm_affine": {
-        # (a, c) [N, C] in fp32 (fp64 for fp64) with norm(input + channel_bias) * (1 + scale) + shift = input * a + c
-        "group_norm_affine": "(Tensor input, int num_groups, Tensor? weight, Tensor? bias, Tensor? channel_bias, Tensor? scale, Tensor? shift, float eps) -> (Tensor, Tensor)",
+        # (a, c) [N, C] in fp32 (fp64 for fp64) with norm(input + channel_bias) * (1 + scale) + shift = input * a + c; `skip` as above
+        "group_norm_affine": "(Tensor input, Tensor? skip, int num_groups, Tensor? weight, Tensor? bias, Tensor? channel_bias, Tensor? scale, Tensor? shift, float eps) -> (Tensor, Tensor)",
     },
     "geglu": {
         # h * gelu(gate) of [M, C] with (h, gate) = input weight^T + bias, each [M, D], whichever way is fastest
@@ -363,16 +364,17 @@ SCHEMAS: dict[str, dict[str, str]] = {
         "rational_quadratic_spline_bwd": "(Tensor grad_output, Tensor grad_log_det, Tensor input, Tensor widths, Tensor? heights, Tensor? derivatives, Tensor? mask, Tensor? bounds, float[] numbers, int num_bins, int tails, int parametrization, bool inverse, bool reduce, bool wants_parameters) -> (Tensor, Tensor, Tensor, Tensor)",
     },
     "conv2d": {
-        # (conv(act(input * input_scale + input_shift)) + bias + embedding + residual) * output_scale, whichever way is fastest
-        "conv2d_fwd": "(Tensor input, Tensor weight, int[2] stride, int[2] padding, int[2] dilation, int groups, Tensor? bias, Tensor? input_scale, Tensor? input_shift, int activation, Tensor? embedding, Tensor? residual, float output_scale) -> Tensor",
+        # (conv(act(input * input_scale + input_shift)) + bias + embedding + residual) * output_scale, whichever way is fastest; the channels
+        # of `skip` come after those of input, as if the two were one, here and below
+        "conv2d_fwd": "(Tensor input, Tensor weight, int[2] stride, int[2] padding, int[2] dilation, int groups, Tensor? bias, Tensor? input_scale, Tensor? input_shift, int activation, Tensor? embedding, Tensor? residual, float output_scale, Tensor? skip) -> Tensor",
         # the weights [points, panels, C, 16] of tiles of outputs x outputs in fp32: Winograd's for a 3x3 kernel with 4 or 2, a 1x1 kernel's own with 1
         "conv2d_pack": "(Tensor weight, int outputs) -> Tensor",
         # conv2d_fwd of stride 1, the size kept, by weights so packed
-        "conv2d_packed": "(Tensor input, Tensor packed, int out_channels, Tensor? bias, Tensor? input_scale, Tensor? input_shift, int activation, Tensor? embedding, Tensor? residual, float output_scale) -> Tensor",
+        "conv2d_packed": "(Tensor input, Tensor packed, int out_channels, Tensor? bias, Tensor? input_scale, Tensor? input_shift, int activation, Tensor? embedding, Tensor? residual, float output_scale, Tensor? skip) -> Tensor",
         # the weights of a 3x3 or 1x1 kernel for matrix tiles, [1, panels, C / 32, taps, 16, 32] in bfloat16, pairs of channels side by side
         "conv2d_direct_pack": "(Tensor weight) -> Tensor",
         # conv2d_packed of a bfloat16 image by weights so packed
-        "conv2d_direct": "(Tensor input, Tensor packed, int out_channels, Tensor? bias, Tensor? input_scale, Tensor? input_shift, int activation, Tensor? embedding, Tensor? residual, float output_scale) -> Tensor",
+        "conv2d_direct": "(Tensor input, Tensor packed, int out_channels, Tensor? bias, Tensor? input_scale, Tensor? input_shift, int activation, Tensor? embedding, Tensor? residual, float output_scale, Tensor? skip) -> Tensor",
     },
     "masked_conv2d": {
         # conv(input, weight) + bias of stride 1, the size kept, by the taps of the mask alone, whichever way is fastest
@@ -388,14 +390,14 @@ SCHEMAS: dict[str, dict[str, str]] = {
     },
     "upsample_conv2d": {
         # conv2d_fwd of the image upsampled by two to the nearest, a 3x3 kernel, padding 1, whichever way is fastest
-        "upsample_conv2d_fwd": "(Tensor input, Tensor weight, Tensor? bias, Tensor? input_scale, Tensor? input_shift, int activation, Tensor? embedding, Tensor? residual, float output_scale) -> Tensor",
+        "upsample_conv2d_fwd": "(Tensor input, Tensor weight, Tensor? bias, Tensor? input_scale, Tensor? input_shift, int activation, Tensor? embedding, Tensor? residual, float output_scale, Tensor? skip) -> Tensor",
         # the weights [4 (outputs + 1)^2, panels, C, 16] of tiles of outputs x outputs of each of four phases, in fp32
         "upsample_conv2d_pack": "(Tensor weight, int outputs) -> Tensor",
         # upsample_conv2d_fwd by weights so packed
-        "upsample_conv2d_packed": "(Tensor input, Tensor packed, int out_channels, Tensor? bias, Tensor? input_scale, Tensor? input_shift, int activation, Tensor? embedding, Tensor? residual, float output_scale) -> Tensor",
+        "upsample_conv2d_packed": "(Tensor input, Tensor packed, int out_channels, Tensor? bias, Tensor? input_scale, Tensor? input_shift, int activation, Tensor? embedding, Tensor? residual, float output_scale, Tensor? skip) -> Tensor",
         # the same of matrix tiles, [4, panels, C / 32, 4, 16, 32] in bfloat16: the 2x2 sums that each phase of the output sees
         "upsample_conv2d_direct_pack": "(Tensor weight) -> Tensor",
-        "upsample_conv2d_direct": "(Tensor input, Tensor packed, int out_channels, Tensor? bias, Tensor? input_scale, Tensor? input_shift, int activation, Tensor? embedding, Tensor? residual, float output_scale) -> Tensor",
+        "upsample_conv2d_direct": "(Tensor input, Tensor packed, int out_channels, Tensor? bias, Tensor? input_scale, Tensor? input_shift, int activation, Tensor? embedding, Tensor? residual, float output_scale, Tensor? skip) -> Tensor",
     },
     "incremental": {
         # images [N, C, H, W] drawn pixel by pixel by a program; pixels that are `known` are as given; `levels` are the values of a categorical

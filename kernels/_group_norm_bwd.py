@@ -18,15 +18,17 @@ from fastgen._schema import ACTIVATIONS
 from fastgen.kernels._elements import load_or, silu_grad
 from fastgen.kernels._group_norm_plan import (
     Plan,
+    both,
     channels_of_a_group,
+    empty_output,
     group_size,
+    load_input,
     make_plan,
     parameters,
     tile_of,
 )
 from fastgen.kernels._launch import launch, on_device
-from fastgen.kernels._operands import Operands, aligned, dense
-from fastgen.reference._layout import empty_like_layout
+from fastgen.kernels._operands import Operands, aligned
 
 WARPS = 8  # 8 elements of a tile a thread: with 16 the sums take 145 registers on sm_80
 
@@ -49,7 +51,8 @@ def load_maps(n, c, inside, channels, groups, mean, rstd, weight, bias, channel_
 @triton.jit(do_not_specialize=["n_samples", "groups", "splits"])
 def sums_kernel(
     x,  # [N, C, P] through strides
-    dy,  # the same, of any dtype
+    skip,  # the same, or None: the channels from `seam` on
+    dy,  # [N, C, P] of all channels, of any dtype
     mean,  # [N, G]
     rstd,  # [N, G]
     weight,  # [C] or None
@@ -62,11 +65,13 @@ def sums_kernel(
     channels,
     pixels,
     groups,
+    seam,
     stride_c,
     stride_p,
     splits,
     pixels_per_split,
     SILU: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
     ACC: tl.constexpr,
@@ -86,7 +91,10 @@ def sums_kernel(
     for start in range(first, last, BLOCK_P):
         p, cc, mask = tile_of(block, channels, pixels, start, BLOCK_P, BLOCK_C)
         at = n * channels * pixels + p[:, None] * stride_p + cc[None, :] * stride_c
-        centred = tl.load(x + at, mask=mask, other=0.0).to(ACC) + added[None, :] - m[None, :]
+        value = load_input(
+            x, skip, n, p[:, None], cc[None, :], mask, channels, pixels, seam, stride_c, stride_p, CHANNELS_LAST, ACC
+        )  # fmt: skip
+        centred = value + added[None, :] - m[None, :]
         dz = tl.load(dy + at, mask=mask, other=0.0).to(ACC)
         if SILU:
             dz = dz * silu_grad(centred * a[None, :] + b[None, :])
@@ -197,7 +205,8 @@ def combine_kernel(
 @triton.jit(do_not_specialize=["n_samples", "groups"])
 def dx_kernel(
     x,  # [N, C, P] through strides
-    dy,  # the same, of any dtype
+    skip,  # the same, or None: the channels from `seam` on
+    dy,  # [N, C, P] of all channels, of any dtype
     dx,  # the same
     mean,  # [N, G]
     rstd,  # [N, G]
@@ -211,9 +220,11 @@ def dx_kernel(
     channels,
     pixels,
     groups,
+    seam,
     stride_c,
     stride_p,
     SILU: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
     ACC: tl.constexpr,
@@ -232,7 +243,10 @@ def dx_kernel(
     by_x = tl.load(combine + row_size + row, mask=c < channels, other=0.0)
     constant = tl.load(combine + 2 * row_size + row, mask=c < channels, other=0.0)
     at = n * channels * pixels + p[:, None] * stride_p + c[None, :] * stride_c
-    centred = tl.load(x + at, mask=mask, other=0.0).to(ACC) + added[None, :] - m[None, :]
+    value = load_input(
+        x, skip, n, p[:, None], c[None, :], mask, channels, pixels, seam, stride_c, stride_p, CHANNELS_LAST, ACC
+    )  # fmt: skip
+    centred = value + added[None, :] - m[None, :]
     dz = tl.load(dy + at, mask=mask, other=0.0).to(ACC)
     if SILU:
         dz = dz * silu_grad(centred * a[None, :] + b[None, :])
@@ -243,7 +257,8 @@ def dx_kernel(
 @triton.jit(do_not_specialize=["n_samples", "groups"])
 def whole_bwd_kernel(
     x,  # [N, C, P] through strides
-    dy,  # the same, of any dtype
+    skip,  # the same, or None: the channels from `seam` on
+    dy,  # [N, C, P] of all channels, of any dtype
     dx,  # the same
     mean,  # [N, G]
     rstd,  # [N, G]
@@ -260,9 +275,11 @@ def whole_bwd_kernel(
     channels,
     pixels,
     groups,
+    seam,
     stride_c,
     stride_p,
     SILU: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
     UNIT: tl.constexpr,  # divides the channels of a group
     BLOCK_P: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -281,8 +298,12 @@ def whole_bwd_kernel(
     )
     w, b, modulation = load_affine(n, c, inside, channels, weight, bias, scale, ACC)
     k = w * modulation
-    at = n * channels * pixels + p[:, None].to(tl.int64) * stride_p + c[None, :] * stride_c
-    centred = tl.load(x + at, mask=mask, other=0.0).to(ACC) + added[None, :] - m[None, :]
+    pixel = p[:, None].to(tl.int64)
+    at = n * channels * pixels + pixel * stride_p + c[None, :] * stride_c
+    value = load_input(
+        x, skip, n, pixel, c[None, :], mask, channels, pixels, seam, stride_c, stride_p, CHANNELS_LAST, ACC
+    )  # fmt: skip
+    centred = value + added[None, :] - m[None, :]
     dz = tl.load(dy + at, mask=mask, other=0.0).to(ACC)
     if SILU:
         dz = dz * silu_grad(centred * slope[None, :] + offset[None, :])
@@ -304,6 +325,7 @@ def whole_bwd_kernel(
 def group_norm_bwd(
     grad_output: Tensor,
     input: Tensor,
+    skip: Tensor | None,
     mean: Tensor,
     rstd: Tensor,
     num_groups: int,
@@ -314,23 +336,22 @@ def group_norm_bwd(
     shift: Tensor | None,
     activation: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    plan = make_plan("group_norm_bwd", input, num_groups)
-    operands = Operands("group_norm_bwd", input)
+    plan = make_plan("group_norm_bwd", input, skip, num_groups)
+    operands, dx = Operands("group_norm_bwd", input), empty_output(input, plan)
     operands.code("activation", activation, ACTIVATIONS)
-    x, dy = dense(input, input), operands.like("grad_output", grad_output)
+    inputs, dy = both(input, skip), operands.like("grad_output", grad_output, dx)
     mean, rstd = (operands.sized(name, t, plan.n, num_groups) for name, t in (("mean", mean), ("rstd", rstd)))
     params = parameters(operands, plan, weight, bias, channel_bias, scale, shift)
-    dx = empty_like_layout(input)
-    empty = torch.empty if x.numel() > 0 else torch.zeros  # no element contributes nothing
-    by_sample = empty((2, plan.n, plan.channels), dtype=plan.opmath, device=x.device)
+    empty = torch.empty if dx.numel() > 0 else torch.zeros  # no element contributes nothing
+    by_sample = empty((2, plan.n, plan.channels), dtype=plan.opmath, device=dx.device)
     d_channel_bias, d_scale, d_shift = (
-        empty((plan.n, plan.channels), dtype=plan.opmath, device=x.device) for _ in range(3)
+        empty((plan.n, plan.channels), dtype=plan.opmath, device=dx.device) for _ in range(3)
     )
-    if x.numel() > 0:
+    if dx.numel() > 0:
         run = run_whole if plan.fits_whole(an_element(plan)) else run_split
         grads = (by_sample, d_channel_bias, d_scale, d_shift)
-        with on_device(x):
-            run(plan, x, dy, dx, mean, rstd, params, grads, activation)
+        with on_device(dx):
+            run(plan, inputs, dy, dx, mean, rstd, params, grads, activation)
     return dx, by_sample[0].sum(0), by_sample[1].sum(0), d_channel_bias, d_scale, d_shift
 
 
@@ -341,7 +362,7 @@ def an_element(plan: Plan) -> int:
 
 def run_whole(
     plan: Plan,
-    x: Tensor,
+    inputs: tuple[Tensor, Tensor | None],
     dy: Tensor,
     dx: Tensor,
     mean: Tensor,
@@ -351,15 +372,15 @@ def run_whole(
     activation: int,
 ) -> None:
     launch(
-        whole_bwd_kernel, plan.n * plan.groups, aligned(x), aligned(dy), dx, mean, rstd, *params, *grads, plan.n, plan.channels,
-        plan.pixels, plan.groups, plan.stride_c, plan.stride_p, SILU=activation == 1, **plan.whole_launch(an_element(plan)),
-        enable_fp_fusion=True,
+        whole_bwd_kernel, plan.n * plan.groups, *map(aligned, inputs), aligned(dy), dx, mean, rstd, *params, *grads, plan.n,
+        plan.channels, plan.pixels, plan.groups, plan.seam, plan.stride_c, plan.stride_p, SILU=activation == 1, **plan.two,
+        **plan.whole_launch(an_element(plan)), enable_fp_fusion=True,
     )  # fmt: skip
 
 
 def run_split(
     plan: Plan,
-    x: Tensor,
+    inputs: tuple[Tensor, Tensor | None],
     dy: Tensor,
     dx: Tensor,
     mean: Tensor,
@@ -368,20 +389,20 @@ def run_split(
     grads: tuple[Tensor, ...],
     activation: int,
 ) -> None:
-    parts = torch.empty((3, plan.n, plan.splits, plan.channels), dtype=plan.opmath, device=x.device)
-    combine = torch.empty((3, plan.n, plan.channels), dtype=plan.opmath, device=x.device)
+    parts = torch.empty((3, plan.n, plan.splits, plan.channels), dtype=plan.opmath, device=dx.device)
+    combine = torch.empty((3, plan.n, plan.channels), dtype=plan.opmath, device=dx.device)
     sizes = (plan.n, plan.channels, plan.pixels, plan.groups)
-    strides = (plan.stride_c, plan.stride_p)
+    strides = (plan.seam, plan.stride_c, plan.stride_p)
     options = {"ACC": plan.accumulate, "num_warps": WARPS, "enable_fp_fusion": True}
     launch(
-        sums_kernel, plan.n * plan.splits * plan.channel_blocks, x, dy, mean, rstd, *params, parts, *sizes, *strides,
-        plan.splits, plan.pixels_per_split, SILU=activation == 1, **plan.tile, **options,
+        sums_kernel, plan.n * plan.splits * plan.channel_blocks, *inputs, dy, mean, rstd, *params, parts, *sizes,
+        *strides, plan.splits, plan.pixels_per_split, SILU=activation == 1, **plan.two, **plan.tile, **options,
     )  # fmt: skip
     launch(
         combine_kernel, plan.n * plan.groups, parts, rstd, params[0], params[1], params[3], combine, *grads, *sizes,
         plan.splits, **plan.merge_tile, **options,
     )  # fmt: skip
     launch(
-        dx_kernel, plan.n * plan.pixel_blocks * plan.channel_blocks, x, dy, dx, mean, rstd, *params, combine, *sizes,
-        *strides, SILU=activation == 1, **plan.tile, **options,
+        dx_kernel, plan.n * plan.pixel_blocks * plan.channel_blocks, *inputs, dy, dx, mean, rstd, *params, combine,
+        *sizes, *strides, SILU=activation == 1, **plan.two, **plan.tile, **options,
     )  # fmt: skip

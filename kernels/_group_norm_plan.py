@@ -15,8 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastgen.kernels._operands import Operands
-from fastgen.reference._layout import is_channels_last
+from fastgen.kernels._operands import Operands, dense, laid_out
+from fastgen.reference._layout import dense_strides, is_channels_last
 
 # Chosen by count, not yet by measurement. A tile is 16 elements a thread over 128 threads in fp32, within 64 registers (the
 # backward keeps two of them and takes 256 threads). 528 programs are four a multiprocessor on 132 of them.
@@ -42,10 +42,16 @@ class Plan:
     groups: int
     stride_c: int
     stride_p: int
+    seam: int  # channels of the first input, all of them where there is no second
     block_p: int
     block_c: int
     splits: int
     wide: bool  # fp64 input, fp64 arithmetic
+
+    @functools.cached_property
+    def two(self) -> dict[str, bool]:
+        """How the second input, where there is one, lies beside the first."""
+        return {"CHANNELS_LAST": self.stride_c == 1}
 
     @functools.cached_property
     def per_group(self) -> int:
@@ -104,16 +110,29 @@ class Plan:
         return {"UNIT": unit, "BLOCK_P": block_p, "BLOCK_D": block_d, "ACC": self.accumulate, "num_warps": warps}
 
 
-def make_plan(op: str, x: Tensor, groups: int) -> Plan:
-    """The plan for ``x`` [N, C, *spatial]."""
-    if x.dim() < 2 or x.shape[1] < 1 or groups < 1 or x.shape[1] % groups:
+def make_plan(op: str, x: Tensor, skip: Tensor | None, groups: int) -> Plan:
+    """The plan for ``x`` [N, C, *spatial], and for ``skip`` beside it."""
+    more = 0 if skip is None else check_skip(op, x, skip)
+    channels = x.shape[1] + more if x.dim() > 1 else 0
+    if channels < 1 or groups < 1 or channels % groups:
         raise ValueError(f"{op}: num_groups must divide channels, got num_groups={groups} and shape {tuple(x.shape)}")
-    return _plan_of(x.shape, is_channels_last(x), groups, x.dtype == torch.float64)
+    return _plan_of(x.shape, more, is_channels_last(x), groups, x.dtype == torch.float64)
+
+
+def check_skip(op: str, x: Tensor, skip: Tensor) -> int:
+    """The channels of a second input, which has the rest of the shape, the dtype and the device of the first."""
+    same = skip.dim() == x.dim() >= 2 and (skip.shape[0], *skip.shape[2:]) == (x.shape[0], *x.shape[2:])
+    if not same or skip.dtype != x.dtype or skip.device != x.device:
+        given = f"{tuple(skip.shape)} of {skip.dtype} on {skip.device}"
+        raise ValueError(
+            f"{op}: skip must be like input, {tuple(x.shape)} of {x.dtype}, but for the channels, got {given}"
+        )
+    return skip.shape[1]
 
 
 @functools.lru_cache(1024)
-def _plan_of(shape: torch.Size, channels_last: bool, groups: int, wide: bool) -> Plan:
-    n, channels = shape[:2]
+def _plan_of(shape: torch.Size, more: int, channels_last: bool, groups: int, wide: bool) -> Plan:
+    n, channels = shape[0], shape[1] + more
     pixels = max(math.prod(shape[2:]), 1)
     along_channels = channels_last or pixels == 1
     if along_channels:
@@ -127,7 +146,20 @@ def _plan_of(shape: torch.Size, channels_last: bool, groups: int, wide: bool) ->
     blocks_per_split = triton.cdiv(pixel_blocks, min(triton.cdiv(PROGRAMS, programs), pixel_blocks))
     splits = triton.cdiv(pixel_blocks, blocks_per_split)  # none of them empty
     strides = (1, channels) if along_channels else (pixels, 1)
-    return Plan(n, channels, pixels, groups, *strides, block_p, block_c, splits, wide)
+    return Plan(n, channels, pixels, groups, *strides, shape[1], block_p, block_c, splits, wide)
+
+
+def both(x: Tensor, skip: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The inputs, dense in the layout of the first."""
+    return dense(x, x), None if skip is None else laid_out(skip, is_channels_last(x))
+
+
+def empty_output(x: Tensor, plan: Plan, dtype: torch.dtype | None = None) -> Tensor:
+    """An output of all channels in the layout of ``x``."""
+    shape = (plan.n, plan.channels, *x.shape[2:])
+    return torch.empty_strided(
+        shape, dense_strides(shape, is_channels_last(x)), dtype=dtype or x.dtype, device=x.device
+    )
 
 
 def parameters(
@@ -154,6 +186,27 @@ def tile_of(block, channels, pixels, first_p, BLOCK_P: tl.constexpr, BLOCK_C: tl
     c = block * BLOCK_C + tl.arange(0, BLOCK_C)
     p = first_p + tl.arange(0, BLOCK_P)
     return p, c, (p < pixels)[:, None] & (c < channels)[None, :]
+
+
+@triton.jit
+def load_input(
+    x, skip, n, p, c, mask, channels, pixels, seam, stride_c, stride_p, CHANNELS_LAST: tl.constexpr, ACC: tl.constexpr
+):  # fmt: skip
+    """Pixels ``p`` and channels ``c`` of sample n, of any shape together; from channel ``seam`` on those of ``skip``."""
+    if skip is None:
+        value = tl.load(x + (n * channels * pixels + p * stride_p + c * stride_c), mask=mask, other=0.0)
+    else:
+        more = channels - seam
+        if CHANNELS_LAST:
+            of_x, of_skip = p * seam, p * more
+        else:
+            of_x, of_skip = p * stride_p, p * stride_p
+        below = c < seam
+        low = tl.load(x + (n * seam * pixels + of_x + c * stride_c), mask=mask & below, other=0.0)
+        at_skip = n * more * pixels + of_skip + (c - seam) * stride_c
+        high = tl.load(skip + at_skip, mask=mask & (c >= seam), other=0.0)
+        value = tl.where(below, low, high)
+    return value.to(ACC)
 
 
 @triton.jit

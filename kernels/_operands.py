@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastgen._dispatch import dtype_reasons
-from fastgen.reference._layout import dense_strides, empty_like_layout, is_channels_last
+from fastgen.reference._layout import dense_strides, is_channels_last
 
 MAX_ELEMENTS = 2**40  # grids are one-dimensional: 2^31 - 1 programs of at least 512 elements
 
@@ -67,15 +67,20 @@ class Operands:
 
 def dense(t: Tensor, like: Tensor) -> Tensor:
     """``t`` [the shape of ``like``] itself where it has the dense strides of an output like ``like``, else a copy that has."""
-    strides = _strides(like.shape, is_channels_last(like))
+    return laid_out(t, is_channels_last(like))
+
+
+def laid_out(t: Tensor, channels_last: bool) -> Tensor:
+    """``t`` itself where it has the dense strides of a layout, else a copy that has."""
+    strides = _strides(t.shape, channels_last)
     if t.stride() == strides or all(n == 1 or a == b for n, a, b in zip(t.shape, t.stride(), strides, strict=True)):
         return t
-    return empty_like_layout(like, t.dtype).copy_(t)
+    return torch.empty_strided(t.shape, strides, dtype=t.dtype, device=t.device).copy_(t)
 
 
-def aligned(t: Tensor) -> Tensor:
+def aligned(t: MaybeTensor) -> MaybeTensor:
     """``t``, dense, itself where it begins at a multiple of 16 bytes, else a copy: for kernels that cannot do without vectors."""
-    return t if t.data_ptr() % 16 == 0 else t.clone()
+    return t if t is None or t.data_ptr() % 16 == 0 else t.clone()
 
 
 @functools.lru_cache(1024)

@@ -20,15 +20,17 @@ from fastgen.kernels._elements import load_or, reciprocal_root, silu
 from fastgen.kernels._group_norm_bwd import group_norm_bwd
 from fastgen.kernels._group_norm_plan import (
     Plan,
+    both,
     channels_of_a_group,
+    empty_output,
     group_size,
+    load_input,
     make_plan,
     parameters,
     tile_of,
 )
 from fastgen.kernels._launch import launch, on_device
-from fastgen.kernels._operands import Operands, aligned, dense, tensor_reasons
-from fastgen.reference._layout import empty_like_layout
+from fastgen.kernels._operands import Operands, aligned, tensor_reasons
 
 __all__ = ["group_norm", "group_norm_bwd", "group_norm_fwd", "group_norm_wide_fwd", "reasons"]
 
@@ -38,14 +40,17 @@ __all__ = ["group_norm", "group_norm_bwd", "group_norm_fwd", "group_norm_wide_fw
 @triton.jit(do_not_specialize=["splits"])
 def moments_kernel(
     x,  # [N, C, P] through strides
+    skip,  # the same, or None: the channels from `seam` on
     part_mean,  # [N, splits, C]
     part_m2,  # [N, splits, C]
     channels,
     pixels,
+    seam,
     stride_c,
     stride_p,
     splits,
     pixels_per_split,
+    CHANNELS_LAST: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
     ACC: tl.constexpr,
@@ -55,15 +60,18 @@ def moments_kernel(
     block, split, n = program % blocks, program // blocks % splits, program // blocks // splits
     first = split * pixels_per_split
     last = tl.minimum(first + pixels_per_split, pixels)
-    base = x + n * channels * pixels
     c = block * BLOCK_C + tl.arange(0, BLOCK_C)
-    pivot = tl.load(base + c * stride_c, mask=c < channels, other=0.0).to(ACC)  # of each channel, its first element
+    pivot = load_input(  # of each channel, its first element
+        x, skip, n, 0, c, c < channels, channels, pixels, seam, stride_c, stride_p, CHANNELS_LAST, ACC
+    )  # fmt: skip
     mean = tl.zeros([BLOCK_C], dtype=ACC)
     m2 = tl.zeros([BLOCK_C], dtype=ACC)
     seen = tl.zeros([1], dtype=ACC)
     for start in range(first, last, BLOCK_P):
         p, cc, mask = tile_of(block, channels, pixels, start, BLOCK_P, BLOCK_C)
-        value = tl.load(base + p[:, None] * stride_p + cc[None, :] * stride_c, mask=mask, other=0.0).to(ACC)
+        value = load_input(
+            x, skip, n, p[:, None], cc[None, :], mask, channels, pixels, seam, stride_c, stride_p, CHANNELS_LAST, ACC
+        )  # fmt: skip
         value = tl.where(mask, value - pivot[None, :], 0.0)
         count = tl.full([1], 0.0, ACC) + tl.minimum(last - start, BLOCK_P).to(ACC)
         tile_mean = tl.sum(value, axis=0) / count
@@ -167,7 +175,8 @@ def finish_kernel(
 @triton.jit(do_not_specialize=["n_samples", "groups"])
 def apply_kernel(
     x,  # [N, C, P] through strides
-    y,  # the same, or in the type of the arithmetic
+    skip,  # the same, or None: the channels from `seam` on
+    y,  # [N, C, P] of all channels, or in the type of the arithmetic
     mean,  # [N, G]
     channel_bias,  # [N, C] or None
     maps,  # [2, N, C]: a, b
@@ -175,9 +184,11 @@ def apply_kernel(
     channels,
     pixels,
     groups,
+    seam,
     stride_c,
     stride_p,
     SILU: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
     ACC: tl.constexpr,
@@ -194,8 +205,10 @@ def apply_kernel(
     a = tl.load(maps + row, mask=c < channels, other=0.0)
     b = tl.load(maps + size + row, mask=c < channels, other=0.0)
     at = n * channels * pixels + p[:, None] * stride_p + c[None, :] * stride_c
-    centred = tl.load(x + at, mask=mask, other=0.0).to(ACC) + added[None, :] - m[None, :]
-    z = centred * a[None, :] + b[None, :]
+    value = load_input(
+        x, skip, n, p[:, None], c[None, :], mask, channels, pixels, seam, stride_c, stride_p, CHANNELS_LAST, ACC
+    )  # fmt: skip
+    z = (value + added[None, :] - m[None, :]) * a[None, :] + b[None, :]
     if SILU:
         z = silu(z)
     tl.store(y + at, z.to(y.dtype.element_ty), mask=mask)
@@ -204,7 +217,8 @@ def apply_kernel(
 @triton.jit(do_not_specialize=["groups"])
 def whole_kernel(
     x,  # [N, C, P] through strides
-    y,  # the same, or in the type of the arithmetic
+    skip,  # the same, or None: the channels from `seam` on
+    y,  # [N, C, P] of all channels, or in the type of the arithmetic
     weight,  # [C] or None
     bias,  # [C] or None
     channel_bias,  # [N, C] or None
@@ -215,10 +229,12 @@ def whole_kernel(
     channels,
     pixels,
     groups,
+    seam,
     stride_c,
     stride_p,
     EPS: tl.constexpr,
     SILU: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
     UNIT: tl.constexpr,  # divides the channels of a group
     BLOCK_P: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -234,8 +250,15 @@ def whole_kernel(
     mask = (p < pixels)[:, None] & inside[None, :]
     at = n * channels * pixels + p[:, None].to(tl.int64) * stride_p + c[None, :] * stride_c
     added = load_or(channel_bias, n * channels + c, inside, 0.0, ACC)
-    pivot = tl.load(x + n * channels * pixels + g * per_group * stride_c).to(ACC)
-    value = tl.load(x + at, mask=mask, other=0.0).to(ACC) + added[None, :]
+    first = g * per_group
+    pivot = load_input(
+        x, skip, n, 0, first, first < channels, channels, pixels, seam, stride_c, stride_p, CHANNELS_LAST, ACC
+    )  # fmt: skip
+    pixel = p[:, None].to(tl.int64)
+    value = load_input(
+        x, skip, n, pixel, c[None, :], mask, channels, pixels, seam, stride_c, stride_p, CHANNELS_LAST, ACC
+    )  # fmt: skip
+    value += added[None, :]
     value = tl.where(mask, value - pivot, 0.0)
     total = group_size(per_group, pixels, ACC)
     mean = tl.sum(value) / total
@@ -273,6 +296,7 @@ def _forward(
     op: str,
     wide: bool,
     input: Tensor,
+    skip: Tensor | None,
     num_groups: int,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -282,24 +306,24 @@ def _forward(
     eps: float,
     activation: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    plan = make_plan(op, input, num_groups)
+    plan = make_plan(op, input, skip, num_groups)
     operands = Operands(op, input)
     operands.code("activation", activation, ACTIVATIONS)
     params = parameters(operands, plan, weight, bias, channel_bias, scale, shift)
-    x, y = dense(input, input), empty_like_layout(input, plan.opmath if wide else None)
-    mean = torch.empty((plan.n, num_groups), dtype=plan.opmath, device=x.device)
+    inputs, y = both(input, skip), empty_output(input, plan, plan.opmath if wide else None)
+    mean = torch.empty((plan.n, num_groups), dtype=plan.opmath, device=y.device)
     rstd = torch.empty_like(mean)
-    if x.numel() == 0:  # no element has no mean
+    if y.numel() == 0:  # no element has no mean
         return y, mean.fill_(float("nan")), rstd.fill_(float("nan"))
     run = run_whole if plan.fits_whole(1) else run_split
-    with on_device(x):
-        run(plan, x, y, params, mean, rstd, float(eps), activation)
+    with on_device(y):
+        run(plan, inputs, y, params, mean, rstd, float(eps), activation)
     return y, mean, rstd
 
 
 def run_whole(
     plan: Plan,
-    x: Tensor,
+    inputs: tuple[Tensor, Tensor | None],
     y: Tensor,
     params: list[Tensor | None],
     mean: Tensor,
@@ -308,14 +332,15 @@ def run_whole(
     activation: int,
 ) -> None:
     launch(
-        whole_kernel, plan.n * plan.groups, aligned(x), y, *params, mean, rstd, plan.channels, plan.pixels, plan.groups,
-        plan.stride_c, plan.stride_p, EPS=eps, SILU=activation == 1, **plan.whole_launch(1), enable_fp_fusion=True,
+        whole_kernel, plan.n * plan.groups, *map(aligned, inputs), y, *params, mean, rstd, plan.channels, plan.pixels,
+        plan.groups, plan.seam, plan.stride_c, plan.stride_p, EPS=eps, SILU=activation == 1, **plan.two, **plan.whole_launch(1),
+        enable_fp_fusion=True,
     )  # fmt: skip
 
 
 def run_split(
     plan: Plan,
-    x: Tensor,
+    inputs: tuple[Tensor, Tensor | None],
     y: Tensor,
     params: list[Tensor | None],
     mean: Tensor,
@@ -323,21 +348,21 @@ def run_split(
     eps: float,
     activation: int,
 ) -> None:
-    part_mean = torch.empty((plan.n, plan.splits, plan.channels), dtype=plan.opmath, device=x.device)
+    part_mean = torch.empty((plan.n, plan.splits, plan.channels), dtype=plan.opmath, device=y.device)
     part_m2 = torch.empty_like(part_mean)
-    maps = torch.empty((2, plan.n, plan.channels), dtype=plan.opmath, device=x.device)
+    maps = torch.empty((2, plan.n, plan.channels), dtype=plan.opmath, device=y.device)
     sizes = (plan.n, plan.channels, plan.pixels, plan.groups)
-    strides = (plan.stride_c, plan.stride_p)
+    strides = (plan.seam, plan.stride_c, plan.stride_p)
     options = {"ACC": plan.accumulate, "num_warps": 4, "enable_fp_fusion": True}
     launch(
-        moments_kernel, plan.n * plan.splits * plan.channel_blocks, x, part_mean, part_m2, plan.channels, plan.pixels,
-        *strides, plan.splits, plan.pixels_per_split, **plan.tile, **options,
+        moments_kernel, plan.n * plan.splits * plan.channel_blocks, *inputs, part_mean, part_m2, plan.channels,
+        plan.pixels, *strides, plan.splits, plan.pixels_per_split, **plan.two, **plan.tile, **options,
     )  # fmt: skip
     launch(
         finish_kernel, plan.n * plan.groups, part_mean, part_m2, *params, mean, rstd, maps, *sizes, plan.splits,
         plan.pixels_per_split, EPS=eps, **plan.merge_tile, **options,
     )  # fmt: skip
     launch(
-        apply_kernel, plan.n * plan.pixel_blocks * plan.channel_blocks, x, y, mean, params[2], maps, *sizes, *strides,
-        SILU=activation == 1, **plan.tile, **options,
+        apply_kernel, plan.n * plan.pixel_blocks * plan.channel_blocks, *inputs, y, mean, params[2], maps, *sizes,
+        *strides, SILU=activation == 1, **plan.two, **plan.tile, **options,
     )  # fmt: skip

@@ -20,17 +20,23 @@ GROUPS = 32
 SHAPES = ((4, 128, 32, 32), (4, 256, 16, 16), (2, 320, 64, 64), (8, 512, 32, 32), (1, 128, 256, 256))
 LAYOUTS = ("NCHW", "NHWC")
 MODES = ("silu", "scale_shift", "backward")
+TWO_INPUTS = (
+    (4, 384, 16, 16),
+    (4, 384, 32, 32),
+    (2, 960, 32, 32),
+)  # of up-blocks: two thirds of the channels, and what is beside them
 GROUP_OF = {
     "silu": "GroupNorm + SiLU",
     "scale_shift": "GroupNorm, scale and shift + SiLU",
     "backward": "GroupNorm + SiLU, forward and backward",
+    "two_inputs": "concatenation, GroupNorm + SiLU",
 }
 GPU_SPOT_CHECKS = ((2, 320, 64, 64), (8, 512, 32, 32))  # fp32 and fp16 on a GPU, unless the run is full
 
 # Nominal arithmetic per element: sums 3, normalise and affine 4, SiLU 4; modulation 3; backward three times the forward.
-FLOPS_PER_ELEMENT = {"silu": 11, "scale_shift": 14, "backward": 44}
+FLOPS_PER_ELEMENT = {"silu": 11, "scale_shift": 14, "backward": 44, "two_inputs": 11}
 # Passes over memory at the least: forward reads x and writes y; backward reads x and dy and writes dx.
-PASSES = {"silu": 2, "scale_shift": 2, "backward": 5}
+PASSES = {"silu": 2, "scale_shift": 2, "backward": 5, "two_inputs": 2}
 
 Function = Callable[..., Tensor]
 
@@ -52,6 +58,22 @@ def fused_scale_shift(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, sh
     return group_norm(x, GROUPS, weight, bias, scale=scale, shift=shift, activation="silu")
 
 
+def plain_two_inputs(x: Tensor, skip: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return plain_silu(torch.cat([x, skip], 1), weight, bias)
+
+
+def fused_two_inputs(x: Tensor, skip: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return group_norm(x, GROUPS, weight, bias, skip=skip, activation="silu")
+
+
+FUNCTIONS = {
+    "silu": (plain_silu, fused_silu),
+    "scale_shift": (plain_scale_shift, fused_scale_shift),
+    "backward": (plain_silu, fused_silu),
+    "two_inputs": (plain_two_inputs, fused_two_inputs),
+}
+
+
 def with_backward(function: Function, grad_output: Tensor) -> Callable[..., tuple[Tensor, ...]]:
     """The output of ``function`` and its gradients in every argument."""
 
@@ -63,7 +85,7 @@ def with_backward(function: Function, grad_output: Tensor) -> Callable[..., tupl
 
 
 def cases(device: torch.device, full: bool) -> list[Case]:
-    """5 shapes x 2 layouts x dtypes x 3 modes."""
+    """5 shapes x 2 layouts x dtypes x 3 modes; two inputs in 3 shapes."""
     return [
         Case(
             "group_norm",
@@ -74,8 +96,8 @@ def cases(device: torch.device, full: bool) -> list[Case]:
             GROUP_OF[mode],
             layout=layout,
         )
-        for mode in MODES
-        for shape in SHAPES
+        for mode, shapes in (*((mode, SHAPES) for mode in MODES), ("two_inputs", TWO_INPUTS))
+        for shape in shapes
         for layout in LAYOUTS
         for dtype in _dtypes(device, full, shape)
     ]
@@ -91,9 +113,8 @@ def build(
     mode: str, shape: tuple[int, ...], layout: str, dtype: str, device: torch.device, allow_compile: bool
 ) -> Workload:
     grad = mode == "backward"
-    plain, fused = (plain_scale_shift, fused_scale_shift) if mode == "scale_shift" else (plain_silu, fused_silu)
+    plain, fused = FUNCTIONS[mode]
     inputs = make_inputs(mode, shape, layout, dtype, device)
-    x = inputs[0]
     grad_output = random_tensor(shape, device, dtype, seed=9, layout=layout)
     if grad:
         inputs = [t.requires_grad_() for t in inputs]
@@ -115,7 +136,8 @@ def build(
             return prepare(plain, grad_output.double())(*wide)
 
     providers = [Provider(name, call, "fastgen" if name == "fastgen" else "baseline") for name, call in calls.items()]
-    providers.append(Provider("copy", x.detach().clone, "floor"))
+    whole = random_tensor(shape, device, dtype, seed=0, layout=layout)
+    providers.append(Provider("copy", whole.clone, "floor"))
     elements = math.prod(shape)
     return Workload(
         providers,
@@ -128,10 +150,14 @@ def build(
 
 
 def make_inputs(mode: str, shape: Sequence[int], layout: str, dtype: str, device: torch.device) -> list[Tensor]:
-    """x off centre, weight near 1, and, for the modulated mode, scale and shift [N, C]."""
+    """x off centre, weight near 1, and, for the modulated mode, scale and shift [N, C]; two inputs have C channels together."""
     n, c = shape[:2]
+    parts = [2 * c // 3, c - 2 * c // 3] if mode == "two_inputs" else [c]
     inputs = [
-        random_tensor(shape, device, dtype, seed=0, layout=layout, mean=0.3, deviation=1.5),
+        *(
+            random_tensor((n, part, *shape[2:]), device, dtype, seed=6 * i, layout=layout, mean=0.3, deviation=1.5)
+            for i, part in enumerate(parts)
+        ),
         random_tensor((c,), device, dtype, seed=1, mean=1.0, deviation=0.2),
         random_tensor((c,), device, dtype, seed=2, deviation=0.2),
     ]

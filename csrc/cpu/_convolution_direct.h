@@ -364,16 +364,17 @@ void forward_direct(Call& call, const Tensor& packed) {
 template <int scale>
 Tensor forward_packed_direct(const char* op, const Tensor& input, const Tensor& packed, std::int64_t out_channels, OptionalTensor bias,
                              OptionalTensor input_scale, OptionalTensor input_shift, std::int64_t activation, OptionalTensor embedding,
-                             OptionalTensor residual, double output_scale) {
+                             OptionalTensor residual, double output_scale, OptionalTensor skip) {
   check_input(op, input);
   FASTGEN_CHECK(input.scalar_type() == ScalarType::BFloat16, op, ": input must be bfloat16");
   const std::int64_t taps = packed.dim() == 6 ? packed.size(3) : 0;
   FASTGEN_CHECK(packed.scalar_type() == ScalarType::BFloat16 && packed.is_contiguous() && (scale == 2 ? taps == 4 : taps == 9 || taps == 1) &&
                     packed.size(0) == scale * scale && packed.size(4) == kTile && packed.size(5) == kChunk,
                 op, ": packed must be what the packing op returns");
-  FASTGEN_CHECK(out_channels >= 1 && packed.size(1) == ceil_div(out_channels, kPanel) && packed.size(2) == ceil_div(input.size(1), kChunk), op,
-                ": packed must be for ", input.size(1), " channels and out_channels=", out_channels);
-  Call call = make_call<scale>(op, input, out_channels, bias, input_scale, input_shift, activation, embedding, residual, output_scale);
+  const std::int64_t channels = check_skip(op, input, skip);
+  FASTGEN_CHECK(out_channels >= 1 && packed.size(1) == ceil_div(out_channels, kPanel) && packed.size(2) == ceil_div(channels, kChunk), op,
+                ": packed must be for ", channels, " channels and out_channels=", out_channels);
+  Call call = make_call<scale>(op, input, skip, channels, out_channels, bias, input_scale, input_shift, activation, embedding, residual, output_scale);
   if (call.output.numel() == 0) return call.output;
   dispatch_taps<scale>(taps, [&]<class K>() { call.problem.silu ? forward_direct<K, true>(call, packed) : forward_direct<K, false>(call, packed); });
   return call.output;

@@ -55,16 +55,17 @@ void forward(Call& call, const Tensor& packed) {
 template <int scale>
 Tensor forward_packed(const char* op, const Tensor& input, const Tensor& packed, std::int64_t out_channels, OptionalTensor bias,
                       OptionalTensor input_scale, OptionalTensor input_shift, std::int64_t activation, OptionalTensor embedding,
-                      OptionalTensor residual, double output_scale) {
+                      OptionalTensor residual, double output_scale, OptionalTensor skip) {
   check_input(op, input);
   const ScalarType dtype = input.scalar_type();
   FASTGEN_CHECK(dtype != ScalarType::Double, op, ": input must be float32, bfloat16 or float16");
   FASTGEN_CHECK(packed.scalar_type() == ScalarType::Float && packed.dim() == 4 && packed.is_contiguous() &&
                     outputs_of<scale>(packed.size(0)) > 0,
                 op, ": packed must be what the packing op returns");
-  FASTGEN_CHECK(packed.size(1) == ceil_div(out_channels, kPanel) && packed.size(2) == input.size(1) && packed.size(3) == kPanel && out_channels >= 1,
-                op, ": packed must be for ", input.size(1), " channels and out_channels=", out_channels);
-  Call call = make_call<scale>(op, input, out_channels, bias, input_scale, input_shift, activation, embedding, residual, output_scale);
+  const std::int64_t channels = check_skip(op, input, skip);
+  FASTGEN_CHECK(packed.size(1) == ceil_div(out_channels, kPanel) && packed.size(2) == channels && packed.size(3) == kPanel && out_channels >= 1,
+                op, ": packed must be for ", channels, " channels and out_channels=", out_channels);
+  Call call = make_call<scale>(op, input, skip, channels, out_channels, bias, input_scale, input_shift, activation, embedding, residual, output_scale);
   if (call.output.numel() == 0) return call.output;
   dispatch_tile<scale>(outputs_of<scale>(packed.size(0)), [&]<class G>() {
     const auto run = [&]<class T>() {

@@ -13,9 +13,9 @@ Tensor conv2d_pack(const Tensor& weight, std::int64_t outputs) { return pack_wei
 
 Tensor conv2d_packed(const Tensor& input, const Tensor& packed, std::int64_t out_channels, OptionalTensor bias, OptionalTensor input_scale,
                      OptionalTensor input_shift, std::int64_t activation, OptionalTensor embedding, OptionalTensor residual,
-                     double output_scale) {
+                     double output_scale, OptionalTensor skip) {
   return forward_packed<1>("conv2d_packed", input, packed, out_channels, bias, input_scale, input_shift, activation, embedding, residual,
-                           output_scale);
+                           output_scale, skip);
 }
 
 #if FASTGEN_HAS_MATRIX_TILES
@@ -23,9 +23,9 @@ Tensor conv2d_direct_pack(const Tensor& weight) { return pack_weight_direct<1>("
 
 Tensor conv2d_direct(const Tensor& input, const Tensor& packed, std::int64_t out_channels, OptionalTensor bias, OptionalTensor input_scale,
                      OptionalTensor input_shift, std::int64_t activation, OptionalTensor embedding, OptionalTensor residual,
-                     double output_scale) {
+                     double output_scale, OptionalTensor skip) {
   return forward_packed_direct<1>("conv2d_direct", input, packed, out_channels, bias, input_scale, input_shift, activation, embedding,
-                                  residual, output_scale);
+                                  residual, output_scale, skip);
 }
 #endif
 

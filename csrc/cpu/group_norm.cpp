@@ -60,17 +60,15 @@ void apply_elements(const T* x, T* y, std::int64_t count, const AffineArrays<opm
 }
 
 template <class T, bool kSilu>
-void forward_contiguous(const Problem& p, const T* x, Rows rows, T* y, opmath_t<T>* mean, opmath_t<T>* rstd) {
+void forward_contiguous(const Problem& p, const Pieces<T>& x, T* y, opmath_t<T>* mean, opmath_t<T>* rstd) {
   using A = opmath_t<T>;
   const std::int64_t items = p.n * p.groups, size = p.group_size();
-  const auto group_at = [&](std::int64_t item) {
-    return x + item / p.groups * rows.batch_stride + item % p.groups * size;
-  };
+  const auto group_at = [&](std::int64_t item) { return x.run(item / p.groups, item % p.groups * p.per_group, p.per_group); };
   // Few groups, and large: their chunks are shared out instead. The chunks and the order of merging are the same.
   const bool split = items < 2 * static_cast<std::int64_t>(torch::stable::get_num_threads()) && size > 8 * kChunk;
   std::vector<Moments> split_moments(split ? items : 0);
   if (split) {
-    const std::int64_t chunks = ContiguousGroup<T>(p, x).chunks();
+    const std::int64_t chunks = ContiguousGroup<T>(p, group_at(0)).chunks();
     std::vector<Moments> parts(items * chunks);
     parallel(items * chunks, p.elements(), [&](std::int64_t begin, std::int64_t end) {
       std::vector<A> channel_bias(p.per_group);
@@ -93,7 +91,7 @@ void forward_contiguous(const Problem& p, const T* x, Rows rows, T* y, opmath_t<
     for (std::int64_t i = begin; i < end; ++i) {
       const std::int64_t item = i / pieces, n = item / p.groups, g = item % p.groups;
       if (i == begin || i % pieces == 0) channels.read(p, n, g * p.per_group, p.per_group);
-      const T* in = group_at(item);
+      const Run<T> in = group_at(item);
       T* out = y + item * size;
       Moments moments;
       if (split) {
@@ -106,12 +104,13 @@ void forward_contiguous(const Problem& p, const T* x, Rows rows, T* y, opmath_t<
       if (mean && i % pieces == 0) mean[item] = static_cast<A>(moments.mean), rstd[item] = static_cast<A>(r);
       if (short_rows) {
         for (std::int64_t c = 0; c < p.per_group; ++c) elements.set(c * p.pixels, p.pixels, channels.affine(c, moments.mean, r));
-        apply_elements<T, kSilu>(in, out, size, elements, 0, ahead);
+        if (in.seam > 0) apply_elements<T, kSilu>(in.low, out, in.seam, elements, 0, ahead);
+        if (in.seam < size) apply_elements<T, kSilu>(in.high, out + in.seam, size - in.seam, elements, in.seam, ahead);
         continue;
       }
       const std::int64_t first = split ? i % pieces : 0, last = split ? first + 1 : p.per_group;
       for (std::int64_t c = first; c < last; ++c)
-        apply_row<T, kSilu>(in + c * p.pixels, out + c * p.pixels, p.pixels, channels.affine(c, moments.mean, r), ahead);
+        apply_row<T, kSilu>(in.at(c * p.pixels), out + c * p.pixels, p.pixels, channels.affine(c, moments.mean, r), ahead);
     }
   });
 }
@@ -119,15 +118,15 @@ void forward_contiguous(const Problem& p, const T* x, Rows rows, T* y, opmath_t<
 // ---- channels-last -------------------------------------------------------------------------------------------------------
 
 template <class T, bool kSilu>
-void forward_channels_last(const Problem& p, const T* x, Rows rows, T* y, opmath_t<T>* mean, opmath_t<T>* rstd) {
+void forward_channels_last(const Problem& p, const Pieces<T>& x, T* y, opmath_t<T>* mean, opmath_t<T>* rstd) {
   using A = opmath_t<T>;
   const Slabs slabs(p);
   std::vector<Moments> parts(p.n * slabs.count * p.groups);
 
   const auto take_moments = [&](SlabMoments<T>& slab_moments, std::int64_t n, std::int64_t slab, const A* channel_bias) {
     const std::int64_t first = slab * slabs.slab;
-    slab_moments.run(slabs, x + n * rows.batch_stride + first * rows.row_stride, rows.row_stride,
-                     std::min(slabs.slab, p.pixels - first), channel_bias, parts.data() + (n * slabs.count + slab) * p.groups);
+    slab_moments.run(slabs, x, n, first, std::min(slabs.slab, p.pixels - first), channel_bias,
+                     parts.data() + (n * slabs.count + slab) * p.groups);
   };
   // The maps of all channels of sample n, from the slabs' moments merged in order.
   const auto finish = [&](std::int64_t n, const Channels<A>& channels, AffineArrays<A>& affine, std::int64_t at_map) {
@@ -140,17 +139,18 @@ void forward_channels_last(const Problem& p, const T* x, Rows rows, T* y, opmath
         affine.set(at_map + c, 1, channels.affine(c, moments.mean, r));
     }
   };
-  const auto apply = [&](std::int64_t n, std::int64_t slab, const AffineArrays<A>& affine, std::int64_t at_map,
-                         std::int64_t ahead) {
+  const auto apply = [&](std::int64_t n, std::int64_t slab, const AffineArrays<A>& affine, std::int64_t at_map, bool ahead) {
     const std::int64_t first = slab * slabs.slab, last = std::min(first + slabs.slab, p.pixels);
     for (std::int64_t i = first; i < last; ++i)
-      apply_elements<T, kSilu>(x + n * rows.batch_stride + i * rows.row_stride, y + (n * p.pixels + i) * p.channels, p.channels, affine, at_map, ahead);
+      x.each([&](const Piece<T>& of) {
+        apply_elements<T, kSilu>(of.pixel(n, i), y + (n * p.pixels + i) * p.channels + of.first, of.channels(), affine, at_map + of.first,
+                                 ahead ? of.rows.batch_stride : 0);
+      });
   };
 
   const auto threads = static_cast<std::int64_t>(torch::stable::get_num_threads());
   if (p.n % threads == 0 || p.n >= 4 * threads || slabs.count == 1) {
     const bool fits = p.channels * p.pixels * static_cast<std::int64_t>(sizeof(T)) <= kPrefetchImageBytes;
-    const std::int64_t ahead = fits ? rows.batch_stride : 0;
     parallel(p.n, p.elements(), [&](std::int64_t begin, std::int64_t end) {
       SlabMoments<T> slab_moments(p);
       Channels<A> channels(p.channels);
@@ -160,7 +160,7 @@ void forward_channels_last(const Problem& p, const T* x, Rows rows, T* y, opmath
         for (std::int64_t slab = 0; slab < slabs.count; ++slab) take_moments(slab_moments, n, slab, channels.channel_bias);
         finish(n, channels, affine, 0);
         // Backwards: what the statistics read last is still in the cache.
-        for (std::int64_t slab = slabs.count - 1; slab >= 0; --slab) apply(n, slab, affine, 0, ahead);
+        for (std::int64_t slab = slabs.count - 1; slab >= 0; --slab) apply(n, slab, affine, 0, fits);
       }
     });
     return;
@@ -180,14 +180,13 @@ void forward_channels_last(const Problem& p, const T* x, Rows rows, T* y, opmath
     finish(n, channels, affine, n * p.channels);
   }
   parallel(items, p.elements(), [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t i = end - 1; i >= begin; --i) apply(i / slabs.count, i % slabs.count, affine, i / slabs.count * p.channels, 0);
+    for (std::int64_t i = end - 1; i >= begin; --i) apply(i / slabs.count, i % slabs.count, affine, i / slabs.count * p.channels, false);
   });
 }
 
 // Fills `output`, and `mean` and `rstd` where they are wanted.
-void forward(const Problem& p, const Tensor& input, Tensor& output, Tensor* mean, Tensor* rstd) {
-  Tensor x = input;
-  const Rows rows = as_rows(x, p.channels_last);
+void forward(const Problem& p, const Tensor& input, const OptionalTensor& skip, Tensor& output, Tensor* mean, Tensor* rstd) {
+  const Inputs inputs(p, input, skip);
   dispatch_dtype("group_norm", input.scalar_type(), [&]<class T>() {
     using A = opmath_t<T>;
     A* m = mean ? static_cast<A*>(mean->mutable_data_ptr()) : nullptr;
@@ -197,31 +196,31 @@ void forward(const Problem& p, const Tensor& input, Tensor& output, Tensor* mean
       if (r) std::fill_n(r, p.n * p.groups, std::numeric_limits<A>::quiet_NaN());
       return;
     }
-    const T* in = static_cast<const T*>(x.data_ptr());
+    const Pieces<T> in = inputs.pieces<T>();
     T* out = static_cast<T*>(output.mutable_data_ptr());
-    if (p.channels_last && p.silu) forward_channels_last<T, true>(p, in, rows, out, m, r);
-    if (p.channels_last && !p.silu) forward_channels_last<T, false>(p, in, rows, out, m, r);
-    if (!p.channels_last && p.silu) forward_contiguous<T, true>(p, in, rows, out, m, r);
-    if (!p.channels_last && !p.silu) forward_contiguous<T, false>(p, in, rows, out, m, r);
+    if (p.channels_last && p.silu) forward_channels_last<T, true>(p, in, out, m, r);
+    if (p.channels_last && !p.silu) forward_channels_last<T, false>(p, in, out, m, r);
+    if (!p.channels_last && p.silu) forward_contiguous<T, true>(p, in, out, m, r);
+    if (!p.channels_last && !p.silu) forward_contiguous<T, false>(p, in, out, m, r);
   });
 }
 
-Tensor group_norm(const Tensor& input, std::int64_t num_groups, OptionalTensor weight, OptionalTensor bias,
+Tensor group_norm(const Tensor& input, OptionalTensor skip, std::int64_t num_groups, OptionalTensor weight, OptionalTensor bias,
                   OptionalTensor channel_bias, OptionalTensor scale, OptionalTensor shift, double eps, std::int64_t activation) {
-  const Problem p = make_problem("group_norm", input, num_groups, weight, bias, channel_bias, scale, shift, eps, activation);
-  Tensor output = empty_dense(input, is_channels_last(input), input.scalar_type());
-  forward(p, input, output, nullptr, nullptr);
+  const Problem p = make_problem("group_norm", input, skip, num_groups, weight, bias, channel_bias, scale, shift, eps, activation);
+  Tensor output = empty_output(p, input, input.scalar_type());
+  forward(p, input, skip, output, nullptr, nullptr);
   return output;
 }
 
-std::tuple<Tensor, Tensor, Tensor> group_norm_fwd(const Tensor& input, std::int64_t num_groups, OptionalTensor weight,
-                                                  OptionalTensor bias, OptionalTensor channel_bias, OptionalTensor scale,
-                                                  OptionalTensor shift, double eps, std::int64_t activation) {
-  const Problem p = make_problem("group_norm", input, num_groups, weight, bias, channel_bias, scale, shift, eps, activation);
+std::tuple<Tensor, Tensor, Tensor> group_norm_fwd(const Tensor& input, OptionalTensor skip, std::int64_t num_groups,
+                                                  OptionalTensor weight, OptionalTensor bias, OptionalTensor channel_bias,
+                                                  OptionalTensor scale, OptionalTensor shift, double eps, std::int64_t activation) {
+  const Problem p = make_problem("group_norm", input, skip, num_groups, weight, bias, channel_bias, scale, shift, eps, activation);
   const ScalarType opmath = opmath_type(input.scalar_type());
-  Tensor output = empty_dense(input, is_channels_last(input), input.scalar_type());
+  Tensor output = empty_output(p, input, input.scalar_type());
   Tensor mean = empty_contiguous({p.n, p.groups}, opmath), rstd = empty_contiguous({p.n, p.groups}, opmath);
-  forward(p, input, output, &mean, &rstd);
+  forward(p, input, skip, output, &mean, &rstd);
   return {output, mean, rstd};
 }
 

@@ -40,11 +40,13 @@ Vec<opmath_t<T>> grad_before_activation(Vec<opmath_t<T>> dy, Vec<opmath_t<T>> ce
   return dy * silu_grad<A>(madd<A>(centred, a, b));
 }
 
+// The gradients are of all channels: those of the two inputs are slices of dx.
 template <class T>
 struct Pointers {
-  const T *x, *dy;
+  Pieces<T> x;
+  const T* dy;
   T* dx;
-  Rows x_rows, dy_rows;
+  Rows dy_rows;
 };
 
 // ---- contiguous ----------------------------------------------------------------------------------------------------------
@@ -123,19 +125,19 @@ void backward_contiguous(const Problem& p, const Pointers<T>& at, const opmath_t
     for (std::int64_t item = begin; item < end; ++item) {
       const std::int64_t n = item / p.groups, first = item % p.groups * p.per_group;
       channels.read(p, n, first, p.per_group);
-      const T* x = at.x + n * at.x_rows.batch_stride + first * p.pixels;
+      const Run<T> x = at.x.run(n, first, p.per_group);
       const T* dy = at.dy + n * at.dy_rows.batch_stride + first * p.pixels;
       T* dx = at.dx + item * p.group_size();
       Sums* group_sums = sums + n * p.channels + first;
       for (std::int64_t c = 0; c < p.per_group; ++c) {
         const std::int64_t row = c * p.pixels;
-        group_sums[c] = row_sums<T, kSilu>(x + row, dy + row, dx + row, p.pixels, map_of(channels, c, mean[item], rstd[item]));
+        group_sums[c] = row_sums<T, kSilu>(x.at(row), dy + row, dx + row, p.pixels, map_of(channels, c, mean[item], rstd[item]));
       }
       const auto [mean_dz, mean_dz_x] = group_means(p, channels, 0, group_sums);
       for (std::int64_t c = 0; c < p.per_group; ++c) {
         const Map<A> map = map_of(channels, c, mean[item], rstd[item]);
         const std::int64_t row = c * p.pixels;
-        finish_row<T, kSilu>(x + row, dy + row, dx + row, p.pixels, map, combine_of(map, rstd[item], mean_dz, mean_dz_x));
+        finish_row<T, kSilu>(x.at(row), dy + row, dx + row, p.pixels, map, combine_of(map, rstd[item], mean_dz, mean_dz_x));
       }
     }
   });
@@ -156,12 +158,15 @@ struct SlabSums {
   explicit SlabSums(std::int64_t c) : dz(c), dz_x(c), x(c) {}
 };
 
+// Of `channels` from `first` on, which x begins with; dy and dx begin with channel 0.
 template <class T, bool kSilu>
-void slab_sums(const Problem& p, const T* x, const T* dy, T* dx, std::int64_t x_stride, std::int64_t dy_stride,
-               std::int64_t pixels, const MapArrays<opmath_t<T>>& map, SlabSums<opmath_t<T>>& sums) {
+void slab_sums(const Problem& p, const T* x, const T* dy, T* dx, std::int64_t x_stride, std::int64_t dy_stride, std::int64_t first,
+               std::int64_t channels, std::int64_t pixels, const MapArrays<opmath_t<T>>& map, SlabSums<opmath_t<T>>& sums) {
   using A = opmath_t<T>;
   using V = Vec<A>;
-  for_vectors<A>(p.channels, [&](std::int64_t c, auto at) {
+  x -= first;
+  for_vectors<A>(channels, [&](std::int64_t i, auto at) {
+    const std::int64_t c = first + i;
     const V m = at.load(map.m.data() + c), a = at.load(map.a.data() + c), b = at.load(map.b.data() + c);
     const V r = at.load(map.rstd.data() + c), lost = at.load(map.lost.data() + c);
     V dz_sum(0), dz_x_sum(0), x_sum(0);
@@ -186,13 +191,14 @@ void slab_sums(const Problem& p, const T* x, const T* dy, T* dx, std::int64_t x_
 }
 
 template <class T, bool kSilu>
-void finish_slab(const Problem& p, const T* x, const T* dy, T* dx, std::int64_t x_stride, std::int64_t dy_stride,
-                 std::int64_t pixels, const MapArrays<opmath_t<T>>& map) {
+void finish_slab(const Problem& p, const T* x, const T* dy, T* dx, std::int64_t x_stride, std::int64_t dy_stride, std::int64_t first,
+                 std::int64_t channels, std::int64_t pixels, const MapArrays<opmath_t<T>>& map) {
   using A = opmath_t<T>;
   using V = Vec<A>;
   for (std::int64_t i = 0; i < pixels; ++i)
-    for_vectors<A>(p.channels, [&](std::int64_t c, auto at) {
-      const V centred = at.load(x + i * x_stride + c) - at.load(map.m.data() + c);
+    for_vectors<A>(channels, [&](std::int64_t k, auto at) {
+      const std::int64_t c = first + k;
+      const V centred = at.load(x + i * x_stride + k) - at.load(map.m.data() + c);
       V dz;
       if constexpr (std::is_same_v<T, A>) dz = at.load(dx + i * p.channels + c);
       else dz = grad_before_activation<T, kSilu>(at.load(dy + i * dy_stride + c), centred, at.load(map.a.data() + c), at.load(map.b.data() + c));
@@ -223,15 +229,16 @@ void backward_channels_last(const Problem& p, const Pointers<T>& at, const opmat
     parallel(p.n * slabs, p.elements(), [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t item = begin; item < end; ++item) {
         const std::int64_t n = item / slabs, first = item % slabs * slab;
-        work(item, n, at.x + n * at.x_rows.batch_stride + first * at.x_rows.row_stride,
-             at.dy + n * at.dy_rows.batch_stride + first * at.dy_rows.row_stride, at.dx + (n * p.pixels + first) * p.channels,
-             std::min(slab, p.pixels - first));
+        at.x.each([&](const Piece<T>& of) {
+          work(item, n, of, of.pixel(n, first), at.dy + n * at.dy_rows.batch_stride + first * at.dy_rows.row_stride,
+               at.dx + (n * p.pixels + first) * p.channels, std::min(slab, p.pixels - first));
+        });
       }
     });
   };
-  each_slab([&](std::int64_t item, std::int64_t n, const T* x, const T* dy, T* dx, std::int64_t pixels) {
-    parts[item] = SlabSums<A>(p.channels);
-    slab_sums<T, kSilu>(p, x, dy, dx, at.x_rows.row_stride, at.dy_rows.row_stride, pixels, maps[n], parts[item]);
+  each_slab([&](std::int64_t item, std::int64_t n, const Piece<T>& of, const T* x, const T* dy, T* dx, std::int64_t pixels) {
+    if (of.first == 0) parts[item] = SlabSums<A>(p.channels);
+    slab_sums<T, kSilu>(p, x, dy, dx, of.rows.row_stride, at.dy_rows.row_stride, of.first, of.channels(), pixels, maps[n], parts[item]);
   });
   parallel(p.n, p.n * p.channels * slabs, [&](std::int64_t begin, std::int64_t end) {
     Channels<A> channels(p.channels);
@@ -253,8 +260,8 @@ void backward_channels_last(const Problem& p, const Pointers<T>& at, const opmat
       }
     }
   });
-  each_slab([&](std::int64_t, std::int64_t n, const T* x, const T* dy, T* dx, std::int64_t pixels) {
-    finish_slab<T, kSilu>(p, x, dy, dx, at.x_rows.row_stride, at.dy_rows.row_stride, pixels, maps[n]);
+  each_slab([&](std::int64_t, std::int64_t n, const Piece<T>& of, const T* x, const T* dy, T* dx, std::int64_t pixels) {
+    finish_slab<T, kSilu>(p, x, dy, dx, of.rows.row_stride, at.dy_rows.row_stride, of.first, of.channels(), pixels, maps[n]);
   });
 }
 
@@ -287,21 +294,22 @@ void parameter_gradients(const Problem& p, const A* rstd, const Sums* sums, A* d
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> group_norm_bwd(
-    const Tensor& grad_output, const Tensor& input, const Tensor& mean, const Tensor& rstd, std::int64_t num_groups,
+    const Tensor& grad_output, const Tensor& input, OptionalTensor skip, const Tensor& mean, const Tensor& rstd, std::int64_t num_groups,
     OptionalTensor weight, OptionalTensor bias, OptionalTensor channel_bias, OptionalTensor scale, OptionalTensor shift,
     std::int64_t activation) {
-  const Problem p = make_problem("group_norm_bwd", input, num_groups, weight, bias, channel_bias, scale, shift, 0.0, activation);
+  const Problem p = make_problem("group_norm_bwd", input, skip, num_groups, weight, bias, channel_bias, scale, shift, 0.0, activation);
   const ScalarType dtype = input.scalar_type(), opmath = opmath_type(dtype);
   check_floating("group_norm_bwd", "grad_output", grad_output);
-  FASTGEN_CHECK(sizes_of(grad_output) == sizes_of(input), "group_norm_bwd: grad_output must have the shape of input");
+  FASTGEN_CHECK(sizes_of(grad_output) == sizes_with_channels(input, p.channels), "group_norm_bwd: grad_output must have the shape of the output");
   if (grad_output.scalar_type() != dtype) {  // that of group_norm_wide_fwd
     const auto widened = [&](const Tensor& t) {
       Tensor copy = empty_dense(t, is_channels_last(input), opmath);
       torch::stable::copy_(copy, t);
       return copy;
     };
-    Tensor narrow = empty_dense(input, is_channels_last(input), dtype);
-    auto grads = group_norm_bwd(widened(grad_output), widened(input), mean, rstd, num_groups, weight, bias, channel_bias, scale,
+    Tensor narrow = empty_output(p, input, dtype);
+    const OptionalTensor wide_skip = skip.has_value() ? OptionalTensor(widened(*skip)) : std::nullopt;
+    auto grads = group_norm_bwd(widened(grad_output), widened(input), wide_skip, mean, rstd, num_groups, weight, bias, channel_bias, scale,
                                 shift, activation);
     torch::stable::copy_(narrow, std::get<0>(grads));
     std::get<0>(grads) = narrow;
@@ -311,12 +319,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> group_norm_bwd(
   FASTGEN_CHECK(sizes_of(mean) == group_sizes && sizes_of(rstd) == group_sizes && mean.scalar_type() == opmath &&
                     rstd.scalar_type() == opmath,
                 "group_norm_bwd: mean and rstd must be [N, num_groups] in the dtype of the statistics");
-  Tensor d_input = empty_dense(input, is_channels_last(input), dtype);
+  Tensor d_input = empty_output(p, input, dtype);
   Tensor d_weight = empty_contiguous({p.channels}, opmath), d_bias = empty_contiguous({p.channels}, opmath);
   const auto per_sample = [&] { return empty_contiguous({p.n, p.channels}, opmath); };
   Tensor d_channel_bias = per_sample(), d_scale = per_sample(), d_shift = per_sample();
-  Tensor x = input, dy = grad_output;
-  const Rows x_rows = as_rows(x, p.channels_last), dy_rows = as_rows(dy, p.channels_last);
+  Tensor dy = grad_output;
+  const Inputs inputs(p, input, skip);
+  const Rows dy_rows = as_rows(dy, p.channels_last);
   const Tensor mean_dense = as_dense(mean, false), rstd_dense = as_dense(rstd, false);
   std::vector<Sums> sums(p.n * p.channels);
   dispatch_dtype("group_norm_bwd", dtype, [&]<class T>() {
@@ -324,8 +333,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> group_norm_bwd(
     const auto* m = static_cast<const A*>(mean_dense.data_ptr());
     const auto* r = static_cast<const A*>(rstd_dense.data_ptr());
     if (p.elements() > 0) {
-      const Pointers<T> at{static_cast<const T*>(x.data_ptr()), static_cast<const T*>(dy.data_ptr()),
-                           static_cast<T*>(d_input.mutable_data_ptr()), x_rows, dy_rows};
+      const Pointers<T> at{inputs.pieces<T>(), static_cast<const T*>(dy.data_ptr()), static_cast<T*>(d_input.mutable_data_ptr()), dy_rows};
       if (p.channels_last && p.silu) backward_channels_last<T, true>(p, at, m, r, sums.data());
       if (p.channels_last && !p.silu) backward_channels_last<T, false>(p, at, m, r, sums.data());
       if (!p.channels_last && p.silu) backward_contiguous<T, true>(p, at, m, r, sums.data());

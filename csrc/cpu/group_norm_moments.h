@@ -20,7 +20,7 @@ class ContiguousGroup {
   using A = opmath_t<T>;
 
  public:
-  ContiguousGroup(const Problem& p, const T* x) : p_(p), x_(x), biased_(p.channel_bias.given()) {
+  ContiguousGroup(const Problem& p, Run<T> x) : p_(p), x_(x), biased_(p.channel_bias.given()) {
     by_channel_ = biased_ && p.pixels >= kStage;
     per_row_ = (p.pixels + kChunk - 1) / kChunk;
     chunks_ = by_channel_ ? p.per_group * per_row_ : (p.group_size() + kChunk - 1) / kChunk;
@@ -32,18 +32,20 @@ class ContiguousGroup {
   Moments moments(std::int64_t chunk, const A* channel_bias) const {
     if (by_channel_) {  // the bias only moves the mean of a row
       const std::int64_t channel = chunk / per_row_, first = chunk % per_row_ * kChunk;
-      Moments m = chunk_moments(x_ + channel * p_.pixels + first, std::min(kChunk, p_.pixels - first));
+      Moments m = chunk_moments(x_.at(channel * p_.pixels + first), std::min(kChunk, p_.pixels - first));
       m.mean += channel_bias[channel];
       return m;
     }
     const std::int64_t first = chunk * kChunk, count = std::min(kChunk, p_.group_size() - first);
-    if (!biased_) return chunk_moments(x_ + first, count);
+    const bool two = first < x_.seam && x_.seam < first + count;  // a piece of either input
+    if (!biased_ && !two) return chunk_moments(x_.at(first), count);
     alignas(64) A staged[kChunk];
     for (std::int64_t i = 0; i < count;) {
       const std::int64_t channel = (first + i) / p_.pixels;
       const std::int64_t run = std::min(count - i, (channel + 1) * p_.pixels - (first + i));
       const Vec<A> add(channel_bias[channel]);
-      for_vectors<A>(run, [&](std::int64_t k, auto at) { at.store(staged + i + k, at.load(x_ + first + i + k) + add); });
+      const T* const x = x_.at(first + i);
+      for_vectors<A>(run, [&](std::int64_t k, auto at) { at.store(staged + i + k, at.load(x + k) + add); });
       i += run;
     }
     return chunk_moments(staged, count);
@@ -51,7 +53,7 @@ class ContiguousGroup {
 
  private:
   const Problem& p_;
-  const T* x_;
+  Run<T> x_;
   bool biased_, by_channel_;
   std::int64_t per_row_, chunks_;
 };
@@ -74,25 +76,34 @@ class SlabMoments {
 
  public:
   explicit SlabMoments(const Problem& p)
-      : p_(p), padded_((p.channels + kWidth<A> - 1) / kWidth<A> * kWidth<A>), pivot_(padded_), offset_(padded_), m2_(padded_) {}
+      : p_(p), second_(padded(p.seam) - p.seam), padded_(padded(p.seam) + padded(p.channels - p.seam)), pivot_(padded_), offset_(padded_),
+        m2_(padded_) {}
 
-  void run(const Slabs& slabs, const T* x, std::int64_t row_stride, std::int64_t pixels, const A* channel_bias, Moments* groups) {
+  // Of pixels [first, first + pixels) of sample n.
+  void run(const Slabs& slabs, const Pieces<T>& pieces, std::int64_t n, std::int64_t first, std::int64_t pixels, const A* channel_bias,
+           Moments* groups) {
     std::int64_t seen = 0;
     while (seen < pixels) {
       const std::int64_t take = std::min(slabs.chunk, pixels - seen);
-      std::int64_t c = 0;
-      for (; c + 4 * kWidth<A> <= p_.channels; c += 4 * kWidth<A>)
-        columns<4>(Whole{}, x + seen * row_stride + c, row_stride, take, seen, c);
-      for (; c + kWidth<A> <= p_.channels; c += kWidth<A>)
-        columns<1>(Whole{}, x + seen * row_stride + c, row_stride, take, seen, c);
-      if (c < p_.channels)
-        columns<1>(Part{static_cast<int>(p_.channels - c)}, x + seen * row_stride + c, row_stride, take, seen, c);
+      pieces.each([&](const Piece<T>& of) { chunk(of.pixel(n, first + seen), of.rows.row_stride, take, seen, of.channels(), at(of.first)); });
       seen += take;
     }
     to_groups(static_cast<double>(pixels), channel_bias, groups);
   }
 
  private:
+  static std::int64_t padded(std::int64_t channels) { return (channels + kWidth<A> - 1) / kWidth<A> * kWidth<A>; }
+  // Where channel i is kept: those of the second input begin a vector.
+  std::int64_t at(std::int64_t i) const { return i < p_.seam ? i : i + second_; }
+
+  // `channels` of the pixels of one chunk, kept from `to` on.
+  void chunk(const T* x, std::int64_t row_stride, std::int64_t pixels, std::int64_t seen, std::int64_t channels, std::int64_t to) {
+    std::int64_t c = 0;
+    for (; c + 4 * kWidth<A> <= channels; c += 4 * kWidth<A>) columns<4>(Whole{}, x + c, row_stride, pixels, seen, to + c);
+    for (; c + kWidth<A> <= channels; c += kWidth<A>) columns<1>(Whole{}, x + c, row_stride, pixels, seen, to + c);
+    if (c < channels) columns<1>(Part{static_cast<int>(channels - c)}, x + c, row_stride, pixels, seen, to + c);
+  }
+
   // kVectors neighbouring vectors of channels over the pixels of one chunk, merged into the slab's moments.
   template <int kVectors, class At>
   void columns(At at, const T* x, std::int64_t row_stride, std::int64_t pixels, std::int64_t seen, std::int64_t channel) {
@@ -137,16 +148,16 @@ class SlabMoments {
       mean /= static_cast<double>(p_.per_group);
       for (std::int64_t i = first; i < first + p_.per_group; ++i) {
         const double delta = channel_mean(i) + channel_bias[i] - mean;
-        m2 += m2_[i] + pixels * delta * delta;
+        m2 += m2_[at(i)] + pixels * delta * delta;
       }
       groups[g] = {pixels * static_cast<double>(p_.per_group), mean, m2};
     }
   }
 
-  double channel_mean(std::int64_t i) const { return static_cast<double>(pivot_[i]) + static_cast<double>(offset_[i]); }
+  double channel_mean(std::int64_t i) const { return static_cast<double>(pivot_[at(i)]) + static_cast<double>(offset_[at(i)]); }
 
   const Problem& p_;
-  std::int64_t padded_;
+  std::int64_t second_, padded_;
   std::vector<A> pivot_, offset_, m2_;  // the mean is pivot + offset: a mean of 1e4 leaves no digits for its changes
 };
 

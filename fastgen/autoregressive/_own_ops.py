@@ -46,6 +46,7 @@ def _conv2d(
         None,
         None,
         1.0,
+        None,
     ):  # a norm before it, which averages over the image, and what is added after
         raise NotPlannable("a convolution with other layers in it")
     made: Value = RULES["aten.convolution"](

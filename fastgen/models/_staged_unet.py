@@ -14,11 +14,14 @@ from ._configured import Configured, check_positive
 
 
 class Stage(nn.ModuleList):
-    """Layers in a row; each gets what it ``takes`` beside the features."""
+    """Layers in a row; each gets what it ``takes`` beside the features. The first one of a stage on the way up, a residual block,
+    gets ``skip`` too: the features of the way down that come beside them."""
 
-    def forward(self, x: Tensor, **given: Any) -> Tensor:
+    def forward(self, x: Tensor, *, skip: Tensor | None = None, **given: Any) -> Tensor:
+        more = {} if skip is None else {"skip": skip}
         for layer in self:
-            x = layer(x, **{name: given[name] for name in getattr(layer, "takes", ())})
+            x = layer(x, **more, **{name: given[name] for name in getattr(layer, "takes", ())})
+            more = {}
         return x
 
 
@@ -55,7 +58,7 @@ class StagedUNet(Configured):
 
         Args:
             first: the convolution that the features come from.
-            res_block: of (channels, out_channels).
+            res_block: of (channels, out_channels); on the way up called with ``skip``, as :class:`fastgen.nn.ResBlock`.
             attention: what follows a residual block, of (channels, level); the level of the middle is None.
             resample: of ("up" or "down", channels).
 
@@ -100,7 +103,7 @@ class StagedUNet(Configured):
             skips.append(h)
         h = self.middle_block(h, **given)
         for stage in self.output_blocks:
-            h = stage(torch.cat([h, skips.pop()], dim=1), **given)
+            h = stage(h, skip=skips.pop(), **given)
         return h
 
     @property

@@ -43,16 +43,23 @@ class VideoResBlock(ResBlock):
         self.temporal_conv1 = FrameConv(self.out_channels, temporal_kernel_size)
         self.temporal_conv2 = FrameConv(self.out_channels, temporal_kernel_size)
 
-    def forward(self, x: Tensor, embedding: Tensor | None = None, videos: int | None = None) -> Tensor:
-        """``x`` [N F, C, H, W], ``embedding`` [N, E]; ``videos`` as in :class:`FrameConv`."""
+    def forward(
+        self,
+        x: Tensor,
+        embedding: Tensor | None = None,
+        videos: int | None = None,
+        *,
+        skip: Tensor | None = None,
+    ) -> Tensor:
+        """``x`` [N F, C, H, W], ``embedding`` [N, E]; ``videos`` as in :class:`FrameConv`, ``skip`` as in the block of an image."""
         if embedding is not None:
             embedding = embedding.repeat_interleave(len(x) // len(embedding), dim=0)
         if videos is None:
-            return super().forward(x, embedding)
+            return super().forward(x, embedding, skip=skip)
         of_norm2 = self._modulation(embedding)
-        h, x = self._first_half(x)
+        h, residual = self._first_half(*self._inputs(x, skip))
         h = self._second_half(self.temporal_conv1(h, videos), of_norm2)
-        return self.skip(x) + self.temporal_conv2(h, videos)
+        return residual + self.temporal_conv2(h, videos)
 
 
 class VideoAttention(SpatialAttention):

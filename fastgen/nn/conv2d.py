@@ -2,13 +2,14 @@
 after it."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from ..ops import conv2d, conv2d_plan, upsample_conv2d, upsample_conv2d_plan
 from ..ops._convolution_plan import ConvolutionPlan
+from ..ops.conv2d import reads_in_parts
 from .group_norm import GroupNorm, PlainGroupNorm
 
 
@@ -36,6 +37,7 @@ class Conv2d(nn.Conv2d):
         self,
         input: Tensor,
         *,
+        skip: Tensor | None = None,
         input_scale: Tensor | None = None,
         input_shift: Tensor | None = None,
         activation: str | None = None,
@@ -45,14 +47,14 @@ class Conv2d(nn.Conv2d):
     ) -> Tensor:
         """``input`` [N, C, H, W] and what :func:`fastgen.ops.conv2d` takes beside it; raises what that raises."""
         return conv2d(
-            input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups,
+            input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups, skip=skip,
             input_scale=input_scale, input_shift=input_shift, activation=activation, embedding=embedding,
             residual=residual, output_scale=output_scale,
         )  # fmt: skip
 
-    def plan(self, input: Tensor) -> ConvolutionPlan:
-        """Which algorithm takes ``input``, as things are now, and why."""
-        return conv2d_plan(input, self.weight, self.stride, self.padding, self.dilation, self.groups)
+    def plan(self, input: Tensor, skip: Tensor | None = None) -> ConvolutionPlan:
+        """Which algorithm takes ``input``, or both inputs, as things are now, and why."""
+        return conv2d_plan(input, self.weight, self.stride, self.padding, self.dilation, self.groups, skip=skip)
 
 
 class UpsampleConv2d(Conv2d):
@@ -76,9 +78,9 @@ class UpsampleConv2d(Conv2d):
         """[N, C, H, W] -> [N, out_channels, 2H, 2W], with the keywords of :meth:`Conv2d.forward`."""
         return upsample_conv2d(input, self.weight, self.bias, **fused)
 
-    def plan(self, input: Tensor) -> ConvolutionPlan:
-        """Which algorithm takes ``input``, as things are now, and why."""
-        return upsample_conv2d_plan(input, self.weight)
+    def plan(self, input: Tensor, skip: Tensor | None = None) -> ConvolutionPlan:
+        """Which algorithm takes ``input``, or both inputs, as things are now, and why."""
+        return upsample_conv2d_plan(input, self.weight, skip=skip)
 
     def extra_repr(self) -> str:
         return f"{self.in_channels}, {self.out_channels}, bias={self.bias is not None}"
@@ -95,24 +97,44 @@ def conv_of_upsampled(conv: Callable[..., nn.Module], channels: int, out_channel
 
 
 def normed_conv(
-    norm: nn.Module, conv: nn.Module, input: Tensor, *, residual: Tensor | None = None, **of_norm: Tensor
+    norm: nn.Module,
+    conv: nn.Module,
+    input: Tensor,
+    *,
+    skip: Tensor | None = None,
+    residual: Tensor | None = None,
+    **of_norm: Tensor,
 ) -> Tensor:
-    """``residual + conv(norm(input, **of_norm))``, with the activation that the norm has.
+    """``residual + conv(norm(input, **of_norm))``, with the activation that the norm has; ``skip``: a second input of a norm of
+    ours, whose channels come after those of ``input``.
 
     Where the kernels can take it the norm's scale and shift are applied as the convolution reads ``input``. Where they cannot
     (gradients, autocast, the compiler, another class of norm, a shape that the library does better), it is the calls it reads as.
     """
-    own = type(norm).forward is GroupNorm.forward
-    if own and isinstance(norm, GroupNorm) and isinstance(conv, Conv2d) and takes_norm(conv, norm, input):
-        a, c = norm.affine_map(input, **of_norm)
-        return conv(input, input_scale=a, input_shift=c, activation=norm.activation, residual=residual)
-    y = conv(norm(input, **of_norm))
+    if is_own(norm) and isinstance(conv, Conv2d) and takes_norm(conv, norm, input, skip):
+        a, c = norm.affine_map(input, skip=skip, **of_norm)
+        return conv(input, skip=skip, input_scale=a, input_shift=c, activation=norm.activation, residual=residual)
+    y = conv(norm(input, **of_norm) if skip is None else norm(input, skip=skip, **of_norm))
     return y if residual is None else residual + y
 
 
-def takes_norm(conv: Conv2d, norm: nn.Module, input: Tensor) -> bool:
+def is_own(norm: nn.Module) -> TypeGuard[GroupNorm]:
+    """Whether a norm is computed by the op."""
+    return isinstance(norm, GroupNorm) and type(norm).forward is GroupNorm.forward
+
+
+def reads_both(conv: nn.Module, input: Tensor, skip: Tensor) -> bool:
+    """Whether ``conv``, which nobody looks at, reads both inputs where they lie, and nobody compiles or asks for gradients."""
+    if not isinstance(conv, Conv2d) or torch.compiler.is_compiling() or conv._forward_hooks or conv._forward_pre_hooks:
+        return False
+    if conv.plan(input, skip).outputs > 0:
+        return True
+    return reads_in_parts(input, skip, conv.weight, conv.bias, conv.stride, conv.padding)
+
+
+def takes_norm(conv: Conv2d, norm: nn.Module, input: Tensor, skip: Tensor | None = None) -> bool:
     """Whether ``conv`` is to apply the norm of ``input``: it has kernels for it, and nobody compiles or asks for gradients."""
     if torch.compiler.is_compiling():
         return False
     watched = torch.is_grad_enabled() and any(p.requires_grad for p in norm.parameters())
-    return not watched and conv.plan(input).outputs > 0
+    return not watched and conv.plan(input, skip).outputs > 0

@@ -5,6 +5,7 @@
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -62,16 +63,18 @@ class GroupNorm(nn.GroupNorm):
         self,
         input: Tensor,
         *,
+        skip: Tensor | None = None,
         channel_bias: Tensor | None = None,
         scale: Tensor | None = None,
         shift: Tensor | None = None,
     ) -> Tensor:
-        """``input`` [N, C, *spatial]; ``channel_bias``, ``scale`` and ``shift`` [N, C]. Returns the shape of ``input``.
+        """``input`` [N, C, *spatial]; ``channel_bias``, ``scale`` and ``shift`` [N, C]. Returns the shape of ``input``; with a
+        ``skip``, whose channels come after those of ``input``, that of both in one.
 
         Raises what :func:`fastgen.ops.group_norm` raises.
         """
         return group_norm(
-            input, self.num_groups, self.weight, self.bias, self.eps,
+            input, self.num_groups, self.weight, self.bias, self.eps, skip=skip,
             channel_bias=channel_bias, scale=scale, shift=shift, activation=self.activation,
         )  # fmt: skip
 
@@ -79,6 +82,7 @@ class GroupNorm(nn.GroupNorm):
         self,
         input: Tensor,
         *,
+        skip: Tensor | None = None,
         channel_bias: Tensor | None = None,
         scale: Tensor | None = None,
         shift: Tensor | None = None,
@@ -90,6 +94,7 @@ class GroupNorm(nn.GroupNorm):
             self.weight,
             self.bias,
             self.eps,
+            skip=skip,
             channel_bias=channel_bias,
             scale=scale,
             shift=shift,
@@ -107,11 +112,14 @@ class PlainGroupNorm(GroupNorm):
         self,
         input: Tensor,
         *,
+        skip: Tensor | None = None,
         channel_bias: Tensor | None = None,
         scale: Tensor | None = None,
         shift: Tensor | None = None,
     ) -> Tensor:
         """As :meth:`GroupNorm.forward`; raises what torch raises."""
+        if skip is not None:
+            input = torch.cat([input, skip], dim=1)
         if channel_bias is not None:
             input = input + _per_channel(channel_bias, input)
         output = F.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)

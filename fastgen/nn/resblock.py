@@ -7,10 +7,11 @@ Ho et al. 2020 (channel bias); Nichol and Dhariwal 2021 (scale and shift); Dhari
 from collections.abc import Callable
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .conv2d import UpsampleConv2d, conv_beside, conv_of_upsampled, normed_conv
+from .conv2d import UpsampleConv2d, conv_beside, conv_of_upsampled, is_own, normed_conv, reads_both
 from .group_norm import GroupNorm
 from .resample import Downsample, Upsample
 
@@ -92,15 +93,25 @@ class ResBlock(nn.Module):
         if out_channels != channels:
             self.skip = conv(channels, out_channels, skip_kernel_size, padding=skip_kernel_size // 2)
 
-    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
-        """``x`` [N, C, H, W]; ``embedding`` [N, E] exactly where the block was built with ``embedding_channels``.
+    def forward(self, x: Tensor, embedding: Tensor | None = None, *, skip: Tensor | None = None) -> Tensor:
+        """``x`` [N, C, H, W]; ``embedding`` [N, E] exactly where the block was built with ``embedding_channels``; ``skip``
+        [N, C', H, W]: what comes beside ``x`` on the way up, with its channels after those of ``x``.
+
+        In inference, where the kernels take them, both are read where they lie; else they are made one.
 
         Raises:
             ValueError: an embedding is missing, or given to a block that takes none.
         """
         of_norm2 = self._modulation(embedding)
-        h, x = self._first_half(x)
-        return self._second_half(h, of_norm2, self.skip(x))
+        x, skip = self._inputs(x, skip)
+        h, residual = self._first_half(x, skip)
+        return self._second_half(h, of_norm2, residual)
+
+    def _inputs(self, x: Tensor, skip: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Both, or one made of them where one of the convolutions that read them would make it."""
+        if skip is None or (self.resample is None and is_own(self.norm1) and reads_both(self.skip, x, skip)):
+            return x, skip
+        return torch.cat([x, skip], dim=1), None
 
     def _modulation(self, embedding: Tensor | None) -> dict[str, Tensor]:
         """What the second norm takes of the embedding."""
@@ -115,13 +126,15 @@ class ResBlock(nn.Module):
         scale, shift = e.chunk(2, dim=1)
         return {"scale": scale, "shift": shift}
 
-    def _first_half(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What the first convolution gives, and what the skip takes."""
+    def _first_half(self, x: Tensor, skip: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """What the first convolution gives, and what the skip does."""
+        if skip is not None:
+            return normed_conv(self.norm1, self.conv1, x, skip=skip), self.skip(x, skip=skip)
         if self.resample is None:
-            return normed_conv(self.norm1, self.conv1, x), x
+            return normed_conv(self.norm1, self.conv1, x), self.skip(x)
         if isinstance(self.conv1, UpsampleConv2d):
-            return normed_conv(self.norm1, self.conv1, x), self.resample(x)
-        return self.conv1(self.resample(self.norm1(x))), self.resample(x)
+            return normed_conv(self.norm1, self.conv1, x), self.skip(self.resample(x))
+        return self.conv1(self.resample(self.norm1(x))), self.skip(self.resample(x))
 
     def _second_half(self, h: Tensor, of_norm2: dict[str, Tensor], residual: Tensor | None = None) -> Tensor:
         """From the second norm on."""

@@ -46,6 +46,21 @@ def check_like(op: str, name: str, tensor: Tensor, like: Tensor, like_name: str)
         fail(op, f"{name} must be on the device of {like_name} ({like.device}), got {tensor.device}")
 
 
+def check_skip(op: str, input: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:
+    """``input`` [N, C, *spatial] and ``skip`` [N, C', *spatial] as `torch.cat` takes them: in the wider dtype of the two."""
+    check_floating(op, "input", input)
+    check_floating(op, "skip", skip)
+    same = skip.dim() == input.dim() and skip.shape[:1] == input.shape[:1] and skip.shape[2:] == input.shape[2:]
+    if not same:
+        fail(op, f"skip must have the shape of input but for the channels, {tuple(input.shape)}, got {shape_of(skip)}")
+    if skip.device != input.device:
+        fail(op, f"skip must be on the device of input ({input.device}), got {skip.device}")
+    if skip.dtype == input.dtype:
+        return input, skip
+    dtype = torch.promote_types(input.dtype, skip.dtype)
+    return input.to(dtype), skip.to(dtype)
+
+
 def check_timesteps(op: str, t: Tensor, like: Tensor, like_name: str) -> None:
     """``t`` is int64 [N] beside ``like`` [N, *]; its values are for the kernel to check."""
     if not isinstance(t, Tensor) or t.dtype != torch.int64:

@@ -14,9 +14,9 @@ from torch import Tensor
 from .. import _dispatch, _library
 from .._schema import ACTIVATIONS
 from ..reference import _convolution as reference
-from ..reference._layout import opmath_dtype
+from ..reference._layout import opmath_dtype, together
 from . import _convolution_plan
-from ._check import check_floating, fail, shape_of
+from ._check import check_floating, check_skip, fail, shape_of
 from ._convolution_plan import DIRECT, ConvolutionPlan
 from ._dtypes import foreign, in_float32
 from ._packed_weights import WEIGHTS
@@ -36,9 +36,10 @@ class Operands(NamedTuple):
     embedding: Tensor | None
     residual: Tensor | None
     output_scale: float
+    skip: Tensor | None = None  # whose channels come after those of the input
 
     def tensors(self) -> tuple[Tensor | None, ...]:
-        return self.bias, self.input_scale, self.input_shift, self.embedding, self.residual
+        return self.bias, self.input_scale, self.input_shift, self.embedding, self.residual, self.skip
 
     def passes(self, dtype: torch.dtype) -> tuple[int, int]:
         """How often plain torch goes through the image and through the output for these; low precision is widened and rounded."""
@@ -54,6 +55,7 @@ class Checked(NamedTuple):
     geometry: tuple[Any, ...]  # as the raw op takes it
     refusals: list[str]  # why the kernels cannot take it, whatever they would cost
     foreign: bool  # it is computed with float32 copies
+    shape: torch.Size  # of the input, with the channels of a second one
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,12 +64,15 @@ class Convolution:
 
     ``scale``: rows of the output for one of the input, as its kernels have it. ``check``: the geometry as the raw op takes it and
     the size of the output, once it fits input and weight. ``library``: of (input, weight, bias, *geometry), by plain torch.
+    ``in_parts``: of (input, skip, weight, bias, *geometry) where nobody asks for gradients, or None where one input must be made of
+    the two.
     """
 
     op: str
     scale: int
-    check: Callable[..., tuple[tuple[Any, ...], tuple[int, ...]]]
+    check: Callable[..., tuple[tuple[Any, ...], tuple[int, ...]]]  # of (input, weight, channels, *geometry)
     library: Callable[..., Tensor]
+    in_parts: Callable[..., Tensor | None] | None = None
 
     def __call__(
         self,
@@ -81,11 +86,14 @@ class Convolution:
         embedding: Tensor | None,
         residual: Tensor | None,
         output_scale: float,
+        skip: Tensor | None = None,
     ) -> Tensor:
         code = _ACTIVATION_CODE.get(activation)
         if code is None:
             fail(self.op, f"activation must be one of {ACTIVATIONS}, got {activation!r}")
-        operands = Operands(bias, input_scale, input_shift, code, embedding, residual, float(output_scale))
+        if skip is not None:
+            input, skip = check_skip(self.op, input, skip)
+        operands = Operands(bias, input_scale, input_shift, code, embedding, residual, float(output_scale), skip)
         direct = not watched()
         checked = (self._remembered if direct else self._checked)(input, weight, geometry, operands)
         if not checked.foreign:
@@ -97,14 +105,20 @@ class Convolution:
 
         return in_float32(self.op, of_copies, input.dtype)(input, weight, *operands)
 
-    def plan(self, input: Tensor, weight: Tensor, geometry: tuple[Any, ...]) -> ConvolutionPlan:
+    def plan(
+        self, input: Tensor, weight: Tensor, geometry: tuple[Any, ...], skip: Tensor | None = None
+    ) -> ConvolutionPlan:
         """Which algorithm takes a call, as things are now, and why."""
-        checked = (self._checked if watched() else self._remembered)(input, weight, geometry, _NONE)
-        if why := _plainly(input.device, input, weight):
+        operands = _NONE
+        if skip is not None:
+            input, skip = check_skip(self.op, input, skip)
+            operands = _NONE._replace(skip=skip)
+        checked = (self._checked if watched() else self._remembered)(input, weight, geometry, operands)
+        if why := plainly(input.device, input, weight, skip):
             return _convolution_plan.library_plan(why)
         if checked.refusals:
             return _convolution_plan.library_plan(checked.refusals[0])
-        return _convolution_plan.choose(self.scale, input, weight, WEIGHTS.find(weight))
+        return _convolution_plan.choose(self.scale, input.dtype, checked.shape, weight, WEIGHTS.find(weight))
 
     def register(self, check: Callable[..., None]) -> None:
         """Make this the raw op on the CPU, after its ``check``; where no kernel is loaded the reference answers."""
@@ -120,7 +134,7 @@ class Convolution:
 
     def _taken(self, direct: bool, checked: Checked, input: Tensor, weight: Tensor, operands: Operands) -> Tensor:
         """By plain torch, or by the kernels where they can take the call and nobody must see what it is made of."""
-        if checked.refusals or _plainly(input.device, input, weight, *operands.tensors()):
+        if checked.refusals or plainly(input.device, input, weight, *operands.tensors()):
             return self._plain(input, weight, checked.geometry, operands)
         if direct:
             return self._compute(input, weight, checked.geometry, operands)
@@ -156,36 +170,43 @@ class Convolution:
             fail(self.op, f"input must be [N, C, H, W], got {shape_of(input)}")
         if weight.device != input.device:
             fail(self.op, f"weight must be on the device of input ({input.device}), got {weight.device}")
-        geometry, size = self.check(input, weight, *geometry)
-        n, c, k = input.shape[0], input.shape[1], weight.shape[0]
+        shape = input.shape if operands.skip is None else together_shape(input, operands.skip)
+        n, c = shape[:2]
+        geometry, size = self.check(input, weight, c, *geometry)
+        k = weight.shape[0]
         shapes = {
             "bias": (k,), "input_scale": (n, c), "input_shift": (n, c), "embedding": (n, k), "residual": (n, k, *size),
         }  # fmt: skip
-        for name, shape in shapes.items():
+        for name, wanted in shapes.items():
             tensor = getattr(operands, name)
             if tensor is None:
                 continue
             check_floating(self.op, name, tensor)
-            if tensor.shape != shape:
+            if tensor.shape != wanted:
                 given = f"{shape_of(tensor)} with input of {shape_of(input)}"
-                fail(self.op, f"{name} must have shape {shape}, got {given}")
+                fail(self.op, f"{name} must have shape {wanted}, got {given}")
             if tensor.device != input.device:
                 fail(self.op, f"{name} must be on the device of input ({input.device}), got {tensor.device}")
         refusals = _convolution_plan.reasons(input, weight, geometry)
-        return Checked(geometry, refusals, foreign(input, weight, *operands.tensors()))
+        return Checked(geometry, refusals, foreign(input, weight, *operands.tensors()), shape)
 
     def _op(self, name: str) -> Any:
         return getattr(torch.ops.fastgen, f"{self.op}_{name}").default
 
     def _plain(self, input: Tensor, weight: Tensor, geometry: tuple[Any, ...], operands: Operands) -> Tensor:
         """By the library's convolution in the dtype of ``input``, or of autocast; what stands around it in plain torch."""
-        bias, scale, shift, activation, embedding, residual, output_scale = operands
-        y, autocast = input, autocast_active(input.device)
-        if scale is not None or shift is not None or activation:
-            y = reference.prologue(y.to(opmath_dtype(y.dtype)), scale, shift, activation).to(y.dtype)
+        bias, scale, shift, activation, embedding, residual, output_scale, skip = operands
+        autocast, mapped = autocast_active(input.device), scale is not None or shift is not None or bool(activation)
         if not autocast:
-            weight, bias = weight.to(y.dtype), None if bias is None else bias.to(y.dtype)
-        y = self.library(y, weight, bias, *geometry)
+            weight, bias = weight.to(input.dtype), None if bias is None else bias.to(input.dtype)
+        y = None
+        if skip is not None and self.in_parts is not None and not mapped:
+            y = self.in_parts(input, skip, weight, bias, *geometry)
+        if y is None:
+            y = together(input, skip)
+            if mapped:
+                y = reference.prologue(y.to(opmath_dtype(y.dtype)), scale, shift, activation).to(y.dtype)
+            y = self.library(y, weight, bias, *geometry)
         if embedding is None and residual is None and output_scale == 1.0:
             return y
         dtype = torch.result_type(y, residual) if autocast and residual is not None else y.dtype
@@ -199,7 +220,9 @@ class Convolution:
     def _compute(self, input: Tensor, weight: Tensor, geometry: tuple[Any, ...], operands: Operands) -> Tensor:
         """A call that the kernels can take. The plan is made at each: a compiled graph follows the weight and the switches."""
         kept = WEIGHTS.find(weight)
-        outputs = _convolution_plan.choose(self.scale, input, weight, kept, *operands.passes(input.dtype)).outputs
+        shape = input.shape if operands.skip is None else together_shape(input, operands.skip)
+        passes = operands.passes(input.dtype)
+        outputs = _convolution_plan.choose(self.scale, input.dtype, shape, weight, kept, *passes).outputs
         if outputs == 0:
             return self._library_laid_out(input, weight, geometry, operands)
         direct = outputs == DIRECT
@@ -217,7 +240,11 @@ _NONE = Operands(None, None, None, 0, None, None, 1.0)
 _REMEMBERED: dict[Any, Checked] = {}
 
 
-def _plainly(device: torch.device, *tensors: Tensor | None) -> str:
+def together_shape(input: Tensor, skip: Tensor) -> torch.Size:
+    return torch.Size((input.shape[0], input.shape[1] + skip.shape[1], *input.shape[2:]))
+
+
+def plainly(device: torch.device, *tensors: Tensor | None) -> str:
     """Why a call on ``device`` is plain torch's whatever its shapes are; empty where neither autograd nor autocast must see it."""
     if autocast_active(device):
         return "autocast chooses the dtypes of plain torch"

@@ -130,9 +130,16 @@ def reasons(input: Tensor, weight: Tensor, geometry: Sequence[Any]) -> list[str]
 
 
 def choose(
-    scale: int, input: Tensor, weight: Tensor, kept: Mapping[Hashable, Tensor], before: int = 0, after: int = 0
+    scale: int,
+    dtype: torch.dtype,
+    shape: torch.Size,
+    weight: Tensor,
+    kept: Mapping[Hashable, Tensor],
+    before: int = 0,
+    after: int = 0,
 ) -> ConvolutionPlan:
-    """The algorithm of a call that the kernels can take, as things are now; ``kept``: the packed weights that are there.
+    """The algorithm of a call that the kernels can take, as things are now, of an input of this ``dtype`` and ``shape``; ``kept``:
+    the packed weights that are there.
 
     The first of those for this shape whose packed weights are there, or fit beside all others. ``before`` and ``after``: the times
     that plain torch would go through the image, or the output, for what stands around the library's convolution.
@@ -141,7 +148,7 @@ def choose(
         return library_plan(unkept[0])
     past = ""
     isa, exact = _library.ISA or "portable", _exact.is_exact()
-    for plan in _plans(isa, exact, scale, input.dtype, input.shape, weight.shape, before, after):
+    for plan in _plans(isa, exact, scale, dtype, shape, weight.shape, before, after):
         size = plan.weight_bytes
         if (scale, plan.outputs) in kept or size <= WEIGHTS.limit - WEIGHTS.bytes or not size:
             return plan._replace(reason=past) if past else plan

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import _dispatch
 from ..reference import group_norm_affine as reference
-from ._check import check_floating, fail, shape_of
+from ._check import check_floating, check_skip, fail, shape_of
 from ._dtypes import foreign, in_float32
 
 
@@ -18,6 +18,7 @@ def group_norm_affine(
     bias: Tensor | None = None,
     eps: float = 1e-5,
     *,
+    skip: Tensor | None = None,
     channel_bias: Tensor | None = None,
     scale: Tensor | None = None,
     shift: Tensor | None = None,
@@ -39,6 +40,7 @@ def group_norm_affine(
         num_groups: divides C.
         weight, bias: [C].
         eps: added to the variance.
+        skip: [N, C', *spatial], a second input whose channels come after those of ``input``; C is then the channels of both.
         channel_bias, scale, shift: [N, C].
 
     Returns:
@@ -52,8 +54,11 @@ def group_norm_affine(
     if input.dim() < 2:
         fail("group_norm_affine", f"input must be [N, C, *spatial], got {shape_of(input)}")
     n, c = input.shape[:2]
+    if skip is not None:
+        input, skip = check_skip("group_norm_affine", input, skip)
+        c += skip.shape[1]
     if num_groups < 1 or c % num_groups:
-        given = f"num_groups={num_groups} and input of {shape_of(input)}"
+        given = f"num_groups={num_groups} and input of shape {(n, c, *input.shape[2:])}"
         fail("group_norm_affine", f"num_groups must divide channels, got {given}")
     params = (weight, bias, channel_bias, scale, shift)
     for name, param, shape in (
@@ -70,10 +75,10 @@ def group_norm_affine(
             )
         if param.device != input.device:
             fail("group_norm_affine", f"{name} must be on the device of input ({input.device}), got {param.device}")
-    function: Any = reference.group_norm_affine if _dispatch.needs_grad(input, *params) else _forward
-    if foreign(input, *params):
+    function: Any = reference.group_norm_affine if _dispatch.needs_grad(input, skip, *params) else _forward
+    if foreign(input, skip, *params):
         function = in_float32("group_norm_affine", function)
-    return function(input, num_groups, *params, eps)
+    return function(input, skip, num_groups, *params, eps)
 
 
 _forward: Any = torch.ops.fastgen.group_norm_affine.default

@@ -16,6 +16,7 @@ def upsample_conv2d(
     weight: Tensor,
     bias: Tensor | None = None,
     *,
+    skip: Tensor | None = None,
     input_scale: Tensor | None = None,
     input_shift: Tensor | None = None,
     activation: str | None = None,
@@ -42,6 +43,8 @@ def upsample_conv2d(
         input: [N, C, H, W], contiguous or channels-last or a slice of either; float64, float32, bfloat16 or float16.
         weight: [K, C, 3, 3].
         bias: [K].
+        skip: [N, C', H, W], a second input, whose channels come after those of ``input``; C is then the channels of both. The
+            kernels read it where it lies, plain torch makes one of the two.
         input_scale, input_shift: [N, C].
         activation: None or ``"silu"``.
         embedding: [N, K].
@@ -57,22 +60,23 @@ def upsample_conv2d(
         ValueError: a shape, a device or the activation does not fit; the message names the argument.
     """
     return _UPSAMPLE_CONV2D(
-        input, weight, (), bias, input_scale, input_shift, activation, embedding, residual, output_scale
+        input, weight, (), bias, input_scale, input_shift, activation, embedding, residual, output_scale, skip
     )
 
 
-def upsample_conv2d_plan(input: Tensor, weight: Tensor) -> ConvolutionPlan:
+def upsample_conv2d_plan(input: Tensor, weight: Tensor, *, skip: Tensor | None = None) -> ConvolutionPlan:
     """Which algorithm :func:`upsample_conv2d` takes, as things are now (gradients, autocast, `fastgen.set_exact`, memory), and why.
 
     Raises:
         TypeError, ValueError: as :func:`upsample_conv2d`.
     """
-    return _UPSAMPLE_CONV2D.plan(input, weight, ())
+    return _UPSAMPLE_CONV2D.plan(input, weight, (), skip)
 
 
-def _geometry(input: Tensor, weight: Tensor) -> tuple[tuple[()], tuple[int, int]]:
-    if weight.dim() != 4 or weight.shape[2:] != (3, 3) or weight.shape[1] != input.shape[1]:
-        fail("upsample_conv2d", f"weight must be [K, C, 3, 3], got {shape_of(weight)} with input of {shape_of(input)}")
+def _geometry(input: Tensor, weight: Tensor, channels: int) -> tuple[tuple[()], tuple[int, int]]:
+    if weight.dim() != 4 or weight.shape[2:] != (3, 3) or weight.shape[1] != channels:
+        whole = (input.shape[0], channels, *input.shape[2:])
+        fail("upsample_conv2d", f"weight must be [K, C, 3, 3], got {shape_of(weight)} with input of shape {whole}")
     if 0 in weight.shape:
         fail("upsample_conv2d", f"weight must not be empty, got {shape_of(weight)}")
     if 0 in input.shape[2:]:

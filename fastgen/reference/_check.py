@@ -31,6 +31,18 @@ def check_floats(op: str, like: Tensor, shape: tuple[int, ...], **tensors: Tenso
         _check_device(op, name, t, like)
 
 
+def check_skip(op: str, input: Tensor, skip: Tensor | None) -> int:
+    """A second input [N, C', *spatial] beside ``input`` [N, C, *spatial], where there is one; returns the channels of both."""
+    if skip is None:
+        return input.shape[1]
+    require(op, skip.dtype == input.dtype, f"skip must have the dtype of input, got {skip.dtype}")
+    fits = skip.dim() == input.dim() and (skip.shape[0], *skip.shape[2:]) == (input.shape[0], *input.shape[2:])
+    shapes = f"{tuple(skip.shape)} and {tuple(input.shape)}"
+    require(op, fits, f"skip must have the shape of input but for the channels, got {shapes}")
+    _check_device(op, "skip", skip, input)
+    return input.shape[1] + skip.shape[1]
+
+
 def check_per_sample(op: str, name: str, t: Tensor, like: Tensor) -> None:
     """``t`` is int64, one a sample of ``like``: seeds or timesteps."""
     require(op, t.dtype == torch.int64 and t.dim() == 1, f"{name} must be int64 [N], got {t.dtype}, {tuple(t.shape)}")

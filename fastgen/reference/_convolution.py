@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._schema import ACTIVATIONS
-from ._check import check_activation, check_floats, check_main, require
-from ._layout import copy_like, dense_strides, is_channels_last, opmath_dtype
+from ._check import check_activation, check_floats, check_main, check_skip, require
+from ._layout import copy_like, dense_strides, is_channels_last, opmath_dtype, together
 
 PANEL = 16  # output channels side by side in packed weights
 
@@ -94,11 +94,12 @@ def packed(
     embedding: Tensor | None,
     residual: Tensor | None,
     output_scale: float,
+    skip: Tensor | None,
     scale: int,
 ) -> Tensor:
     """A^T (sum_c (B^T d B) * packed) A of every tile d of side x side inputs that is m x m outputs of each phase; in fp32, fp64
     for fp64."""
-    y = prologue(input.to(opmath_dtype(input.dtype)), input_scale, input_shift, activation)
+    y = prologue(together(input, skip).to(opmath_dtype(input.dtype)), input_scale, input_shift, activation)
     m = outputs_of(packed, scale)
     b, a = (torch.tensor(TRANSFORMS[m][i], dtype=y.dtype, device=y.device) for i in (0, 2))
     height, width = y.shape[2:]
@@ -164,18 +165,19 @@ def check_packed(
     activation: int,
     embedding: Tensor | None,
     residual: Tensor | None,
+    skip: Tensor | None,
     scale: int,
 ) -> None:
     check_image(op, input)
     require(op, input.dtype != torch.float64, "input must be float32, bfloat16 or float16")
     fits = packed.dtype == torch.float32 and packed.dim() == 4 and packed.is_contiguous()
     require(op, fits and outputs_of(packed, scale) > 0, "packed must be what the packing op returns")
-    panels = -(-out_channels // PANEL)
-    fits = out_channels >= 1 and tuple(packed.shape[1:]) == (panels, input.shape[1], PANEL)
-    require(op, fits, f"packed must be for {input.shape[1]} channels and out_channels={out_channels}")
+    panels, c = -(-out_channels // PANEL), check_skip(op, input, skip)
+    fits = out_channels >= 1 and tuple(packed.shape[1:]) == (panels, c, PANEL)
+    require(op, fits, f"packed must be for {c} channels and out_channels={out_channels}")
     check_floats(op, input, tuple(packed.shape), packed=packed)
     size = tuple(scale * length for length in input.shape[2:])
-    check_operands(op, input, out_channels, size, bias, input_scale, input_shift, activation, embedding, residual)
+    check_operands(op, input, c, out_channels, size, bias, input_scale, input_shift, activation, embedding, residual)
     fits = residual is None or residual.dtype == input.dtype
     require(op, fits, "residual must have the dtype of input")
 
@@ -188,6 +190,7 @@ def check_image(op: str, input: Tensor) -> None:
 def check_operands(
     op: str,
     input: Tensor,
+    c: int,
     outputs: int,
     size: tuple[int, ...],
     bias: Tensor | None,
@@ -197,8 +200,8 @@ def check_operands(
     embedding: Tensor | None,
     residual: Tensor | None,
 ) -> None:
-    """All that goes in and comes out beside the convolution of ``outputs`` channels and ``size``."""
-    n, c = input.shape[:2]
+    """All that goes in and comes out beside the convolution of ``c`` channels to ``outputs`` of ``size``."""
+    n = input.shape[0]
     check_floats(op, input, (n, c), input_scale=input_scale, input_shift=input_shift)
     check_floats(op, input, (outputs,), bias=bias)
     check_floats(op, input, (n, outputs), embedding=embedding)

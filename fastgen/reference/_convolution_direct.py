@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._check import check_floats, check_main, require
+from ._check import check_floats, check_main, check_skip, require
 from ._convolution import PANEL, check_image, check_operands, epilogue, in_layout, prologue
-from ._layout import opmath_dtype
+from ._layout import opmath_dtype, together
 
 BLOCK = 32  # channels of a tile
 # The taps that a phase of the outputs sees of an image upsampled by two: [phase, 2, 3].
@@ -65,10 +65,11 @@ def direct(
     embedding: Tensor | None,
     residual: Tensor | None,
     output_scale: float,
+    skip: Tensor | None,
     scale: int,
 ) -> Tensor:
     """In the dtype of the input, which pixels are rounded to; fp32 arithmetic, fp64 for fp64."""
-    y = prologue(input.to(opmath_dtype(input.dtype)), input_scale, input_shift, activation)
+    y = prologue(together(input, skip).to(opmath_dtype(input.dtype)), input_scale, input_shift, activation)
     y = y.to(input.dtype).to(y.dtype)
     kernels = unpack(packed, out_channels, y.shape[1]).to(y.dtype)
     if scale == 1:
@@ -104,6 +105,7 @@ def check_direct(
     activation: int,
     embedding: Tensor | None,
     residual: Tensor | None,
+    skip: Tensor | None,
     scale: int,
 ) -> None:
     check_image(op, input)
@@ -114,11 +116,12 @@ def check_direct(
         fits and packed.shape[3] in counts and (packed.shape[0], *packed.shape[4:]) == (scale**2, BLOCK // 2, 2 * PANEL)
     )
     require(op, fits, "packed must be what the packing op returns")
-    fits = out_channels >= 1 and tuple(packed.shape[1:3]) == (-(-out_channels // PANEL), -(-input.shape[1] // BLOCK))
-    require(op, fits, f"packed must be for {input.shape[1]} channels and out_channels={out_channels}")
+    c = check_skip(op, input, skip)
+    fits = out_channels >= 1 and tuple(packed.shape[1:3]) == (-(-out_channels // PANEL), -(-c // BLOCK))
+    require(op, fits, f"packed must be for {c} channels and out_channels={out_channels}")
     check_floats(op, input, tuple(packed.shape), packed=packed)
     size = (scale * input.shape[2], scale * input.shape[3])
-    check_operands(op, input, out_channels, size, bias, input_scale, input_shift, activation, embedding, residual)
+    check_operands(op, input, c, out_channels, size, bias, input_scale, input_shift, activation, embedding, residual)
     require(op, residual is None or residual.dtype == input.dtype, "residual must have the dtype of input")
 
 

@@ -11,6 +11,11 @@ def is_channels_last(x: Tensor) -> bool:
     return x.dim() >= 3 and x.shape[1] > 1 and x.stride(1) == 1 and not x.is_contiguous()
 
 
+def together(input: Tensor, skip: Tensor | None) -> Tensor:
+    """What an op takes that has a second input: the channels of both, one after the other."""
+    return input if skip is None else torch.cat([input, skip], 1)
+
+
 def _order(dims: int, channels_last: bool) -> list[int]:
     """The dimensions of a dense tensor from the slowest to the fastest."""
     return [0, *range(2, dims), 1] if channels_last else list(range(dims))

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import _convolution, _convolution_direct
-from ._check import check_floats, require
+from ._check import check_floats, check_skip, require
 from ._convolution import check_image, check_operands, empty, epilogue, in_layout, prologue
-from ._layout import opmath_dtype
+from ._layout import opmath_dtype, together
 
 
 def conv2d_fwd(
@@ -28,9 +28,10 @@ def conv2d_fwd(
     embedding: Tensor | None,
     residual: Tensor | None,
     output_scale: float,
+    skip: Tensor | None,
 ) -> Tensor:
     """In the dtype of the input; the arithmetic in fp32, or fp64 for fp64 input."""
-    y = prologue(input.to(opmath_dtype(input.dtype)), input_scale, input_shift, activation)
+    y = prologue(together(input, skip).to(opmath_dtype(input.dtype)), input_scale, input_shift, activation)
     wide = weight.to(y.dtype)
     y = F.conv2d(y, wide, None, list(stride), list(padding), list(dilation), groups)
     return in_layout(epilogue(y, bias, embedding, residual, output_scale), input)
@@ -51,9 +52,21 @@ def conv2d_packed(
     embedding: Tensor | None,
     residual: Tensor | None,
     output_scale: float,
+    skip: Tensor | None,
 ) -> Tensor:
     return _convolution.packed(
-        input, packed, out_channels, bias, input_scale, input_shift, activation, embedding, residual, output_scale, 1
+        input,
+        packed,
+        out_channels,
+        bias,
+        input_scale,
+        input_shift,
+        activation,
+        embedding,
+        residual,
+        output_scale,
+        skip,
+        1,
     )
 
 
@@ -76,9 +89,10 @@ def conv2d_fwd_check(
     embedding: Tensor | None,
     residual: Tensor | None,
     output_scale: float,
+    skip: Tensor | None,
 ) -> None:
     check_image("conv2d_fwd", input)
-    c = input.shape[1]
+    c = check_skip("conv2d_fwd", input, skip)
     k = weight.shape[0] if weight.dim() == 4 else 0
     require("conv2d_fwd", groups >= 1 and c % groups == 0 and k % groups == 0, f"groups must divide channels: {groups}")
     require("conv2d_fwd", weight.dim() == 4, f"weight must have 4 dimensions, got shape {tuple(weight.shape)}")
@@ -90,7 +104,7 @@ def conv2d_fwd_check(
         output_size(*of) for of in zip(input.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
     )
     require("conv2d_fwd", min(size) >= 1, "the kernel is larger than the padded image")
-    check_operands("conv2d_fwd", input, k, size, bias, input_scale, input_shift, activation, embedding, residual)
+    check_operands("conv2d_fwd", input, c, k, size, bias, input_scale, input_shift, activation, embedding, residual)
 
 
 def conv2d_pack_check(weight: Tensor, outputs: int) -> None:
@@ -108,9 +122,21 @@ def conv2d_packed_check(
     embedding: Tensor | None,
     residual: Tensor | None,
     output_scale: float,
+    skip: Tensor | None,
 ) -> None:
     _convolution.check_packed(
-        "conv2d_packed", input, packed, out_channels, bias, input_scale, input_shift, activation, embedding, residual, 1
+        "conv2d_packed",
+        input,
+        packed,
+        out_channels,
+        bias,
+        input_scale,
+        input_shift,
+        activation,
+        embedding,
+        residual,
+        skip,
+        1,
     )
 
 
@@ -128,6 +154,7 @@ def conv2d_fwd_fake(
     embedding: Tensor | None,
     residual: Tensor | None,
     output_scale: float,
+    skip: Tensor | None,
 ) -> Tensor:
     size = [output_size(*of) for of in zip(input.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)]
     return empty(input, weight.shape[0], size)
@@ -148,6 +175,7 @@ def conv2d_packed_fake(
     embedding: Tensor | None,
     residual: Tensor | None,
     output_scale: float,
+    skip: Tensor | None,
 ) -> Tensor:
     return empty(input, out_channels, input.shape[2:])
 
@@ -167,9 +195,21 @@ def conv2d_direct(
     embedding: Tensor | None,
     residual: Tensor | None,
     output_scale: float,
+    skip: Tensor | None,
 ) -> Tensor:
     return _convolution_direct.direct(
-        input, packed, out_channels, bias, input_scale, input_shift, activation, embedding, residual, output_scale, 1
+        input,
+        packed,
+        out_channels,
+        bias,
+        input_scale,
+        input_shift,
+        activation,
+        embedding,
+        residual,
+        output_scale,
+        skip,
+        1,
     )
 
 
@@ -188,10 +228,11 @@ def conv2d_direct_check(
     embedding: Tensor | None,
     residual: Tensor | None,
     output_scale: float,
+    skip: Tensor | None,
 ) -> None:
     op = "conv2d_direct"
     _convolution_direct.check_direct(
-        op, input, packed, out_channels, bias, input_scale, input_shift, activation, embedding, residual, 1
+        op, input, packed, out_channels, bias, input_scale, input_shift, activation, embedding, residual, skip, 1
     )
 
 
@@ -210,5 +251,6 @@ def conv2d_direct_fake(
     embedding: Tensor | None,
     residual: Tensor | None,
     output_scale: float,
+    skip: Tensor | None,
 ) -> Tensor:
     return empty(input, out_channels, input.shape[2:])

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from .._schema import ACTIVATIONS
-from ._check import check_activation, check_floats, check_main, require
-from ._layout import copy_like, empty_like_layout, opmath_dtype
+from ._check import check_activation, check_floats, check_main, check_skip, require
+from ._layout import copy_like, empty_with_channels, opmath_dtype, together
 
 
 def _per_channel(p: Tensor, x: Tensor) -> Tensor:
@@ -20,6 +20,7 @@ def _per_channel(p: Tensor, x: Tensor) -> Tensor:
 
 def group_norm_wide_fwd(
     input: Tensor,
+    skip: Tensor | None,
     num_groups: int,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -29,8 +30,9 @@ def group_norm_wide_fwd(
     eps: float,
     activation: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns (output, mean [N, G], rstd [N, G]), all of them and the arithmetic in fp32, or fp64 for fp64 input."""
-    x = input.to(opmath_dtype(input.dtype))
+    """Returns (output, mean [N, G], rstd [N, G]), all of them and the arithmetic in fp32, or fp64 for fp64 input. Of two inputs
+    the channels of ``skip`` come after those of ``input``, whose layout the output has."""
+    x = together(input, skip).to(opmath_dtype(input.dtype))
     if channel_bias is not None:
         x = x + _per_channel(channel_bias, x)
     grouped = x.reshape(x.shape[0], num_groups, _group_size(x, num_groups))
@@ -53,6 +55,7 @@ def group_norm_wide_fwd(
 
 def group_norm_fwd(
     input: Tensor,
+    skip: Tensor | None,
     num_groups: int,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -63,12 +66,15 @@ def group_norm_fwd(
     activation: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same, the output in the dtype of the input."""
-    y, mean, rstd = group_norm_wide_fwd(input, num_groups, weight, bias, channel_bias, scale, shift, eps, activation)
+    y, mean, rstd = group_norm_wide_fwd(
+        input, skip, num_groups, weight, bias, channel_bias, scale, shift, eps, activation
+    )
     return y.to(input.dtype), mean, rstd
 
 
 def group_norm(
     input: Tensor,
+    skip: Tensor | None,
     num_groups: int,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -79,12 +85,13 @@ def group_norm(
     activation: int,
 ) -> Tensor:
     """The output alone."""
-    return group_norm_fwd(input, num_groups, weight, bias, channel_bias, scale, shift, eps, activation)[0]
+    return group_norm_fwd(input, skip, num_groups, weight, bias, channel_bias, scale, shift, eps, activation)[0]
 
 
 def group_norm_bwd(
     grad_output: Tensor,
     input: Tensor,
+    skip: Tensor | None,
     mean: Tensor,
     rstd: Tensor,
     num_groups: int,
@@ -98,7 +105,7 @@ def group_norm_bwd(
     """With x^ the normalised input, u = x^ * w + b and z = u * (1 + scale) + shift:
     dz = dy * act'(z), du = dz * (1 + scale), dx^ = du * w and dx = rstd * (dx^ - mean(dx^) - x^ * mean(dx^ * x^)).
     The parameters' gradients come back in fp32 (fp64 for fp64 input) whether or not the parameter was given."""
-    x = input.to(opmath_dtype(input.dtype))
+    x = together(input, skip).to(opmath_dtype(input.dtype))
     n = x.shape[0]
     spatial = list(range(2, x.dim()))
     group_size = _group_size(x, num_groups)
@@ -143,6 +150,7 @@ def _group_size(x: Tensor, num_groups: int) -> int:
 
 def group_norm_check(
     input: Tensor,
+    skip: Tensor | None,
     num_groups: int,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -153,7 +161,7 @@ def group_norm_check(
     activation: int,
 ) -> None:
     check_main("group_norm", "input", input, dims=2)
-    n, c = input.shape[:2]
+    n, c = input.shape[0], check_skip("group_norm", input, skip)
     require(
         "group_norm", num_groups >= 1 and c % num_groups == 0, f"num_groups must divide channels: {num_groups}, {c}"
     )
@@ -166,17 +174,23 @@ group_norm_fwd_check = group_norm_wide_fwd_check = group_norm_check
 
 
 def group_norm_bwd_check(
-    grad_output: Tensor, input: Tensor, mean: Tensor, rstd: Tensor, num_groups: int, *rest: Any
+    grad_output: Tensor, input: Tensor, skip: Tensor | None, mean: Tensor, rstd: Tensor, num_groups: int, *rest: Any
 ) -> None:
     *params, activation = rest
     forward: Any = (*params, 0.0, activation)
-    group_norm_check(input, num_groups, *forward)
-    check_floats("group_norm", input, tuple(input.shape), grad_output=grad_output)
+    group_norm_check(input, skip, num_groups, *forward)
+    c = input.shape[1] + (0 if skip is None else skip.shape[1])
+    check_floats("group_norm", input, (input.shape[0], c, *input.shape[2:]), grad_output=grad_output)
     check_floats("group_norm", input, (input.shape[0], num_groups), mean=mean, rstd=rstd)
+
+
+def _empty_output(input: Tensor, skip: Tensor | None) -> Tensor:
+    return empty_with_channels(input, input.shape[1] + (0 if skip is None else skip.shape[1]))
 
 
 def group_norm_fake(
     input: Tensor,
+    skip: Tensor | None,
     num_groups: int,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -186,11 +200,12 @@ def group_norm_fake(
     eps: float,
     activation: int,
 ) -> Tensor:
-    return empty_like_layout(input)
+    return _empty_output(input, skip)
 
 
 def group_norm_fwd_fake(
     input: Tensor,
+    skip: Tensor | None,
     num_groups: int,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -201,11 +216,12 @@ def group_norm_fwd_fake(
     activation: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     statistics = input.new_empty((input.shape[0], num_groups), dtype=opmath_dtype(input.dtype))
-    return empty_like_layout(input), statistics, torch.empty_like(statistics)
+    return _empty_output(input, skip), statistics, torch.empty_like(statistics)
 
 
 def group_norm_wide_fwd_fake(
     input: Tensor,
+    skip: Tensor | None,
     num_groups: int,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -216,12 +232,13 @@ def group_norm_wide_fwd_fake(
     activation: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     statistics = input.new_empty((input.shape[0], num_groups), dtype=opmath_dtype(input.dtype))
-    return empty_like_layout(input, statistics.dtype), statistics, torch.empty_like(statistics)
+    return _empty_output(input, skip).to(statistics.dtype), statistics, torch.empty_like(statistics)
 
 
 def group_norm_bwd_fake(
     grad_output: Tensor,
     input: Tensor,
+    skip: Tensor | None,
     mean: Tensor,
     rstd: Tensor,
     num_groups: int,
@@ -232,7 +249,7 @@ def group_norm_bwd_fake(
     shift: Tensor | None,
     activation: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    n, c = input.shape[:2]
+    n, c = grad_output.shape[:2]
     per_channel = [mean.new_empty(c) for _ in range(2)]
     per_sample = [mean.new_empty((n, c)) for _ in range(3)]
-    return empty_like_layout(input), per_channel[0], per_channel[1], per_sample[0], per_sample[1], per_sample[2]
+    return _empty_output(input, skip), per_channel[0], per_channel[1], per_sample[0], per_sample[1], per_sample[2]

@@ -9,12 +9,13 @@ import math
 import torch
 from torch import Tensor
 
-from ._check import check_floats, check_main, require
-from ._layout import opmath_dtype
+from ._check import check_floats, check_main, check_skip, require
+from ._layout import opmath_dtype, together
 
 
 def group_norm_affine(
     input: Tensor,
+    skip: Tensor | None,
     num_groups: int,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -23,8 +24,8 @@ def group_norm_affine(
     shift: Tensor | None,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    """Returns (a, c) [N, C] in fp32, or fp64 for fp64 input."""
-    x = input.to(opmath_dtype(input.dtype))
+    """Returns (a, c) [N, C] in fp32, or fp64 for fp64 input; of two inputs the channels of ``skip`` come last."""
+    x = together(input, skip).to(opmath_dtype(input.dtype))
     n, c = x.shape[:2]
     if channel_bias is not None:
         x = x + channel_bias.to(x.dtype).reshape(n, c, *[1] * (x.dim() - 2))
@@ -46,6 +47,7 @@ def group_norm_affine(
 
 def group_norm_affine_check(
     input: Tensor,
+    skip: Tensor | None,
     num_groups: int,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -56,7 +58,7 @@ def group_norm_affine_check(
 ) -> None:
     op = "group_norm_affine"
     check_main(op, "input", input, dims=2)
-    n, c = input.shape[:2]
+    n, c = input.shape[0], check_skip(op, input, skip)
     require(op, num_groups >= 1 and c % num_groups == 0, f"num_groups must divide channels: {num_groups}, {c}")
     check_floats(op, input, (c,), weight=weight, bias=bias)
     check_floats(op, input, (n, c), channel_bias=channel_bias, scale=scale, shift=shift)
@@ -64,6 +66,7 @@ def group_norm_affine_check(
 
 def group_norm_affine_fake(
     input: Tensor,
+    skip: Tensor | None,
     num_groups: int,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -72,5 +75,6 @@ def group_norm_affine_fake(
     shift: Tensor | None,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    of_sample = input.new_empty(input.shape[:2], dtype=opmath_dtype(input.dtype))
+    c = input.shape[1] + (0 if skip is None else skip.shape[1])
+    of_sample = input.new_empty((input.shape[0], c), dtype=opmath_dtype(input.dtype))
     return of_sample, torch.empty_like(of_sample)

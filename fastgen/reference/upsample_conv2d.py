@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import _convolution, _convolution_direct
-from ._check import check_floats, require
+from ._check import check_floats, check_skip, require
 from ._convolution import check_image, check_operands, empty, epilogue, in_layout, prologue
-from ._layout import opmath_dtype
+from ._layout import opmath_dtype, together
 
 
 def upsample_conv2d_fwd(
@@ -21,9 +21,10 @@ def upsample_conv2d_fwd(
     embedding: Tensor | None,
     residual: Tensor | None,
     output_scale: float,
+    skip: Tensor | None,
 ) -> Tensor:
     """In the dtype of the input; the arithmetic in fp32, or fp64 for fp64 input."""
-    y = prologue(input.to(opmath_dtype(input.dtype)), input_scale, input_shift, activation)
+    y = prologue(together(input, skip).to(opmath_dtype(input.dtype)), input_scale, input_shift, activation)
     y = F.conv2d(upsampled(y), weight.to(y.dtype), padding=1)
     return in_layout(epilogue(y, bias, embedding, residual, output_scale), input)
 
@@ -48,9 +49,21 @@ def upsample_conv2d_packed(
     embedding: Tensor | None,
     residual: Tensor | None,
     output_scale: float,
+    skip: Tensor | None,
 ) -> Tensor:
     return _convolution.packed(
-        input, packed, out_channels, bias, input_scale, input_shift, activation, embedding, residual, output_scale, 2
+        input,
+        packed,
+        out_channels,
+        bias,
+        input_scale,
+        input_shift,
+        activation,
+        embedding,
+        residual,
+        output_scale,
+        skip,
+        2,
     )
 
 
@@ -68,16 +81,28 @@ def upsample_conv2d_fwd_check(
     embedding: Tensor | None,
     residual: Tensor | None,
     output_scale: float,
+    skip: Tensor | None,
 ) -> None:
     op = "upsample_conv2d_fwd"
     check_image(op, input)
+    c = check_skip(op, input, skip)
     fits = weight.dim() == 4 and tuple(weight.shape[2:]) == (3, 3)
     require(op, fits, f"weight must be [K, C, 3, 3], got shape {tuple(weight.shape)}")
-    check_floats(op, input, (weight.shape[0], input.shape[1], 3, 3), weight=weight)
+    check_floats(op, input, (weight.shape[0], c, 3, 3), weight=weight)
     require(op, min(weight.shape) >= 1, f"weight must not be empty, got shape {tuple(weight.shape)}")
     require(op, min(input.shape[2:]) >= 1, f"the image must have a pixel, got shape {tuple(input.shape)}")
     check_operands(
-        op, input, weight.shape[0], output_size(input), bias, input_scale, input_shift, activation, embedding, residual
+        op,
+        input,
+        c,
+        weight.shape[0],
+        output_size(input),
+        bias,
+        input_scale,
+        input_shift,
+        activation,
+        embedding,
+        residual,
     )
 
 
@@ -96,6 +121,7 @@ def upsample_conv2d_packed_check(
     embedding: Tensor | None,
     residual: Tensor | None,
     output_scale: float,
+    skip: Tensor | None,
 ) -> None:
     _convolution.check_packed(
         "upsample_conv2d_packed",
@@ -108,6 +134,7 @@ def upsample_conv2d_packed_check(
         activation,
         embedding,
         residual,
+        skip,
         2,
     )
 
@@ -122,6 +149,7 @@ def upsample_conv2d_fwd_fake(
     embedding: Tensor | None,
     residual: Tensor | None,
     output_scale: float,
+    skip: Tensor | None,
 ) -> Tensor:
     return empty(input, weight.shape[0], output_size(input))
 
@@ -141,6 +169,7 @@ def upsample_conv2d_packed_fake(
     embedding: Tensor | None,
     residual: Tensor | None,
     output_scale: float,
+    skip: Tensor | None,
 ) -> Tensor:
     return empty(input, out_channels, output_size(input))
 
@@ -160,9 +189,21 @@ def upsample_conv2d_direct(
     embedding: Tensor | None,
     residual: Tensor | None,
     output_scale: float,
+    skip: Tensor | None,
 ) -> Tensor:
     return _convolution_direct.direct(
-        input, packed, out_channels, bias, input_scale, input_shift, activation, embedding, residual, output_scale, 2
+        input,
+        packed,
+        out_channels,
+        bias,
+        input_scale,
+        input_shift,
+        activation,
+        embedding,
+        residual,
+        output_scale,
+        skip,
+        2,
     )
 
 
@@ -181,10 +222,11 @@ def upsample_conv2d_direct_check(
     embedding: Tensor | None,
     residual: Tensor | None,
     output_scale: float,
+    skip: Tensor | None,
 ) -> None:
     op = "upsample_conv2d_direct"
     _convolution_direct.check_direct(
-        op, input, packed, out_channels, bias, input_scale, input_shift, activation, embedding, residual, 2
+        op, input, packed, out_channels, bias, input_scale, input_shift, activation, embedding, residual, skip, 2
     )
 
 
@@ -203,5 +245,6 @@ def upsample_conv2d_direct_fake(
     embedding: Tensor | None,
     residual: Tensor | None,
     output_scale: float,
+    skip: Tensor | None,
 ) -> Tensor:
     return empty(input, out_channels, output_size(input))

@@ -76,7 +76,7 @@ class Accelerated(nn.Module):
 
     def conv(self, x, weight, bias, groups):
         """The raw op, which `ops.conv2d` calls where that is fastest."""
-        fused = (None, None, 0, None, None, self.output_scale)
+        fused = (None, None, 0, None, None, self.output_scale, None)
         return torch.ops.fastgen.conv2d_fwd.default(x, weight, (1, 1), (0, 0), (1, 1), groups, bias, *fused)
 
 

@@ -6,11 +6,12 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from fastgen.models import UNet
 from fastgen.nn import Conv2d, GroupNorm, PlainGroupNorm, ResBlock, SpatialAttention
 
-from ..backends import import_peer
+from ..backends import import_peer, requires_cpu
 from ..modules import max_difference, randomize
 from .diffusers_unets import copy_unet
 
@@ -69,6 +70,20 @@ def test_inference_is_within_the_bound_of_winograd(variant, channels_last):
         assert len(convolutions) > 10
         error = (fused(x, timesteps, y) - expected).norm() / expected.norm()
     assert error <= 2e-5
+
+
+@requires_cpu
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_nothing_is_concatenated_on_the_way_up_in_inference(variant):
+    """Where the kernels take the 1x1 convolutions, as they do of images so small; the embedding of the timestep is made of two."""
+    found = []
+    for norm in (GroupNorm, PlainGroupNorm):
+        model = _build(variant, norm)
+        inputs = _inputs(model)
+        with torch.no_grad(), profile(activities=[ProfilerActivity.CPU]) as seen:
+            model(*inputs)
+        found.append(sum(event.count for event in seen.key_averages() if event.key == "aten::cat"))
+    assert found == [1, 1 + len(model.output_blocks)]
 
 
 @pytest.mark.parametrize("variant", ["scale_shift_updown", "learned_sigma"])

@@ -81,6 +81,16 @@ def test_no_affine_and_no_bias(cls, options, names):
     assert torch.equal(twin(x), module(x))
 
 
+@pytest.mark.parametrize("cls", [GroupNorm, PlainGroupNorm])
+def test_two_inputs_are_those_in_one(cls):
+    x, extra = _inputs(("channel_bias", "scale", "shift"))
+    module = randomize(cls(4, 12, activation="silu"))
+    first, second = x.split([5, 7], 1)
+    assert torch.equal(module(first, skip=second, **extra), module(x, **extra))
+    parts = zip(module.affine_map(first, skip=second, **extra), module.affine_map(x, **extra), strict=True)
+    assert all(torch.equal(a, b) for a, b in parts)
+
+
 def test_print_names_the_activation():
     assert repr(GroupNorm(4, 12)) == repr(nn.GroupNorm(4, 12))
     assert "activation='silu'" in repr(GroupNorm(4, 12, activation="silu"))

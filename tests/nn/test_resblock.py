@@ -6,10 +6,11 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.profiler import ProfilerActivity, profile
 
 from fastgen.nn import GroupNorm, PlainGroupNorm, ResBlock
 
-from ..backends import import_peer
+from ..backends import import_peer, requires_cpu
 from ..modules import max_difference, randomize
 from .diffusers_weights import copy_resblock
 
@@ -139,3 +140,66 @@ def test_embedding_missing_or_superfluous():
         ResBlock(16, embedding_channels=EMBEDDING, num_groups=4)(x)
     with pytest.raises(ValueError, match=r"takes none as embedding, got a tensor of shape \(3, 24\)"):
         ResBlock(16, num_groups=4)(x, embedding)
+
+
+def on_the_way_up(dtype=torch.float32, layout=torch.channels_last, **options):
+    """A block, and its two inputs with an embedding, of shapes that the kernels take."""
+    block = randomize(ResBlock(40, 8, embedding_channels=EMBEDDING, num_groups=4, **options)).to(dtype)
+    x, embedding = _inputs(40, dtype)
+    first, second = (part.to(memory_format=layout) for part in x.split([23, 17], 1))
+    return block, first, second, embedding
+
+
+def copies(call) -> int:
+    with profile(activities=[ProfilerActivity.CPU]) as seen, torch.no_grad():
+        call()
+    return sum(event.count for event in seen.key_averages() if event.key == "aten::cat")
+
+
+@pytest.mark.parametrize("scale_shift", [False, True])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_two_inputs_are_those_in_one(dtype, layout, scale_shift):
+    """Bit by bit where the kernels or one tensor made of both are read; else the library multiplies them apart."""
+    block, first, second, embedding = on_the_way_up(dtype, layout, use_scale_shift_norm=scale_shift)
+    whole = torch.cat([first, second], 1)
+    with torch.no_grad():
+        same = layout == torch.contiguous_format or dtype != torch.float32 or block.skip.plan(whole).outputs
+        difference = max_difference(block(first, embedding, skip=second), block(whole, embedding))
+        assert difference == 0 if same else difference <= 1e-5
+    assert torch.equal(block(first, embedding, skip=second), block(whole, embedding))
+    plain = randomize(ResBlock(40, 8, embedding_channels=EMBEDDING, num_groups=4, norm=PlainGroupNorm)).to(dtype)
+    assert torch.equal(plain(first, embedding, skip=second), plain(whole, embedding))
+
+
+@requires_cpu
+def test_two_inputs_are_not_made_one_where_the_kernels_read_them():
+    block, first, second, embedding = on_the_way_up()
+    assert copies(lambda: block(first, embedding, skip=second)) == 0
+    assert copies(lambda: block(torch.cat([first, second], 1), embedding)) == 1  # which it would see
+    for where in ("up", "down"):
+        other = randomize(ResBlock(40, 8, num_groups=4, resample=where))
+        assert copies(lambda other=other: other(first, skip=second)) == 1
+    hook = block.skip.register_forward_hook(lambda module, args, output: seen.append(args[0].shape[1]))
+    seen = []
+    assert copies(lambda: block(first, embedding, skip=second)) == 1 and seen == [40]  # who looks at it sees one input
+    hook.remove()
+    assert copies(lambda: block(first, embedding, skip=second)) == 0
+
+
+def test_gradients_of_two_inputs():
+    block, first, second, embedding = on_the_way_up(torch.float64)
+    leaves = [t.clone().requires_grad_() for t in (first, second)]
+    ours = torch.autograd.grad(
+        block(leaves[0], embedding, skip=leaves[1]).square().sum(), [*leaves, *block.parameters()]
+    )
+    theirs = torch.autograd.grad(block(torch.cat(leaves, 1), embedding).square().sum(), [*leaves, *block.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_two_inputs_compiled():
+    torch._dynamo.reset()
+    block, first, second, embedding = on_the_way_up()
+    compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        assert max_difference(compiled(first, embedding, skip=second), block(first, embedding, skip=second)) <= 1e-5

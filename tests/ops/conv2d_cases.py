@@ -1,6 +1,7 @@
 """Arguments of `conv2d` for its tests, and of `upsample_conv2d`, which takes the same; what a user writes without them; and inputs
 chosen to be hard for Winograd's algorithms."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from fastgen.ops import conv2d
 
 from .families import OfTensors
-from .numerics import guarded, randn
+from .numerics import guarded, laid_out, randn
 
 # [N, C, H, W], K: odd and 1-pixel images, more and fewer channels than a panel, a chunk, a block of registers.
 SHAPES = [
@@ -65,16 +66,22 @@ def example(dtype: torch.dtype) -> dict[str, Any]:
 
 
 def packed_arguments(
-    shape=(2, 6, 5, 7), k=4, outputs=4, dtype=torch.float32, activation=1, scale=0.5, weight=None, family="conv2d"
-) -> tuple:
-    """Arguments of `conv2d_packed`, or of the other family's, all of them given."""
+    shape=(2, 6, 5, 7), k=4, outputs=4, dtype=torch.float32, activation=1, scale=0.5, weight=None, family="conv2d", seam=None
+) -> tuple:  # fmt: skip
+    """Arguments of `conv2d_packed`, or of the other family's, all of them given; with a ``seam`` two inputs."""
     given = operands(shape, k, dtype, 2 if family == "upsample_conv2d" else 1)
     bias, input_scale, input_shift, embedding, residual = (given[name] for name in OPERANDS)
     if weight is None:
         weight = weight_of(shape, k, 1 if outputs == 1 else 3, dtype)
     packed = getattr(torch.ops.fastgen, f"{family}_pack")(weight, outputs)
-    x = randn(*shape, dtype=dtype)
-    return x, packed, k, bias, input_scale, input_shift, activation, embedding, residual, scale
+    x, skip = halves(randn(*shape, dtype=dtype), seam)
+    return x, packed, k, bias, input_scale, input_shift, activation, embedding, residual, scale, skip
+
+
+def halves(x: Tensor, seam: int | None, layout: str = "contiguous") -> tuple[Tensor, Tensor | None]:
+    """``x``, or its channels before ``seam`` and those from there on, each over memory of its own."""
+    parts = (x, None) if seam is None else (x[:, :seam].clone(), x[:, seam:].clone())
+    return tuple(None if part is None else laid_out(part, layout) for part in parts)
 
 
 def forward_arguments() -> tuple:
@@ -82,25 +89,28 @@ def forward_arguments() -> tuple:
     given = example(torch.float32)
     bias, scale, shift, embedding, residual = (given[name] for name in OPERANDS)
     geometry = ([1, 1], [1, 1], [1, 1], 1)
-    return given["input"], given["weight"], *geometry, bias, scale, shift, 1, embedding, residual, 0.5
+    x, skip = halves(given["input"], 4)
+    return x, given["weight"], *geometry, bias, scale, shift, 1, embedding, residual, 0.5, skip
 
 
-def direct_arguments(shape=(2, 6, 5, 7), k=4, kernel=3, activation=1, scale=0.5, weight=None, family="conv2d") -> tuple:
+def direct_arguments(
+    shape=(2, 6, 5, 7), k=4, kernel=3, activation=1, scale=0.5, weight=None, family="conv2d", seam=None
+) -> tuple:
     """Arguments of `conv2d_direct`, or of the other family's, all of them given."""
     given = operands(shape, k, torch.bfloat16, 2 if family == "upsample_conv2d" else 1)
     bias, input_scale, input_shift, embedding, residual = (given[name] for name in OPERANDS)
     weight = weight_of(shape, k, kernel, torch.bfloat16) if weight is None else weight
     packed = getattr(torch.ops.fastgen, f"{family}_direct_pack")(weight)
-    x = randn(*shape, dtype=torch.bfloat16)
-    return x, packed, k, bias, input_scale, input_shift, activation, embedding, residual, scale
+    x, skip = halves(randn(*shape, dtype=torch.bfloat16), seam)
+    return x, packed, k, bias, input_scale, input_shift, activation, embedding, residual, scale, skip
 
 
 UNSEEN = {
     "conv2d_direct_pack": lambda: (weight_of((1, 6), 4, 3, torch.float32),),
-    "conv2d_direct": direct_arguments,
+    "conv2d_direct": partial(direct_arguments, seam=4),
     "conv2d_fwd": forward_arguments,
     "conv2d_pack": lambda: (weight_of((1, 6), 4, 3, torch.float32), 4),
-    "conv2d_packed": packed_arguments,
+    "conv2d_packed": partial(packed_arguments, seam=4),
 }
 REFUSED = [
     ("conv2d_fwd", {"groups": 4}, "groups must divide channels"),

@@ -68,6 +68,12 @@ def cancelling(x: Tensor, groups: int, params: dict[str, Tensor], activation: st
     return max((rstd * sizes).max().item(), 1.0)
 
 
+def two_inputs(shape: tuple[int, ...], seam: int, dtype: torch.dtype) -> dict[str, Any]:
+    """Keyword arguments of the public op whose inputs have the channels of ``shape`` together."""
+    x = 2 * randn(*shape, dtype=dtype) + 1
+    return {"input": guarded(x[:, :seam].clone()), "skip": guarded(x[:, seam:].clone())}
+
+
 def parameters(shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Tensor]:
     n, c = shape[:2]
     sizes = {"weight": (c,), "bias": (c,), "channel_bias": (n, c), "scale": (n, c), "shift": (n, c)}
@@ -77,6 +83,10 @@ def parameters(shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Tensor]:
 def example(dtype: torch.dtype) -> dict[str, Any]:
     shape = (2, 6, 5, 7)
     return {"input": randn(*shape, dtype=dtype), "num_groups": 3, **parameters(shape, dtype), "activation": "silu"}
+
+
+def examples() -> list[dict[str, Any]]:
+    return [{**example(torch.float32), **two_inputs((2, 6, 5, 7), 4, torch.float32)}]
 
 
 SAME_ARGUMENTS = {"group_norm_wide_fwd": "group_norm_fwd"}  # CUDA autocast alone calls the former
@@ -92,8 +102,9 @@ REFUSED = [
 
 
 def harmless(op: str, name: str, how: str, arguments: dict[str, Any]) -> bool:
-    """An image may be of any size."""
-    return op != "group_norm_bwd" and name == "input" and how.startswith(("dimension 2", "dimension 3"))
+    """An image may be of any size, where it is the only one."""
+    alone = op != "group_norm_bwd" and name == "input" and arguments["skip"] is None
+    return alone and how.startswith(("dimension 2", "dimension 3"))
 
 
 MAPPED = OfTensors(
@@ -110,6 +121,14 @@ EXPORTED = {
     )
 }
 
+# Two inputs: the seam between two groups, in one, in the only one; where one program holds a group, and where many share it.
+SEAMS = [
+    ((2, 8, 4, 4), 4, 4),
+    ((2, 12, 5, 3), 2, 5),
+    ((1, 6, 50, 70), 3, 3),
+    ((1, 130, 20, 21), 2, 97),
+    ((3, 16), 4, 7),
+]
 # Of the Triton kernels: groups that one program holds, and that many share; groups of one element.
 KERNEL_SHAPES = [
     ((2, 8, 4, 4), 4), ((1, 6, 50, 70), 3), ((2, 24, 5), 2), ((1, 4, 2, 3, 5), 2), ((3, 16), 4), ((1, 130, 20, 21), 2),
@@ -126,24 +145,32 @@ def kernel_parameters(shape: tuple[int, ...], dtype: torch.dtype, full: bool = T
     return values if full else [*values[:2], None, None, None]
 
 
-def forward(shape, groups, dtype, layout="contiguous", full=True, kind=None) -> tuple[Any, ...]:
-    """Arguments of `group_norm_fwd`; with a ``kind`` of STRIDES, input and parameters are slices of something else."""
+def halves(x: Tensor, seam: int | None, layout: str = "contiguous") -> tuple[Tensor, Tensor | None]:
+    """``x``, or its channels before ``seam`` and those from there on, each a tensor of its own."""
+    if seam is None:
+        return laid_out(x, layout), None
+    return laid_out(x[:, :seam].clone(), layout), laid_out(x[:, seam:].clone(), layout)
+
+
+def forward(shape, groups, dtype, layout="contiguous", full=True, kind=None, seam=None) -> tuple[Any, ...]:
+    """Arguments of `group_norm_fwd`; with a ``kind`` of STRIDES, input and parameters are slices of something else; with a ``seam``
+    there are two inputs."""
     x, params = (2 * randn(*shape) + 3).to(dtype), kernel_parameters(shape, dtype, full)
     if kind is not None:
         weight, bias, channel_bias, scale, shift = params
         scale, shift = torch.cat([scale, shift], 1).chunk(2, 1)
         params = [weight.repeat_interleave(2)[::2], bias, channel_bias.t().contiguous().t(), scale, shift]
         x = strided(x, kind)
-    return (laid_out(x, layout), groups, *params, 1e-5, int(full))
+    return (*halves(x, seam, layout), groups, *params, 1e-5, int(full))
 
 
 def backward(*args, kind=None, wide=False, **options) -> tuple[Any, ...]:
     """Arguments of `group_norm_bwd` after that forward, with a contiguous gradient or one of the same ``kind``; where ``wide``, in
     the dtype of the statistics, as autocast has it."""
-    x, groups, *params, eps, activation = forward(*args, kind=kind, **options)
-    _, mean, rstd = reference.group_norm_fwd(x, groups, *params, eps, activation)
-    grad = randn(*x.shape, seed=3, dtype=mean.dtype if wide else x.dtype)
-    return (grad if kind is None else strided(grad, kind), x, mean, rstd, groups, *params, activation)
+    x, skip, groups, *params, eps, activation = forward(*args, kind=kind, **options)
+    y, mean, rstd = reference.group_norm_fwd(x, skip, groups, *params, eps, activation)
+    grad = randn(*y.shape, seed=3, dtype=mean.dtype if wide else x.dtype)
+    return (grad if kind is None else strided(grad, kind), x, skip, mean, rstd, groups, *params, activation)
 
 
 def calls() -> Iterator[Call]:
@@ -155,6 +182,14 @@ def calls() -> Iterator[Call]:
             yield Call(name, op, partial(make, shape, groups, dtype, layout, layout == "contiguous"))
     for (op, make), kind in itertools.product(ops.items(), STRIDES):
         yield Call(kind, op, partial(make, (2, 8, 5, 6), 4, torch.float32, kind=kind))
+    for (op, make), (shape, groups, seam), layout in itertools.product(ops.items(), SEAMS, LAYOUTS):
+        yield Call(
+            f"two inputs {shape} {seam} {layout}", op, partial(make, shape, groups, torch.float32, layout, seam=seam)
+        )
+    for (op, make), dtype in itertools.product(ops.items(), DTYPES):
+        if dtype != torch.float32:
+            arguments = partial(make, *SEAMS[0][:2], dtype, "channels_last", seam=SEAMS[0][2])
+            yield Call(f"two inputs {dtype_name(dtype)}", op, arguments)
     for (op, make), (shape, groups) in itertools.product(ops.items(), TINY):
         yield Call(f"tiny {shape}", op, partial(make, shape, groups, torch.float32), least=1.0)
     # as CUDA autocast calls them: fp16 is read, fp32 is written, and nothing is rounded to fp16 in between
@@ -171,13 +206,13 @@ def calls() -> Iterator[Call]:
 def check_one_element_a_group(kernels, shape, groups):
     """The output is the bias, and the input has no gradient. The statistics are the kernel's own: another rounding of the mean is
     multiplied by 1 / sqrt(eps)."""
-    x, _, *params, eps, activation = forward(shape, groups, torch.float32)
+    x, _, _, *params, eps, activation = forward(shape, groups, torch.float32)
     grad, wide = randn(*shape, seed=3, dtype=torch.float32), [p.double() for p in params]
-    y, mean, rstd = kernels.group_norm_fwd(x, groups, *params, eps, activation)
-    expected = reference.group_norm_fwd(x.double(), groups, *wide, eps, activation)
+    y, mean, rstd = kernels.group_norm_fwd(x, None, groups, *params, eps, activation)
+    expected = reference.group_norm_fwd(x.double(), None, groups, *wide, eps, activation)
     torch.testing.assert_close(y.double(), expected[0], rtol=4e-6, atol=4e-6)
-    in_x, *in_params = kernels.group_norm_bwd(grad, x, mean, rstd, groups, *params, activation)
-    exact = reference.group_norm_bwd(grad.double(), x.double(), *expected[1:], groups, *wide, activation)
+    in_x, *in_params = kernels.group_norm_bwd(grad, x, None, mean, rstd, groups, *params, activation)
+    exact = reference.group_norm_bwd(grad.double(), x.double(), None, *expected[1:], groups, *wide, activation)
     assert not in_x.any()
     for a, e in zip(in_params, exact[1:], strict=True):
         torch.testing.assert_close(a.double(), e, rtol=4e-6, atol=4e-6)
@@ -195,7 +230,7 @@ def check_not_finite(kernels, value, shape):
     """A NaN or an infinity makes its whole group NaN, as in torch, and no other."""
     x = randn(*shape, dtype=torch.float32)
     x[0, 1, 2, 3] = value
-    y = kernels.group_norm_fwd(x, 2, *NONE, 1e-5, 1)[0]
+    y = kernels.group_norm_fwd(x, None, 2, *NONE, 1e-5, 1)[0]
     assert y[0, :2].isnan().all() and y[0, 2:].isfinite().all() and y[1:].isfinite().all()
 
 
@@ -204,6 +239,7 @@ def check_both_plans_agree(kernels):
 
     def both():
         found = kernels.group_norm_fwd(*forward((2, 8, 9, 5), 4, torch.float32))
+        found += kernels.group_norm_fwd(*forward((2, 8, 9, 5), 4, torch.float32, seam=3))
         found += kernels.group_norm_wide_fwd(*forward((2, 8, 9, 5), 4, torch.float16))
         return found + kernels.group_norm_bwd(*backward((2, 8, 9, 5), 4, torch.float32))
 
@@ -218,20 +254,20 @@ def check_both_plans_agree(kernels):
 def check_centred_variance(kernels):
     """Mean 1e4 and deviation 1: E[x^2] - E[x]^2 would lose every digit."""
     x = (randn(1, 4, 64, 64, seed=1) + 1e4).float()
-    y, _, rstd = kernels.group_norm_fwd(x, 2, *NONE, 1e-5, 0)
-    expected = reference.group_norm_fwd(x.double(), 2, *NONE, 1e-5, 0)
+    y, _, rstd = kernels.group_norm_fwd(x, None, 2, *NONE, 1e-5, 0)
+    expected = reference.group_norm_fwd(x.double(), None, 2, *NONE, 1e-5, 0)
     assert (rstd.double() / expected[2] - 1).abs().max() < 1e-5
     assert (y.double() - expected[0]).abs().max() < 5e-3  # an ulp of 1e4 is 1e-3
 
 
 def check_nothing(kernels):
-    y, mean, _ = kernels.group_norm_fwd(torch.zeros(2, 4, 0), 2, *NONE, 1e-5, 0)
+    y, mean, _ = kernels.group_norm_fwd(torch.zeros(2, 4, 0), None, 2, *NONE, 1e-5, 0)
     assert y.shape == (2, 4, 0) and mean.isnan().all()
-    y, mean, _ = kernels.group_norm_fwd(torch.zeros(0, 4, 3), 2, *NONE, 1e-5, 0)
+    y, mean, _ = kernels.group_norm_fwd(torch.zeros(0, 4, 3), None, 2, *NONE, 1e-5, 0)
     assert y.shape == (0, 4, 3) and mean.shape == (0, 2)
     for shape in ((2, 4, 0), (0, 4, 3)):
         x, statistics = torch.zeros(shape), torch.zeros(shape[0], 2)
-        grads = kernels.group_norm_bwd(x, x, statistics, statistics, 2, *NONE, 0)
+        grads = kernels.group_norm_bwd(x, x, None, statistics, statistics, 2, *NONE, 0)
         assert [g.shape for g in grads] == [shape, (4,), (4,), *[(shape[0], 4)] * 3]
         assert not any(g.any() for g in grads)
 
@@ -239,28 +275,36 @@ def check_nothing(kernels):
 def check_reasons(kernels):
     x, byte = torch.zeros(1, 1), torch.zeros(1, 1, dtype=torch.uint8)
     dtype = ["the kernels take float64, float32, bfloat16 and float16, not torch.uint8"]
-    assert _dispatch.Triton.reasons("group_norm", x, 1, byte, *NONE[1:], 1e-5, 0) == dtype
-    assert _dispatch.Triton.reasons("group_norm_bwd", x, x, x, x, 1, *NONE, 0) == []
+    assert _dispatch.Triton.reasons("group_norm", x, None, 1, byte, *NONE[1:], 1e-5, 0) == dtype
+    assert _dispatch.Triton.reasons("group_norm_bwd", x, x, None, x, x, 1, *NONE, 0) == []
 
 
-def zeros(shape, groups, dtype, layout="contiguous", full=True, grad=False) -> tuple[Any, ...]:
+def zeros(shape, groups, dtype, layout="contiguous", full=True, grad=False, seam=None) -> tuple[Any, ...]:
     """Arguments of the forward or the backward without values."""
     n, c = shape[:2]
     x, wide = laid_out(torch.zeros(shape, dtype=dtype), layout), torch.promote_types(dtype, torch.float32)
     params = [torch.zeros(size, dtype=wide) if full else None for size in ((c,), (c,), (n, c), (n, c), (n, c))]
+    inputs = halves(x, seam, layout)
     if not grad:
-        return (x, groups, *params, 1e-5, int(full))
+        return (*inputs, groups, *params, 1e-5, int(full))
     statistics = torch.zeros(n, groups, dtype=wide)
-    return (x, x, statistics, statistics, groups, *params, int(full))
+    return (x, *inputs, statistics, statistics, groups, *params, int(full))
 
 
 def gates(arch: int) -> Iterator[Call]:
     """Everything for sm_90; the others leave out what differs in loads and stores alone."""
 
-    def both(name, *args):
-        yield Call(name, "group_norm_fwd", partial(zeros, *args))
-        yield Call(name, "group_norm_bwd", partial(zeros, *args, grad=True))
+    def both(name, *args, seam=None):
+        yield Call(name, "group_norm_fwd", partial(zeros, *args, seam=seam))
+        yield Call(name, "group_norm_bwd", partial(zeros, *args, grad=True, seam=seam))
 
+    # two inputs whose seam lies in a group, and which begin vectors; odd ones
+    for layout in LAYOUTS:
+        for dtype in DTYPES if arch == 90 else (torch.bfloat16,):
+            name = f"two inputs {layout} {dtype_name(dtype)}"
+            yield from both(f"split {name}", (2, 384, 64, 64), 32, dtype, layout, seam=256)
+            yield from both(f"whole {name}", (2, 384, 16, 16), 32, dtype, layout, seam=256)
+    yield from both("two inputs, odd sizes", (1, 33, 77, 77), 3, torch.float32, "channels_last", seam=14)
     for dtype in (torch.bfloat16, torch.float16):
         for size in ("split", "whole"):
             shape = (2, 320, 64, 64) if size == "split" else (2, 320, 16, 16)

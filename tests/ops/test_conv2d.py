@@ -66,7 +66,7 @@ def test_kernels(dtype, shape, k, outputs, layout):
     """Every algorithm on every shape, whatever the plan would take; the reference, by the same algorithm, in float64."""
     weight = weight_of(shape, k, 1 if outputs == 1 else 3, dtype)
     x, packed, *rest = packed_arguments(shape, k, outputs, dtype, weight=weight)
-    x, packed, rest[-2] = guarded(laid_out(x, layout)), guarded(packed), guarded(laid_out(rest[-2], layout))
+    x, packed, rest[6] = guarded(laid_out(x, layout)), guarded(packed), guarded(laid_out(rest[6], layout))
     poison_allocator(k * x.numel() // shape[1] * x.element_size())
     actual = torch.ops.fastgen.conv2d_packed(x, packed, *rest)
     same = [r.double() if isinstance(r, torch.Tensor) else r for r in rest]
@@ -106,7 +106,7 @@ def test_the_error_of_winograd_is_bounded(outputs, name):
     x, weight = adversarial()[name]
     packed = torch.ops.fastgen.conv2d_pack(weight.float(), outputs)
     none = (None,) * 3
-    actual = torch.ops.fastgen.conv2d_packed(x.float(), packed, len(weight), *none, 0, None, None, 1.0)
+    actual = torch.ops.fastgen.conv2d_packed(x.float(), packed, len(weight), *none, 0, None, None, 1.0, None)
     exact = F.conv2d(x, weight, padding=1)
     norm = exact.norm()
     if name in ("second differences", "a large mean"):
@@ -224,7 +224,7 @@ def test_no_sample():
     x, weight = torch.zeros(0, 4, 3, 3), weight_of((0, 4), 5, 3, torch.float32)
     assert conv2d(x, weight, padding=1).shape == (0, 5, 3, 3)
     packed = torch.ops.fastgen.conv2d_pack(weight, 4)
-    assert torch.ops.fastgen.conv2d_packed(x, packed, 5, *(None,) * 3, 0, None, None, 1.0).shape == (0, 5, 3, 3)
+    assert torch.ops.fastgen.conv2d_packed(x, packed, 5, *(None,) * 3, 0, None, None, 1.0, None).shape == (0, 5, 3, 3)
 
 
 @pytest.mark.isa
@@ -244,11 +244,11 @@ def test_many_groups_of_rows_are_one_convolution():
     """Values and products past the bytes of a group of rows: some groups begin in the middle of a sample."""
     x, packed, *rest = packed_arguments((3, 64, 120, 60), 64, 4)
     together = torch.ops.fastgen.conv2d_packed(x, packed, *rest)
-    k, bias, scale, shift, activation, embedding, residual, factor = rest
+    k, bias, scale, shift, activation, embedding, residual, factor, _ = rest
     for i in range(3):
         alone = torch.ops.fastgen.conv2d_packed(
             x[i : i + 1], packed, k, bias, scale[i : i + 1], shift[i : i + 1], activation, embedding[i : i + 1],
-            residual[i : i + 1], factor,
+            residual[i : i + 1], factor, None,
         )  # fmt: skip
         assert torch.equal(together[i : i + 1], alone)
 
@@ -273,7 +273,7 @@ def test_fakes(shape, layout):
     compare = assert_registered if shape[0] == 2 else assert_fake
     compare(torch.ops.fastgen.conv2d_packed.default, (x, packed, *rest))
     compare(torch.ops.fastgen.conv2d_pack.default, (weight, 2))
-    _, bias, scale, shift, activation, embedding, residual, factor = rest
+    _, bias, scale, shift, activation, embedding, residual, factor, _ = rest
     for stride in (1, 2):
         given = residual[..., ::stride, ::stride]
         arguments = (
@@ -290,6 +290,7 @@ def test_fakes(shape, layout):
             embedding,
             given,
             factor,
+            None,
         )
         compare(torch.ops.fastgen.conv2d_fwd.default, arguments)
 
@@ -306,7 +307,7 @@ def test_the_reference_is_what_a_user_writes():
         given = operands(shape, k, torch.float64)
         del given["residual"]
         bias, scale, shift, embedding = given.values()
-        actual = reference.conv2d_fwd(x, weight, *geometry, bias, scale, shift, 1, embedding, None, 0.5)
+        actual = reference.conv2d_fwd(x, weight, *geometry, bias, scale, shift, 1, embedding, None, 0.5, None)
         expected = plain(
             x, weight, **given, activation="silu", output_scale=0.5,
             stride=stride, padding=padding, dilation=dilation, groups=groups,

@@ -50,7 +50,7 @@ def run(family, *args):
 
 def ones_like(arguments):
     """Of the arguments of the raw op, those that `plain` takes."""
-    _, _, _, bias, scale, shift, _, embedding, residual, _ = arguments
+    _, _, _, bias, scale, shift, _, embedding, residual, _, _ = arguments
     return dict(zip(OPERANDS, (bias, scale, shift, embedding, residual), strict=True))
 
 
@@ -65,7 +65,7 @@ def expected(family, kernel, x, weight, **options):
 def test_values(shape, k, family, kernel, layout):
     weight = weight_of(shape, k, kernel, BF16)
     x, packed, *rest = direct_arguments(shape, k, kernel, weight=weight, family=family)
-    x, packed, rest[-2] = guarded(laid_out(x, layout)), guarded(packed), guarded(laid_out(rest[-2], layout))
+    x, packed, rest[6] = guarded(laid_out(x, layout)), guarded(packed), guarded(laid_out(rest[6], layout))
     poison_allocator(4 * k * x.numel() // shape[1] * x.element_size())
     actual = run(family, x, packed, *rest)
     given, options = ones_like((x, packed, *rest)), {"activation": "silu", "output_scale": 0.5}
@@ -87,7 +87,7 @@ def test_whole_numbers_are_rounded_once(shape, k, family, kernel, layout):
     )
     bias, embedding = whole_numbers(k, seed=3), whole_numbers(shape[0], k, seed=4)
     packed = getattr(torch.ops.fastgen, f"{family}_direct_pack")(weight)
-    actual = run(family, x, packed, k, bias, None, None, 0, embedding, None, 1.0)
+    actual = run(family, x, packed, k, bias, None, None, 0, embedding, None, 1.0, None)
     exact = expected(family, kernel, x.double(), weight.double(), bias=bias.double(), embedding=embedding.double())
     assert torch.equal(actual, exact.to(BF16))
 
@@ -137,9 +137,9 @@ def test_nan_and_infinity_reach_what_their_kernels_see(family, kernel, width, va
 def test_any_strides(family, kernel, kind):
     size = 2 if family != "conv2d" else 1
     x, packed, *rest = direct_arguments((2, 40, 8, 12), 48, kernel, family=family)
-    x, rest[-2] = strided(x, kind), strided(randn(2, 48, size * 8, size * 12, dtype=BF16), kind)
+    x, rest[6] = strided(x, kind), strided(randn(2, 48, size * 8, size * 12, dtype=BF16), kind)
     actual = run(family, x, packed, *rest)
-    other = run(family, x.contiguous(), packed, *rest[:-2], rest[-2].contiguous(), rest[-1])
+    other = run(family, x.contiguous(), packed, *rest[:6], rest[6].contiguous(), *rest[7:])
     assert (
         torch.equal(actual, other) if KERNEL else relative(actual, other) <= 1e-3
     )  # the library's bits follow the layout
@@ -159,13 +159,15 @@ def test_bits_do_not_depend_on_threads_or_time(family, kernel, layout):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_many_groups_of_rows_are_one_convolution(layout):
     """Pixels past the bytes of a group: some begin in the middle of a sample, whose bits are those of the sample alone."""
-    x, packed, k, bias, scale, shift, activation, embedding, residual, factor = direct_arguments((3, 64, 70, 60), 24)
+    x, packed, k, bias, scale, shift, activation, embedding, residual, factor, _ = direct_arguments((3, 64, 70, 60), 24)
     x = laid_out(x, layout)
-    together = run("conv2d", x, packed, k, bias, scale, shift, activation, embedding, residual, factor)
+    together = run("conv2d", x, packed, k, bias, scale, shift, activation, embedding, residual, factor, None)
     for i in range(3):
         alone = (t[i : i + 1] for t in (x, scale, shift, embedding, residual))
         x_of, scale_of, shift_of, embedding_of, residual_of = alone
-        y = run("conv2d", x_of, packed, k, bias, scale_of, shift_of, activation, embedding_of, residual_of, factor)
+        y = run(
+            "conv2d", x_of, packed, k, bias, scale_of, shift_of, activation, embedding_of, residual_of, factor, None
+        )
         assert torch.equal(together[i : i + 1], y)
 
 
@@ -174,7 +176,7 @@ def test_no_sample():
     for family, kernel in FAMILIES:
         packed = getattr(torch.ops.fastgen, f"{family}_direct_pack")(weight_of((0, 4), 5, kernel, BF16))
         size = 6 if family != "conv2d" else 3
-        y = run(family, torch.zeros(0, 4, 3, 3, dtype=BF16), packed, 5, *(None,) * 3, 0, None, None, 1.0)
+        y = run(family, torch.zeros(0, 4, 3, 3, dtype=BF16), packed, 5, *(None,) * 3, 0, None, None, 1.0, None)
         assert y.shape == (0, 5, size, size)
 
 

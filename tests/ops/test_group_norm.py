@@ -81,7 +81,7 @@ def test_large_mean(layout):
     x[0, 0, 0, 0] = 0.0
     exact = plain(x.double(), 4, None, None)
     assert_bar(group_norm(x, 4), F.group_norm(x, 4), exact)
-    _, _, rstd = torch.ops.fastgen.group_norm_fwd(x, 4, None, None, None, None, None, 1e-5, 0)
+    _, _, rstd = torch.ops.fastgen.group_norm_fwd(x, None, 4, None, None, None, None, None, 1e-5, 0)
     variance = x[1].double().reshape(4, -1).var(1, correction=0)
     assert (rstd[1].double() * (variance + 1e-5).sqrt() - 1).abs().max() < 1e-6
 
@@ -152,8 +152,8 @@ def test_any_shape_stride_and_dtype(data):
     arguments = [params.get(name) for name in NAMES]
     wide = [None if p is None else p.double() for p in arguments]
     code = 1 if activation else 0
-    exact = reference.group_norm_fwd(x.double(), groups, *wide, 1e-5, code)[0]
-    beside = reference.group_norm_fwd(x, groups, *arguments, 1e-5, code)[0]
+    exact = reference.group_norm_fwd(x.double(), None, groups, *wide, 1e-5, code)[0]
+    beside = reference.group_norm_fwd(x, None, groups, *arguments, 1e-5, code)[0]
     # a group of nearly equal values divides rounding by its deviation; the reference is centred in float32 as well
     assert_bar(actual, beside, exact, slack={torch.float64: 1e-12, torch.float32: 2e-5}.get(dtype, 2e-4))
     assert list(actual.stride()) == output_strides(x)
@@ -235,11 +235,11 @@ def test_fakes(shape, layout):
     params = list(parameters(shape, torch.float32).values())
     ops = torch.ops.fastgen
     groups = 2 if shape[1] > 1 else 1
-    _, mean, rstd = ops.group_norm_fwd(x, groups, *params, 1e-5, 1)
+    _, mean, rstd = ops.group_norm_fwd(x, None, groups, *params, 1e-5, 1)
     for activation, compare in ((0, assert_fake), (1, assert_registered if shape[0] != 1 else assert_fake)):
-        compare(ops.group_norm.default, (x, groups, *params, 1e-5, activation))
-        compare(ops.group_norm_fwd.default, (x, groups, *params, 1e-5, activation))
-        compare(ops.group_norm_bwd.default, (x, x, mean, rstd, groups, *params, activation))
+        compare(ops.group_norm.default, (x, None, groups, *params, 1e-5, activation))
+        compare(ops.group_norm_fwd.default, (x, None, groups, *params, 1e-5, activation))
+        compare(ops.group_norm_bwd.default, (x, x, None, mean, rstd, groups, *params, activation))
 
 
 def test_functional_transforms():
@@ -330,7 +330,7 @@ def test_errors_of_the_input_itself():
     with pytest.raises(TypeError, match=r"floating-point dtype, got torch.int64"):
         group_norm(torch.zeros(2, 4).long(), 2)
     with pytest.raises(RuntimeError, match="num_groups"):
-        torch.ops.fastgen.group_norm_fwd(torch.zeros(2, 4), 3, None, None, None, None, None, 1e-5, 0)
+        torch.ops.fastgen.group_norm_fwd(torch.zeros(2, 4), None, 3, None, None, None, None, None, 1e-5, 0)
 
 
 def test_every_combination_of_parameters_runs():

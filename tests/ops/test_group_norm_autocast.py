@@ -21,7 +21,7 @@ differentiable = importlib.import_module("fastgen.ops.group_norm")._differentiab
 
 def wide(x, groups, weight, bias, channel_bias, scale, shift, activation):
     """What the public function calls under CUDA autocast."""
-    return differentiable(x, groups, weight, bias, channel_bias, scale, shift, 1e-5, int(activation == "silu"))
+    return differentiable(x, None, groups, weight, bias, channel_bias, scale, shift, 1e-5, int(activation == "silu"))
 
 
 @pytest.mark.isa
@@ -48,9 +48,9 @@ def test_values_and_gradients(dtype, shape, groups, layout):
 def test_fakes(layout):
     x = laid_out(randn(2, 6, 4, 5, dtype=torch.bfloat16), layout)
     params = list(parameters(x.shape, torch.float32).values())
-    y, mean, rstd = ops.group_norm_wide_fwd(x, 2, *params, 1e-5, 1)
-    assert_registered(ops.group_norm_wide_fwd.default, (x, 2, *params, 1e-5, 1))
-    assert_registered(ops.group_norm_bwd.default, (y, x, mean, rstd, 2, *params, 1))
+    y, mean, rstd = ops.group_norm_wide_fwd(x, None, 2, *params, 1e-5, 1)
+    assert_registered(ops.group_norm_wide_fwd.default, (x, None, 2, *params, 1e-5, 1))
+    assert_registered(ops.group_norm_bwd.default, (y, x, None, mean, rstd, 2, *params, 1))
 
 
 class Calls(TorchDispatchMode):

@@ -64,7 +64,7 @@ def test_kernels(dtype, shape, k, outputs, layout):
     """Both algorithms on every shape, whatever the plan would take; the reference, by the same algorithm, in float64."""
     weight = weight_of(shape, k, 3, dtype)
     x, packed, *rest = packed_arguments(shape, k, outputs, dtype, weight=weight)
-    x, packed, rest[-2] = guarded(laid_out(x, layout)), guarded(packed), guarded(laid_out(rest[-2], layout))
+    x, packed, rest[6] = guarded(laid_out(x, layout)), guarded(packed), guarded(laid_out(rest[6], layout))
     poison_allocator(4 * k * x.numel() // shape[1] * x.element_size())
     actual = torch.ops.fastgen.upsample_conv2d_packed(x, packed, *rest)
     same = [r.double() if isinstance(r, torch.Tensor) else r for r in rest]
@@ -97,7 +97,7 @@ def test_the_error_of_winograd_is_bounded(outputs, name):
     x, weight = adversarial()[name]
     packed = torch.ops.fastgen.upsample_conv2d_pack(weight.float(), outputs)
     actual = torch.ops.fastgen.upsample_conv2d_packed(
-        x.float(), packed, len(weight), None, None, None, 0, None, None, 1.0
+        x.float(), packed, len(weight), None, None, None, 0, None, None, 1.0, None
     )
     exact = plain(x, weight)
     cancels = name in ("second differences", "weights that cancel", "a large mean")
@@ -187,7 +187,7 @@ def test_no_sample():
     x, weight = torch.zeros(0, 4, 3, 3), weight_of((0, 4), 5, 3, torch.float32)
     assert upsample_conv2d(x, weight).shape == (0, 5, 6, 6)
     packed = torch.ops.fastgen.upsample_conv2d_pack(weight, 4)
-    y = torch.ops.fastgen.upsample_conv2d_packed(x, packed, 5, *(None,) * 3, 0, None, None, 1.0)
+    y = torch.ops.fastgen.upsample_conv2d_packed(x, packed, 5, *(None,) * 3, 0, None, None, 1.0, None)
     assert y.shape == (0, 5, 6, 6)
 
 
@@ -227,7 +227,7 @@ def test_the_reference_is_what_a_user_writes():
     x, weight, *rest = (t.double() if isinstance(t, torch.Tensor) else t for t in forward_arguments())
     given = dict(zip(OPERANDS, (rest[0], rest[1], rest[2], rest[4], rest[5]), strict=True))
     actual = reference.upsample_conv2d_fwd(x, weight, *rest)
-    expected = plain(x, weight, **given, activation="silu", output_scale=0.5)
+    expected = plain(torch.cat([x, rest[-1]], 1), weight, **given, activation="silu", output_scale=0.5)
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
 
 

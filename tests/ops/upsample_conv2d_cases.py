@@ -8,7 +8,7 @@ import torch
 from fastgen.ops import upsample_conv2d
 
 from . import conv2d_cases
-from .conv2d_cases import OPERANDS, operands, weight_of, whole_numbers
+from .conv2d_cases import OPERANDS, halves, operands, weight_of, whole_numbers
 from .families import OfTensors
 from .numerics import randn
 
@@ -35,15 +35,16 @@ def forward_arguments() -> tuple:
     """Arguments of `upsample_conv2d_fwd`, which the public op calls only where a kernel is loaded."""
     given = example(torch.float32)
     bias, scale, shift, embedding, residual = (given[name] for name in OPERANDS)
-    return given["input"], given["weight"], bias, scale, shift, 1, embedding, residual, 0.5
+    x, skip = halves(given["input"], 4)
+    return x, given["weight"], bias, scale, shift, 1, embedding, residual, 0.5, skip
 
 
 UNSEEN = {
     "upsample_conv2d_direct_pack": lambda: (weight_of((1, 6), 4, 3, torch.float32),),
-    "upsample_conv2d_direct": direct_arguments,
+    "upsample_conv2d_direct": functools.partial(direct_arguments, seam=4),
     "upsample_conv2d_fwd": forward_arguments,
     "upsample_conv2d_pack": lambda: (weight_of((1, 6), 4, 3, torch.float32), 4),
-    "upsample_conv2d_packed": packed_arguments,
+    "upsample_conv2d_packed": functools.partial(packed_arguments, seam=4),
 }
 REFUSED = [
     ("upsample_conv2d_fwd", {"activation": 2}, "activation"),
