@@ -4,7 +4,7 @@
 
 memory: the peak of one training step of a stack of Glow steps against its depth, each in a process of its own. sampling: the time
 of samples of a MAF against its features, beside nflows and zuko of the same layers, kept in docs/maf_sampling.json: with --features
-only these are measured, and the others are those of the file. samples: what the shipped weights draw. interpolation: held-out digits
+only these are measured, and the others are those of the file. samples: what shipped weights draw. interpolation: held-out digits
 turned into one another. The first two measure for some minutes, on a machine that does nothing else; a trial takes few and small
 ones, into another folder.
 """
