@@ -97,7 +97,8 @@ def target_table(documents: Sequence[Document]) -> str:
     if not documents or documents[0]["machine"]["device"] != "cpu":
         return "The targets are stated for the CPU.\n"
     lines = []
-    for verdict in targets.judge(rows_of(documents)):
+    amx = any(document["fastgen"]["isa"] == "amx" for document in documents)
+    for verdict in targets.judge(rows_of(documents), amx):
         target, figure = verdict.target, verdict.figure
         asked = f"{'at most' if target.at_most else 'at least'} {target.bound:g}{target.unit}"
         measured = "-" if figure.value is None else f"{figure.value:.2f}{target.unit}"

@@ -69,6 +69,15 @@ def test_a_red_row_misses_the_targets_that_read_it():
     assert verdicts["with scale and shift, geometric mean over eager"] == "not measured"
 
 
+@pytest.mark.parametrize(("isa", "asked"), [("amx", "1.2x"), ("avx512_bf16", "1.8x")])
+def test_matrix_tiles_are_asked_for_other_figures(isa, asked):
+    name = "attention/self/2x8x256x256x40/NLHE/bf16"
+    made = document(row(name, {"fastgen": [1.0], "eager": [1.5]}), family="attention")
+    made["fastgen"]["isa"] = isa
+    lines = [line for line in report.target_table([made]).splitlines() if "160, bf16" in line]
+    assert len(lines) == 1 and f"| at least {asked} | 1.50x | {'met' if isa == 'amx' else 'missed'} |" in lines[0]
+
+
 def test_every_target_reads_cases_that_exist(monkeypatch):
     monkeypatch.setattr(peer_unets, "there", lambda build: True)  # of projects that are not installed here, too
     families, notes = collect(torch.device("cpu"), full=False)
