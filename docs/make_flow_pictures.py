@@ -1,11 +1,12 @@
-"""Draws docs/flow_memory.png, docs/maf_sampling.png and docs/flow_samples.png, pictures for docs/flows.md.
+"""Draws docs/flow_memory.png, maf_sampling.png, flow_samples.png and flow_interpolation.png, pictures for docs/flows.md.
 
-    python docs/make_flow_pictures.py [memory] [sampling] [samples] [--features N ...] [--trial FOLDER]
+    python docs/make_flow_pictures.py [memory] [sampling] [samples] [interpolation] [--features N ...] [--trial FOLDER]
 
 memory: the peak of one training step of a stack of Glow steps against its depth, each in a process of its own. sampling: the time
 of samples of a MAF against its features, beside nflows and zuko of the same layers, kept in docs/maf_sampling.json: with --features
-only these are measured, and the others are those of the file. samples: what the shipped weights draw. The first two measure for
-some minutes, on a machine that does nothing else; a trial takes few and small ones, into another folder.
+only these are measured, and the others are those of the file. samples: what shipped weights draw. interpolation: held-out digits
+turned into one another. The first two measure for some minutes, on a machine that does nothing else; a trial takes few and small
+ones, into another folder.
 """
 
 import argparse
@@ -31,10 +32,11 @@ from tqdm import tqdm
 from benchmarks import machine
 from benchmarks.pictures import COLOURS
 from fastgen.cli._images import to_pixels
+from fastgen.cli.demo.flows import interpolated
 from fastgen.data import from_unit_interval
 from fastgen.flows import AffineCoupling, ConvNet, GlowStep, reversible
 from fastgen.flows import Compose as Stack
-from fastgen.models import MAF, Glow, find_weights
+from fastgen.models import MAF, Glow, MultiScaleRealNVP, find_weights
 
 DEPTHS, TRIAL_DEPTHS = (4, 8, 16, 32, 64), (2, 4)
 IMAGES, TRIAL_IMAGES = (32, 12, 16, 16), (4, 12, 8, 8)
@@ -47,6 +49,7 @@ LAYERS, WIDTH, ROWS = 5, 512, 64
 REPEATS, SECONDS = 3, 40.0  # no round of all begins after so long
 SHORT = 0.2  # seconds for which a call is repeated within a round
 TEMPERATURES = (0.5, 0.7, 0.85, 1.0)
+NAMES = ("memory", "sampling", "samples", "interpolation")
 WAYS = {
     "reversible": ("fastgen, reversible", COLOURS["peer"], "o-"),
     "stored": ("fastgen, activations stored", "#56B4E9", "s-"),
@@ -264,6 +267,21 @@ def samples() -> Any:
     return figure
 
 
+def interpolation() -> Any:
+    """A row a pair of digits, held-out ones at its ends, between them the great circle of their latents."""
+    _, stages = interpolated(MultiScaleRealNVP.load(find_weights("digits-realnvp"), dtype=torch.float32))
+    figure, axes = plt.subplots(
+        len(stages), 1, figsize=(0.75 * stages.shape[1], 0.8 * len(stages)), layout="constrained"
+    )
+    for axis, images in zip(axes, stages, strict=True):
+        framed = torch.nn.functional.pad(images, (1, 1, 1, 1), value=-1.0)
+        axis.imshow(to_pixels(framed, ink=True).transpose(1, 0, 2, 3).reshape(framed.shape[2], -1, 3))
+        axis.set_xticks([])
+        axis.set_yticks([])
+        axis.spines[:].set_color("#bbbbbb")
+    return figure
+
+
 # ---- all --------------------------------------------------------------------------------------------------------------------
 
 
@@ -279,7 +297,7 @@ def _axes(x: str, y: str, ticks: Sequence[int]) -> tuple[Any, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", nargs="*", choices=["memory", "sampling", "samples", []], help="(default: all)")
+    parser.add_argument("what", nargs="*", choices=[*NAMES, []], help="(default: all)")
     parser.add_argument(
         "--features", type=int, nargs="*", choices=FEATURES, help="measure samples of these MAFs alone, if any"
     )
@@ -295,6 +313,7 @@ def main() -> None:
         "memory": ("flow_memory.png", lambda: memory(bool(args.trial))),
         "sampling": ("maf_sampling.png", lambda: sampling(args.trial, args.features)),
         "samples": ("flow_samples.png", samples),
+        "interpolation": ("flow_interpolation.png", interpolation),
     }
     for what in args.what or drawn:
         name, draw = drawn[what]

@@ -119,9 +119,11 @@ class Density:
             found = transform.first_not_finite(x, context)
         else:
             found = first_not_finite(transform.layers if isinstance(transform, Compose) else [transform], x, context)
-        where = "the latent is finite, its log-probability is not" if found is None else f"layer {found} overflows"
+        where = "the latent is finite, its log-probability is not" if found is None else f"layer {found[0]} {found[1]}"
+        singular = found is not None and found[1] == "is singular"
+        advice = "" if singular else "; a bounded scale_fn such as 'tanh' keeps it in range"
         warnings.warn(
-            f"{name}: log_prob is not finite: {where}; a bounded scale_fn such as 'tanh' keeps it in range",
+            f"{name}: log_prob is not finite: {where}{advice}",
             RuntimeWarning,
             stacklevel=3,
         )

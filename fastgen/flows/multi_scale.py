@@ -184,19 +184,19 @@ class MultiScale(Transform):
             now = (split.keep, *now[1:])
         return parts
 
-    def first_not_finite(self, input: Tensor, context: Context = None) -> str | None:
-        """As the function of this name: the level and the layer in it."""
+    def first_not_finite(self, input: Tensor, context: Context = None) -> tuple[str, str] | None:
+        """As the function of this name: the level and the layer in it, and what it does."""
         h = input
         for i, (level, split) in enumerate(self.pairs()):
             own = _of_level(context, i)
             found = first_not_finite(list(getattr(level, "transforms", [level])), h, own)
             if found is not None:
-                return f"{found} of level {i}"
+                return f"{found[0]} of level {i}", found[1]
             h = level(h, own)[0]
             if split is not None:
                 h, epsilon, term = split(h, own)
                 if not (epsilon.isfinite().all() and term.isfinite().all()):
-                    return f"Split of level {i}"
+                    return f"Split of level {i}", "overflows"
         return None
 
     def pairs(self) -> list[tuple[Transform, Split | None]]:

@@ -50,6 +50,11 @@ class Spline:
         self, input: Tensor, parameters: Tensor, *, mask: Tensor | None = None, inverse: bool = False
     ) -> tuple[Tensor, Tensor]:
         """(output, log-det [N]) of ``input`` [N, C, *]; ``parameters`` [N, C' P, *], those of a channel side by side."""
+        if parameters.dim() != input.dim() or parameters.shape[1] % self.num_parameters:
+            raise ValueError(
+                f"Spline: parameters must be [N, C' P, *] with P = {self.num_parameters} for {self.num_bins} bins, for input of "
+                f"shape {tuple(input.shape)}, got shape {tuple(parameters.shape)}"
+            )
         packed = parameters.unflatten(1, (-1, self.num_parameters)).movedim(2, -1)  # [N, C', *, P]
         return rational_quadratic_spline(
             input, packed, num_bins=self.num_bins, inverse=inverse, tails=self.tails, bound=self.bound, mask=mask,

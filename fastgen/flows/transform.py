@@ -113,10 +113,12 @@ def log_det_dtype(input: Tensor) -> torch.dtype:
     return torch.float64 if input.dtype == torch.float64 else torch.float32
 
 
-def first_not_finite(transforms: Sequence[Transform], input: Tensor, context: Context = None) -> str | None:
-    """``"2 (AffineCoupling)"`` for the first of ``transforms`` whose result or log-det is not finite; None where all are."""
+def first_not_finite(transforms: Sequence[Transform], input: Tensor, context: Context = None) -> tuple[str, str] | None:
+    """``("2 (AffineCoupling)", "overflows")`` for the first of ``transforms`` whose result or log-det is not finite, or
+    ``"is singular"`` where the log-det is minus infinity and the result finite; None where all are."""
     for i, transform in enumerate(transforms):
         input, log_det = transform(input, context)
         if not (input.isfinite().all() and log_det.isfinite().all()):
-            return f"{i} ({type(transform).__name__})"
+            singular = input.isfinite().all() and (log_det.isfinite() | log_det.isneginf()).all()
+            return f"{i} ({type(transform).__name__})", "is singular" if singular else "overflows"
     return None

@@ -184,11 +184,17 @@ def test_data_that_is_not_finite_is_an_error():
         RealNVP(4, hidden_features=8).eval().log_prob(x)
 
 
+def test_parameters_of_splines_that_do_not_fit():
+    layer = SplineCoupling(nn.Linear(2, 40), 4, spline=Spline(8))
+    with pytest.raises(ValueError, match=r"Spline: parameters must be .* P = 23 for 8 bins, .* got shape \(3, 40\)"):
+        layer(torch.zeros(3, 4))
+
+
 def test_a_zero_scale_is_named():
     layers = Compose([Reverse(), ActNorm(2, initialize=False)])
     with torch.no_grad():
         layers.layers[1].log_scale[0] = -math.inf
-    with pytest.warns(RuntimeWarning, match=r"layer 1 \(ActNorm\) overflows"):
+    with pytest.warns(RuntimeWarning, match=r"layer 1 \(ActNorm\) is singular$"):
         Flow(layers, StandardNormal((2,))).log_prob(torch.ones(1, 2))
 
 
