@@ -2,9 +2,9 @@
 //
 // Like the products of _tiles.h they have query rows in the lanes. What is broadcast from there is the left factor here, in tiles of 16
 // rows of 32 numbers along the sum, 1 KB each and one after the other: 16 keys by their depth, 16 columns of values by the keys. The
-// right factor are rows of 64 pairs, of queries and of weights. Two tiles of the left are multiplied with two of the right into four sums,
-// or two of the right stay for all of the left: what costs is memory, since a product takes 16 cycles, a load eight or, where another
-// thread has half of the core, thirty. Whatever pads a tile is zero in both factors, so nothing that is not a number gets out of its row.
+// right factor are rows of 48 pairs, of queries and of weights. One tile of the left is multiplied with three of the right into three
+// sums; six tiles hold the sums of two such rows in turns, since what is waited for is memory: 16 cycles a product, ten a load, twenty
+// a store. Whatever pads a tile is zero in both factors, so nothing that is not a number gets out of its row.
 #pragma once
 
 #include "_tiles.h"
@@ -15,19 +15,19 @@ namespace fastgen::tiles {
 struct TiledPairs {
   using Element = std::uint32_t;
   static constexpr int count = 2, tile = matrix_tiles::kRows, words = tile * matrix_tiles::kWords;
-  static constexpr int lanes = 4 * matrix_tiles::kWords;
+  static constexpr int lanes = 3 * matrix_tiles::kWords;
   static constexpr int tall = tile, deep = tile, unit = tile;
 };
 
 template <class F>
 constexpr bool kTiled = std::is_same_v<F, TiledPairs>;
 
-// Calls f with the number of vectors that hold `lanes` of a panel as a constant; where tiles are multiplied, of one, two or four of them.
+// Calls f with the number of vectors that hold `lanes` of a panel as a constant; in whole tiles where those are multiplied.
 template <class F, class A, class G>
 void with_vectors(std::int64_t lanes, G&& g) {
   if constexpr (kTiled<F>) {
     constexpr int of_tile = F::tile / kWidth<A>;
-    if (lanes > 2 * F::tile) return g(std::integral_constant<int, 4 * of_tile>());
+    if (lanes > 2 * F::tile) return g(std::integral_constant<int, 3 * of_tile>());
     if (lanes > F::tile) return g(std::integral_constant<int, 2 * of_tile>());
     g(std::integral_constant<int, of_tile>());
   } else {
@@ -81,98 +81,66 @@ struct Unit<TiledPairs> : matrix_tiles::Tiles {};
 template <>
 FASTGEN_INLINE void stay_awake<TiledPairs>() { matrix_tiles::multiply<0, 6, 7>(); }
 
-// Where the tiles of a factor lie, in words: from one to the next across the sum, along it, and between rows of a tile.
-struct Lie {
-  std::int64_t across, along, row;
-};
-
-// `tall` x `wide` tiles of sums, up to two each, in tiles 0 to 3; the factors go through 4 to 7.
-template <int tall, int wide>
+// The sums of up to three tiles beside each other, in tiles `at` and following; the factors go through tiles 6 and 7.
+template <int at, int wide>
 struct MatrixSums {
+  static constexpr int kRow = TiledPairs::lanes * sizeof(float);
+
   static void clear() {
-    each([](auto i, auto j) { matrix_tiles::zero<2 * i + j>(); });
+    matrix_tiles::zero<at>();
+    if constexpr (wide > 1) matrix_tiles::zero<at + 1>();
+    if constexpr (wide > 2) matrix_tiles::zero<at + 2>();
   }
-  static void load(const float* from, const Lie& lie) {
-    each([&](auto i, auto j) { matrix_tiles::load<2 * i + j>(from + i * lie.across + j * lie.along, 4 * lie.row); });
+  static void load(const float* from) {
+    load_tile<at>(from);
+    if constexpr (wide > 1) load_tile<at + 1>(from + 16);
+    if constexpr (wide > 2) load_tile<at + 2>(from + 32);
   }
-  static void store(float* to, const Lie& lie) {
-    each([&](auto i, auto j) { matrix_tiles::store<2 * i + j>(to + i * lie.across + j * lie.along, 4 * lie.row); });
+  static void store(float* to) {
+    store_tile<at>(to);
+    if constexpr (wide > 1) store_tile<at + 1>(to + 16);
+    if constexpr (wide > 2) store_tile<at + 2>(to + 32);
   }
-  static void add_products(const std::uint32_t* a, const Lie& of_a, const std::uint32_t* b, const Lie& of_b, std::int64_t deep) {
-    for (std::int64_t k = 0; k < deep; ++k, a += of_a.along, b += of_b.along) {
-      matrix_tiles::load<4>(a, 4 * of_a.row), matrix_tiles::load<6>(b, 4 * of_b.row);
-      if constexpr (tall > 1) matrix_tiles::load<5>(a + of_a.across, 4 * of_a.row);
-      if constexpr (wide > 1) matrix_tiles::load<7>(b + of_b.across, 4 * of_b.row);
-      each([](auto i, auto j) { matrix_tiles::multiply<2 * i + j, 4 + i, 6 + j>(); });
-    }
+  static void add_product(const std::uint32_t* a, const std::uint32_t* b) {
+    matrix_tiles::load<6>(a, 4 * matrix_tiles::kWords);
+    load_tile<7>(b), matrix_tiles::multiply<at, 6, 7>();
+    if constexpr (wide > 1) load_tile<7>(b + 16), matrix_tiles::multiply<at + 1, 6, 7>();
+    if constexpr (wide > 2) load_tile<7>(b + 32), matrix_tiles::multiply<at + 2, 6, 7>();
   }
 
  private:
-  template <class F>
-  FASTGEN_INLINE static void each(const F& f) {
-    constexpr std::integral_constant<int, 0> zero;
-    constexpr std::integral_constant<int, 1> one;
-    f(zero, zero);
-    if constexpr (tall > 1) f(one, zero);
-    if constexpr (wide > 1) f(zero, one);
-    if constexpr (tall > 1 && wide > 1) f(one, one);
-  }
+  template <int t>
+  FASTGEN_INLINE static void load_tile(const void* from) { matrix_tiles::load<t>(from, kRow); }
+  template <int t>
+  FASTGEN_INLINE static void store_tile(void* to) { matrix_tiles::store<t>(to, kRow); }
 };
 
-// to[i][j] = (to[i][j], or 0 if `fresh`) + the sum over `deep` tiles of a[i][k] b[k][j], for `tall` x `wide` tiles; those of sums lie one
-// below the other `across`, beside each other `along`.
-inline void multiply_tiles(const std::uint32_t* a, const Lie& of_a, const std::uint32_t* b, const Lie& of_b, std::int64_t tall, std::int64_t wide,
-                           std::int64_t deep, bool fresh, float* to, const Lie& of_sums) {
-  const auto at = [&](auto sums, std::int64_t i, std::int64_t j) {
-    float* const place = to + i * of_sums.across + j * of_sums.along;
-    if (fresh) sums.clear();
-    else sums.load(place, of_sums);
-    sums.add_products(a + i * of_a.across, of_a, b + j * of_b.across, of_b, deep);
-    sums.store(place, of_sums);
-  };
-  for (std::int64_t i = 0; i < tall; i += 2)
-    for (std::int64_t j = 0; j < wide; j += 2) {
-      const bool two_tall = i + 1 < tall, two_wide = j + 1 < wide;
-      if (two_tall && two_wide) at(MatrixSums<2, 2>(), i, j);
-      else if (two_tall) at(MatrixSums<2, 1>(), i, j);
-      else if (two_wide) at(MatrixSums<1, 2>(), i, j);
-      else at(MatrixSums<1, 1>(), i, j);
-    }
-}
-
-// sums[i][j] = the sum over `deep` tiles, one or two, of a[i][k] b[k][j] for `tall` tiles and two of b, which stay: 4 and 5, 6 and 7.
-template <int deep>
-inline void multiply_by_two_columns(const std::uint32_t* a, const std::uint32_t* b, const Lie& of_b, std::int64_t tall, float* to, const Lie& of_sums) {
-  constexpr int words = TiledPairs::words, row = 4 * matrix_tiles::kWords;
-  matrix_tiles::load<4>(b, 4 * of_b.row), matrix_tiles::load<5>(b + of_b.across, 4 * of_b.row);
-  if constexpr (deep > 1) matrix_tiles::load<6>(b + of_b.along, 4 * of_b.row), matrix_tiles::load<7>(b + of_b.along + of_b.across, 4 * of_b.row);
-  for (std::int64_t i = 0; i < tall; ++i, a += deep * words, to += of_sums.across) {
-    matrix_tiles::zero<0>(), matrix_tiles::zero<1>();
-    matrix_tiles::load<2>(a, row);
-    matrix_tiles::multiply<0, 2, 4>(), matrix_tiles::multiply<1, 2, 5>();
-    if constexpr (deep > 1) {
-      matrix_tiles::load<3>(a + words, row);
-      matrix_tiles::multiply<0, 3, 6>(), matrix_tiles::multiply<1, 3, 7>();
-    }
-    matrix_tiles::store<0>(to, 4 * of_sums.row), matrix_tiles::store<1>(to + of_sums.along, 4 * of_sums.row);
+// begin(sums, i) for i < count, where sums begin, and end(sums, i), where they are stored: those of i after those of i + 1 have begun, so
+// that the unit never waits for memory.
+template <int wide, class Begin, class End>
+FASTGEN_INLINE void alternate(std::int64_t count, const Begin& begin, const End& end) {
+  const MatrixSums<0, wide> even;
+  const MatrixSums<3, wide> odd;
+  begin(even, 0);
+  for (std::int64_t i = 1; i < count; i += 2) {
+    begin(odd, i);
+    end(even, i - 1);
+    if (i + 1 == count) return end(odd, i);
+    begin(even, i + 1);
+    end(odd, i);
   }
+  end(even, count - 1);
 }
-
-// Right factors and sums with rows in the lanes of a panel.
-inline constexpr Lie kPanel{TiledPairs::tile, TiledPairs::tile * TiledPairs::lanes, TiledPairs::lanes};
-inline constexpr Lie kSumsOfPanel{TiledPairs::tile * TiledPairs::lanes, TiledPairs::tile, TiledPairs::lanes};
 
 // scores[k][lane] = the sum over `deep` tiles of keys[k][e] queries[e][lane] for `tall` tiles of keys and `wide` of lanes.
 template <int wide>
 inline void multiply_keys_by_tiles(const std::uint32_t* keys, std::int64_t tall, std::int64_t deep, const std::uint32_t* queries, float* scores) {
-  if (wide > 1 && (deep == 1 || deep == 2)) {
-    for (std::int64_t j = 0; j < wide; j += 2, queries += 2 * kPanel.across, scores += 2 * kSumsOfPanel.along) {
-      if (deep == 1) multiply_by_two_columns<1>(keys, queries, kPanel, tall, scores, kSumsOfPanel);
-      else multiply_by_two_columns<2>(keys, queries, kPanel, tall, scores, kSumsOfPanel);
-    }
-    return;
-  }
-  multiply_tiles(keys, {deep * TiledPairs::words, TiledPairs::words, TiledPairs::tile}, queries, kPanel, tall, wide, deep, true, scores, kSumsOfPanel);
+  constexpr int size = TiledPairs::tile * TiledPairs::lanes;
+  const auto begin = [&](auto sums, std::int64_t i) {
+    sums.clear();
+    for (std::int64_t e = 0; e < deep; ++e) sums.add_product(keys + (i * deep + e) * TiledPairs::words, queries + e * size);
+  };
+  alternate<wide>(tall, begin, [&](auto sums, std::int64_t i) { sums.store(scores + i * size); });
 }
 
 // output[e][lane] = (output[e][lane], or 0 if `fresh`) + the sum over `deep` tiles of values[e][k] weights[k][lane], for `tall` tiles of
@@ -180,15 +148,59 @@ inline void multiply_keys_by_tiles(const std::uint32_t* keys, std::int64_t tall,
 template <int wide>
 inline void multiply_values_by_tiles(const std::uint32_t* values, std::int64_t tall, std::int64_t deep, const std::uint32_t* weights, bool fresh,
                                      float* output) {
-  multiply_tiles(values, {TiledPairs::words, tall * TiledPairs::words, TiledPairs::tile}, weights, kPanel, tall, wide, deep, fresh, output, kSumsOfPanel);
+  constexpr int size = TiledPairs::tile * TiledPairs::lanes;
+  const auto begin = [&](auto sums, std::int64_t i) {
+    if (fresh) sums.clear();
+    else sums.load(output + i * size);
+    for (std::int64_t k = 0; k < deep; ++k) sums.add_product(values + (k * tall + i) * TiledPairs::words, weights + k * size);
+  };
+  alternate<wide>(tall, begin, [&](auto sums, std::int64_t i) { sums.store(output + i * size); });
 }
+
+// A column of up to four tiles of sums, and how they are multiplied: one tile of the right with one of the left for each sum.
+template <int tall>
+struct MatrixColumn {
+  template <int i>
+  FASTGEN_INLINE static void load(const float* from, std::int64_t step) {
+    matrix_tiles::load<i>(from + i * step, 4 * matrix_tiles::kWords);
+    if constexpr (i + 1 < tall) load<i + 1>(from, step);
+  }
+  template <int i>
+  FASTGEN_INLINE static void store(float* to, std::int64_t step) {
+    matrix_tiles::store<i>(to + i * step, 4 * matrix_tiles::kWords);
+    if constexpr (i + 1 < tall) store<i + 1>(to, step);
+  }
+  template <int i>
+  FASTGEN_INLINE static void add_product(const std::uint32_t* a, std::int64_t a_step) {
+    matrix_tiles::load<5 + i % 2>(a + i * a_step, 4 * matrix_tiles::kWords);
+    matrix_tiles::multiply<i, 5 + i % 2, 7>();
+    if constexpr (i + 1 < tall) add_product<i + 1>(a, a_step);
+  }
+
+  // For each of `wide` columns.
+  static void multiply(const std::uint32_t* a, std::int64_t a_step, std::int64_t deep, const std::uint32_t* b, std::int64_t wide, float* to) {
+    constexpr int words = TiledPairs::words;
+    for (std::int64_t j = 0; j < wide; ++j) {
+      load<0>(to + j * words, wide * words);
+      for (std::int64_t r = 0; r < deep; ++r) {
+        matrix_tiles::load<7>(b + (r * wide + j) * words, 4 * matrix_tiles::kWords);
+        add_product<0>(a + r * words, a_step);
+      }
+      store<0>(to + j * words, wide * words);
+    }
+  }
+};
 
 // to[i][j] += the sum over `deep` tiles of a[i][r] b[r][j], for `tall` x `wide` tiles: those of a in rows `a_step` words apart, those of b
 // in rows of `wide`, sums in tiles too.
 inline void multiply_rows_by_tiles(const std::uint32_t* a, std::int64_t a_step, std::int64_t tall, std::int64_t deep, const std::uint32_t* b,
                                    std::int64_t wide, float* to) {
-  constexpr std::int64_t words = TiledPairs::words, tile = TiledPairs::tile;
-  multiply_tiles(a, {a_step, words, tile}, b, {words, wide * words, tile}, tall, wide, deep, false, to, {wide * words, words, tile});
+  for (std::int64_t i = 0; i < tall; i += 4, a += 4 * a_step, to += 4 * wide * TiledPairs::words) {
+    if (tall - i >= 4) MatrixColumn<4>::multiply(a, a_step, deep, b, wide, to);
+    else if (tall - i == 3) MatrixColumn<3>::multiply(a, a_step, deep, b, wide, to);
+    else if (tall - i == 2) MatrixColumn<2>::multiply(a, a_step, deep, b, wide, to);
+    else MatrixColumn<1>::multiply(a, a_step, deep, b, wide, to);
+  }
 }
 
 #endif

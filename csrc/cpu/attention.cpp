@@ -22,9 +22,8 @@ constexpr std::int64_t kPackBytes = 1 << 25;   // of the keys and values that ar
 
 // The same over matrix tiles, on an Intel Xeon of 48 KB and 2 MB a core: more keys than kKeys are cut so that the unit is never left for
 // longer than it stays awake, unless values are so wide that bringing their sums back takes more.
-constexpr std::int64_t kTiledKeys = 64, kTiledKeysOfWide = 128, kWideValues = 96;
+constexpr std::int64_t kTiledKeys = 64, kTiledKeysOfWide = 192, kWideValues = 96;
 constexpr std::int64_t kSpanBytes = 1 << 20;   // of the keys and values of a span
-constexpr std::int64_t kTurn = 16;             // keys whose exponentials take as long as the unit may be left
 
 // Only where the maximum of a row grows by more than this, in powers of two, are the sums so far scaled again.
 constexpr int kSlack = 8;
@@ -220,7 +219,7 @@ struct Block {
     const A* from = scores;
     E* to = weights;
     for (std::int64_t k = 0; k < count; k += F::count, from += F::count * lanes, to += lanes) {
-      if (k % kTurn == kTurn / 2) stay_awake<F>();
+      if (k % 48 == 32) stay_awake<F>();
       Vec<A> weight[F::count][wide];
       for (int j = 0; j < F::count; ++j) {
         if (k + j < count) {

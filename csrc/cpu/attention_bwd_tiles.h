@@ -18,9 +18,9 @@ struct TiledChunk {
   using A = float;
   using E = std::uint32_t;
   static constexpr std::int64_t lanes = F::lanes, tile = F::tile, words = F::words, pairs = F::deep, deep = F::deep * F::count;
-  static constexpr std::int64_t block = 64;  // keys: two blocks of a panel's scores are 32 KB of a first-level cache of 48
+  static constexpr std::int64_t block = 64;  // keys: two blocks of a panel's scores are 24 KB of a first-level cache of 48
   static constexpr std::int64_t items = 32;  // each reads all rows anew, and writes a part of dQ
-  static constexpr std::int64_t most_panels = 4;  // of a block of rows
+  static constexpr std::int64_t most_panels = 6;  // of a block of rows, so many that they end in a whole tile of pairs
 
   Arena arena;
   const Problem& p;
@@ -124,9 +124,9 @@ struct TiledChunk {
     const std::int64_t tall = round_up(count, tile) / tile;
     multiply_keys_by_tiles<across>(keys + offset / tile * key_deep * words, tall, key_deep, queries + at * key_deep * pairs, scores);
     multiply_keys_by_tiles<across>(values + offset / tile * value_deep * words, tall, value_deep, grads + at * value_deep * pairs, d_weights);
-    if (rows < wide * w) {  // a key that is not finite must not get into what pads the panel
+    if (rows % tile != 0) {  // a key that is not finite must not get into what pads the panel
       for (std::int64_t k = 0; k < count; ++k)
-        for (A* of : {scores, d_weights}) std::fill_n(of + k * lanes + rows, wide * w - rows, A(0));
+        for (A* of : {scores, d_weights}) std::fill_n(of + k * lanes + rows, round_up(rows, tile) - rows, A(0));
     }
     const bool biased = p.mask || (p.causal && key + count > row + 1);
     if (biased) {
@@ -142,7 +142,7 @@ struct TiledChunk {
       weight[v] = reinterpret_cast<BFloat16*>(weights) + place, d_score[v] = reinterpret_cast<BFloat16*>(d_scores) + place;
     }
     for (std::int64_t k = 0; k < count; k += 2) {
-      if (k % 8 == 4) stay_awake<F>();
+      if (k % 16 == 8) stay_awake<F>();
       Vec<A> change[2][wide];
       for (int j = 0; j < 2; ++j) {
         if (k + j == count) {
