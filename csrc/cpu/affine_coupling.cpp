@@ -105,10 +105,11 @@ opmath_t<T> forward(const Spans<T>& at_, std::int64_t count, const Numbers<opmat
 template <Form form>
 [[gnu::noinline]] LogParts<float> rows_exactly(const Rows& rows, std::int64_t n, const Numbers<float>& numbers) {
   float exact = 0;
+  const Rows::Row of = rows.row(n);
   if constexpr (is_direct(form))
     for_vectors<float>(rows.count, [&](std::int64_t i, auto at) {
       VecF raw, t;
-      rows.take_parameters(n, i, at, raw, t);
+      rows.take_parameters(of, i, at, raw, t);
       exact += sum_lanes<float>(at.template keep<float>(log_of<float, form>(direct_scale<float, form, false>(raw, numbers))));
     });
   return {VecF([&](auto lane) { return lane == 0 ? exact : 0.0f; })};
@@ -116,9 +117,10 @@ template <Form form>
 
 // Rows [begin, end): y, and the sums of the logarithms.
 template <Form form>
-void forward_rows(const Rows& rows, std::int64_t begin, std::int64_t end, float* sums) {
+void forward_rows(const Rows& given, std::int64_t begin, std::int64_t end, float* sums) {
   constexpr int width = kWidth<float>;
-  const Walk<float>& walk = rows.walk;
+  const Rows rows = given;  // which no store can change
+  const Walk<float>& walk = given.walk;
   const Numbers<float> numbers = walk.numbers;
   const Besides<float> beside{walk.weight ? Beside<float>{walk.weight, 0.0f} : Beside<float>{nullptr, numbers.bound}, {}, {}};
   const float shift_gain = numbers.sign * numbers.gain;
@@ -126,20 +128,19 @@ void forward_rows(const Rows& rows, std::int64_t begin, std::int64_t end, float*
   LogSum<float, form> sum[2] = {LogSum<float, form>(numbers.eps), LogSum<float, form>(numbers.eps)};
   for (std::int64_t block = begin; block < end; block += kWaiting) {
     const int some = static_cast<int>(std::min<std::int64_t>(end - block, kWaiting));
-    rows.for_groups(block, some, [&]<class At, int vectors, int together>(std::int64_t n, std::int64_t i, At at, std::integral_constant<int, vectors>,
+    rows.for_groups(block, some, [&]<class At, int vectors, int together>(std::int64_t n, const Rows::Row (&of)[together], std::int64_t i, At at,
+                                                                          std::integral_constant<int, vectors>,
                                                                           std::integral_constant<int, together>) FASTGEN_LAMBDA {
       constexpr int each = vectors / together;
       VecF raw[vectors], t[vectors], multiplier[vectors];
       Logarithm<float, form> logarithm[vectors];
-      for (int k = 0; k < vectors; ++k) rows.take_parameters(n + k / each, i + k % each * width, at, raw[k], t[k]);
+      for (int k = 0; k < vectors; ++k) rows.take_parameters(of[k / each], i + k % each * width, at, raw[k], t[k]);
       multipliers<float, form>(raw, numbers, beside, i, at, multiplier, logarithm);
       for (int k = 0; k < vectors; ++k) {
-        const std::int64_t row = n + k / each, from = i + k % each * width;
+        const std::int64_t from = i + k % each * width;
         VecF chosen, others(0.0f);
-        rows.take_features(rows.features_of(walk.x, row), from, at, chosen, others);
-        rows.put_features(rows.features_of(walk.y, row), from, at,
-                          moved<float>(chosen, multiplier[k], t[k], shift_gain, numbers.shift_last), others);
-        rows.copy_beside(row, from, at);
+        rows.take_features(of[k / each].x, from, at, chosen, others);
+        rows.put_features(of[k / each], from, at, moved<float>(chosen, multiplier[k], t[k], shift_gain, numbers.shift_last), others);
       }
       for (int r = 0; r < together; ++r) {
         if (i == 0) sum[r] = LogSum<float, form>(numbers.eps);
@@ -148,10 +149,10 @@ void forward_rows(const Rows& rows, std::int64_t begin, std::int64_t end, float*
         add_to<float, form>(sum[r], of_row, at);
         if (i + each * width < rows.count) continue;  // there is more of the row
         parts[n + r - block] = sum[r].parts();
-        if (!sum[r].is_exact()) [[unlikely]] parts[n + r - block] = rows_exactly<form>(rows, n + r, numbers);
+        if (!sum[r].is_exact()) [[unlikely]] parts[n + r - block] = rows_exactly<form>(given, n + r, numbers);
       }
     });
-    for (std::int64_t n = block; n < block + some; ++n) rows.copy_rest(n);
+    for (std::int64_t n = block; n < block + some; ++n) given.copy_rest(n);
     // what is no product has the power in its logarithms
     finish_sums<float, form>(parts, some, is_direct(form) ? numbers.power : 1.0f, sums + block);
   }

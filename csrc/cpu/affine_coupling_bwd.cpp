@@ -78,31 +78,33 @@ opmath_t<T> backward(const Spans<T>& at_, std::int64_t count, const Numbers<opma
 
 // The gradients of rows [begin, end).
 template <Form form>
-void backward_rows(const Rows& rows, std::int64_t begin, std::int64_t end) {
+void backward_rows(const Rows& given, std::int64_t begin, std::int64_t end) {
   constexpr int width = kWidth<float>;
-  const Walk<float>& walk = rows.walk;
-  const Numbers<float> numbers = walk.numbers;
+  const Rows rows = given;  // which no store can change
+  const Numbers<float> numbers = given.walk.numbers;
+  const float* const added = given.walk.added;
   const Besides<float> beside{{nullptr, numbers.bound}, {}, {}};
-  rows.for_groups(begin, end - begin, [&]<class At, int vectors, int together>(std::int64_t n, std::int64_t i, At at, std::integral_constant<int, vectors>,
+  rows.for_groups(begin, end - begin, [&]<class At, int vectors, int together>(std::int64_t n, const Rows::Row (&of)[together], std::int64_t i, At at,
+                                                                               std::integral_constant<int, vectors>,
                                                                                std::integral_constant<int, together>) FASTGEN_LAMBDA {
     constexpr int each = vectors / together;
     VecF raw[vectors], t[vectors];
     Multiplier<float> m[vectors];
-    for (int k = 0; k < vectors; ++k) rows.take_parameters(n + k / each, i + k % each * width, at, raw[k], t[k]);
+    for (int k = 0; k < vectors; ++k) rows.take_parameters(of[k / each], i + k % each * width, at, raw[k], t[k]);
     multipliers<float, form>(raw, numbers, beside, i, at, m);
     for (int k = 0; k < vectors; ++k) {
-      const std::int64_t row = n + k / each, to = i + k % each * width;
+      const Rows::Row& row = of[k / each];
+      const std::int64_t to = i + k % each * width;
       VecF chosen, unused(0.0f), of_output, others(0.0f);
-      rows.take_features(rows.features_of(walk.x, row), to, at, chosen, unused);
-      rows.take_features(rows.features_of(walk.grad, row), to, at, of_output, others);
-      const Gradients<float> by = gradients_of<float>(of_output, chosen, t[k], m[k], VecF(walk.added[row]), numbers);
-      rows.put_features(rows.features_of(walk.y, row), to, at, by.input, others);
-      if (rows.interleaved) rows.parameters.put(rows.parameters_of(walk.d_raw, walk.d_shift, row) + 2 * to, at, by.raw, by.shift);
-      else at.store(walk.d_raw.at(row, 0, 0) + to, by.raw), at.store(walk.d_shift.at(row, 0, 0) + to, by.shift);
-      rows.copy_beside(row, to, at);
+      rows.take_features(row.x, to, at, chosen, unused);
+      rows.take_features(row.grad, to, at, of_output, others);
+      const Gradients<float> by = gradients_of<float>(of_output, chosen, t[k], m[k], VecF(added[n + k / each]), numbers);
+      rows.put_features(row, to, at, by.input, others);
+      if (rows.interleaved) rows.parameters.put(row.d_both + 2 * to, at, by.raw, by.shift);
+      else at.store(row.d_raw + to, by.raw), at.store(row.d_shift + to, by.shift);
     }
   });
-  for (std::int64_t n = begin; n < end; ++n) rows.copy_rest(n);
+  for (std::int64_t n = begin; n < end; ++n) given.copy_rest(n);
 }
 
 // The gradients of the logarithms alone, as values.

@@ -103,8 +103,22 @@ class Rows {
   // Whether two rows make four whole vectors, and what is copied as many.
   bool in_pairs() const { return count == 2 * kWidth<float> && (alternate || rest); }
 
-  // Calls f(n, i, at, vectors, together) for all vectors of `rows` rows from the n-th on: for so many that go side by side from the i-th
-  // element on, of one row or of two that are taken together.
+  // Where one row lies: its features from the first that is transformed on, or from the first where those alternate.
+  struct Row {
+    const float *x, *grad, *raw, *shift, *both, *rest;
+    float *y, *d_raw, *d_shift, *d_both, *rest_to;
+  };
+  FASTGEN_INLINE Row row(std::int64_t n) const {
+    const std::int64_t first = alternate ? 0 : strip->channel;
+    const auto at = [&](const auto& place, std::int64_t channel) FASTGEN_LAMBDA { return place.data ? place.at(n, channel, 0) : nullptr; };
+    const auto &read = walk.grad.data ? walk.grad : walk.x;
+    const Row r{at(walk.x, first), at(walk.grad, first), at(walk.raw, 0), at(walk.shift, 0), nullptr, rest ? at(read, rest->channel) : nullptr,
+                at(walk.y, first), at(walk.d_raw, 0), at(walk.d_shift, 0), nullptr, rest ? at(walk.y, rest->channel) : nullptr};
+    return {r.x, r.grad, r.raw, r.shift, std::min(r.raw, r.shift), r.rest, r.y, r.d_raw, r.d_shift, std::min(r.d_raw, r.d_shift), r.rest_to};
+  }
+
+  // Calls f(n, of, i, at, vectors, together) for all vectors of `rows` rows from the n-th on: for so many that go side by side from the
+  // i-th element on, of one row or of two that are taken together, which lie at `of`.
   template <class F>
   FASTGEN_INLINE void for_groups(std::int64_t n, std::int64_t rows, const F& f) const {
     constexpr int width = kWidth<float>;
@@ -112,41 +126,36 @@ class Rows {
     constexpr std::integral_constant<int, 2> two;
     const std::int64_t end = n + rows;
     if (in_pairs())
-      for (; n + 2 <= end; n += 2) f(n, std::int64_t(0), Whole{}, std::integral_constant<int, 4>{}, two);
+      for (; n + 2 <= end; n += 2) {
+        const Row of[] = {row(n), row(n + 1)};
+        f(n, of, std::int64_t(0), Whole{}, std::integral_constant<int, 4>{}, two);
+      }
     for (; n < end; ++n) {
+      const Row of[] = {row(n)};
       std::int64_t i = 0;
-      for (; i + 2 * width <= count; i += 2 * width) f(n, i, Whole{}, two, one);
-      for (; i + width <= count; i += width) f(n, i, Whole{}, one, one);
-      if (i < count) f(n, i, Part{static_cast<int>(count - i)}, one, one);
+      for (; i + 2 * width <= count; i += 2 * width) f(n, of, i, Whole{}, two, one);
+      for (; i + width <= count; i += width) f(n, of, i, Whole{}, one, one);
+      if (i < count) f(n, of, i, Part{static_cast<int>(count - i)}, one, one);
     }
   }
 
-  // The first of a row's transformed features, or of all where those alternate.
-  template <class P>
-  auto* features_of(const P& place, std::int64_t n) const { return place.at(n, alternate ? 0 : strip->channel, 0); }
-  template <class P>
-  auto* parameters_of(const P& raw, const P& shift, std::int64_t n) const { return std::min(raw.at(n, 0, 0), shift.at(n, 0, 0)); }
-
   // A vector of raw scales and one of shifts.
   template <class At>
-  FASTGEN_INLINE void take_parameters(std::int64_t n, std::int64_t i, At at, VecF& raw, VecF& shift) const {
-    if (interleaved) parameters.take(parameters_of(walk.raw, walk.shift, n) + 2 * i, at, raw, shift);
-    else raw = at.load(walk.raw.at(n, 0, 0) + i), shift = at.load(walk.shift.at(n, 0, 0) + i);
+  FASTGEN_INLINE void take_parameters(const Row& of, std::int64_t i, At at, VecF& raw, VecF& shift) const {
+    if (interleaved) parameters.take(of.both + 2 * i, at, raw, shift);
+    else raw = at.load(of.raw + i), shift = at.load(of.shift + i);
   }
   template <class At>
   FASTGEN_INLINE void take_features(const float* row, std::int64_t i, At at, VecF& chosen, VecF& others) const {
     if (alternate) features.take(row + 2 * i, at, chosen, others);
     else chosen = at.load(row + i);
   }
+  // Beside them goes what is not transformed, where it alternates with what is or is as long.
   template <class At>
-  FASTGEN_INLINE void put_features(float* row, std::int64_t i, At at, VecF chosen, VecF others) const {
-    if (alternate) features.put(row + 2 * i, at, chosen, others);
-    else at.store(row + i, chosen);
-  }
-  // Copies a vector of what is not transformed and does not alternate with it, where it is as long as what is.
-  template <class At>
-  FASTGEN_INLINE void copy_beside(std::int64_t n, std::int64_t i, At at) const {
-    if (rest) at.store(walk.y.at(n, rest->channel, 0) + i, at.load((walk.grad.data ? walk.grad : walk.x).at(n, rest->channel, 0) + i));
+  FASTGEN_INLINE void put_features(const Row& of, std::int64_t i, At at, VecF chosen, VecF others) const {
+    if (alternate) return features.put(of.y + 2 * i, at, chosen, others);
+    at.store(of.y + i, chosen);
+    if (of.rest) at.store(of.rest_to + i, at.load(of.rest + i));
   }
   // All of it, where it is not.
   void copy_rest(std::int64_t n) const {
