@@ -27,6 +27,7 @@ def flags(name: str) -> list:
 def test_every_spline_is_that_of_the_loop(dtype, name):
     net = spline_net(name, 50, features=6, hidden=20, scale=0.1)
     y = randn(50, 6, seed=9)
+    y = y.clamp(-1.49, 1.49) if name == "bounded" else y
     poison_allocator(4096)
     actual = raw(guarded(y.to(dtype)), *operands(net, dtype).values(), *flags(name))
     exact, beside = (spline_loop(net, t, name) for t in (y, y.to(dtype)))
