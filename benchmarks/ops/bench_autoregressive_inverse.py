@@ -156,7 +156,8 @@ def build_nflows_splines(features: int, allow_compile: bool) -> Workload:
     from nflows.transforms.autoregressive import MaskedPiecewiseRationalQuadraticAutoregressiveTransform as Theirs
 
     theirs = randomised(Theirs(features, WIDTH, num_bins=BINS, tails="linear", tail_bound=3.0), 0.05)
-    spline = Spline(BINS, 3.0, scale=WIDTH**-0.5)
+    known = hasattr(theirs.autoregressive_net, "hidden_features")  # by whose root nflows then divides
+    spline = Spline(BINS, 3.0, scale=WIDTH**-0.5 if known else 1.0)
 
     def like_theirs() -> SplineAutoregressive:
         made = MADE(features, spline.num_parameters, hidden_features=WIDTH)

@@ -13,7 +13,7 @@ from .numerics import DTYPES, assert_any_threads, assert_bar, assert_registered,
 
 raw = torch.ops.fastgen.autoregressive_inverse_spline.default
 SLACK = {torch.float64: 1e-13, torch.float32: 2e-6, torch.bfloat16: 2e-6, torch.float16: 2e-6}
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6}  # of x, beside the loop in the same dtype
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6}  # of x, beside the loop in the same dtype, times max(1, |x|)
 
 
 def flags(name: str) -> list:
@@ -27,10 +27,11 @@ def flags(name: str) -> list:
 def test_every_spline_is_that_of_the_loop(dtype, name):
     net = spline_net(name, 50, features=6, hidden=20, scale=0.1)
     y = randn(50, 6, seed=9)
+    y = y.clamp(-1.49, 1.49) if name == "bounded" else y
     poison_allocator(4096)
     actual = raw(guarded(y.to(dtype)), *operands(net, dtype).values(), *flags(name))
     exact, beside = (spline_loop(net, t, name) for t in (y, y.to(dtype)))
-    torch.testing.assert_close(actual[0], beside[0], rtol=0, atol=TOLERANCE[dtype] * (3 if SPLINES[name][3] else 1))
+    assert ((actual[0] - beside[0]).abs() / beside[0].abs().clamp_min(1)).max() <= TOLERANCE[dtype]
     for a, p, e in zip(actual, beside, exact, strict=True):
         assert a.dtype == dtype
         assert_bar(a, p, e, SLACK[dtype])
