@@ -11,9 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import _dispatch, _library
 from ..nn.conv2d import Conv2d, takes_norm
 from ..nn.group_norm import GroupNorm
 from ..ops import group_norm, layer_norm, upsample_conv2d
+from ..ops._watchers import autocast_active, watched
 from .stand_in import StandIn, bare
 
 SWISH = ("SiLU", "Swish", "SiLU32")  # classes of x * sigmoid(x), torch's and those from before it had one
@@ -147,6 +149,29 @@ def layer_norms(modules: Iterable[Any]) -> bool:
 def normed_sum(norm: Any, y: Tensor, x: Tensor) -> Any:
     """(norm(y + x), y + x)."""
     return layer_norm(y, norm.normalized_shape, norm.weight, norm.bias, norm.eps, residual=x)
+
+
+# Variant -> dtypes in which blocks of an image that lies channels-last are faster. amx: a Xeon with AMX, whose tiles read channels
+# together; of U-Nets of diffusers whose images lay channel by channel, DDPM of CIFAR-10 1.16 times as fast in bfloat16, SD 1.5
+# at half width 1.11 times; in float32 1.04 and 0.98.
+CHANNELS_LAST: dict[str, frozenset[torch.dtype]] = {"amx": frozenset({torch.bfloat16})}
+
+
+def better_channels_last(conv: Any, image: Any) -> bool:
+    """Whether a model that begins with ``conv`` is faster if ``image``, which lies channel by channel, is turned before it, and its
+    output back: both are small beside what lies between. Nobody trains or compiles, and the convolutions are the op's."""
+    return (
+        isinstance(image, Tensor)
+        and isinstance(conv, Conv2d)
+        and image.is_cpu
+        and image.dtype in CHANNELS_LAST.get(_library.ISA or "", ())
+        and image.dim() == 4
+        and image.is_contiguous()
+        and not image.is_contiguous(memory_format=torch.channels_last)
+        and not watched()
+        and not _dispatch.needs_grad(image, conv.weight)
+        and not autocast_active(image.device)
+    )
 
 
 def agrees(mixin: type[StandIn], module: Any, *shape: int) -> bool:

@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 import fastgen
+from fastgen import _library
+from fastgen.integrations import fusing
 from fastgen.integrations.diffusers import PROCESSORS
 from fastgen.integrations.stand_in import mixin_of
 
@@ -73,6 +75,50 @@ def test_unet_2d_condition(masked, linear, channels_last):
     call = lambda m, dtype: m(x.to(dtype), STEPS, context.to(dtype), encoder_attention_mask=mask).sample  # noqa: E731
     expected = ("Conv2d", "GroupNorm", "ResnetBlock2D", "Attention", "BasicTransformerBlock", "Transformer2DModel")
     assert_accelerated(model, call, expected)
+
+
+def unet_and_layouts(monkeypatch, dtypes):
+    """One that is accelerated, where ``dtypes`` are faster channels-last, and the layouts that its first convolution is given."""
+    monkeypatch.setattr(fusing, "CHANNELS_LAST", {_library.ISA: frozenset(dtypes)})
+    model = randomize(diffusers.UNet2DModel(**SMALL | UNETS["attention"])).eval()
+    layouts: list[bool] = []
+    model.conv_in.register_forward_pre_hook(
+        lambda module, args: layouts.append(args[0].is_contiguous(memory_format=torch.channels_last))
+    )
+    return model, layouts
+
+
+@pytest.mark.skipif(_library.ISA is None, reason="no kernels")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_u_net_is_channels_last_inside_where_that_is_faster(monkeypatch, dtype):
+    model, layouts = unet_and_layouts(monkeypatch, [dtype])
+    x, bound = randn(2, 3, 16, 16).to(dtype), WINOGRAD if dtype == torch.float32 else 2e-2
+    model.to(dtype)
+    with torch.no_grad():
+        expected = model(x, STEPS).sample
+        fastgen.accelerate(model)
+        for y in (model(x, STEPS).sample, model(sample=x, timestep=STEPS, return_dict=False)[0], model(x, 3)[0]):
+            assert y.is_contiguous()
+        assert error(model(x, timestep=STEPS).sample, expected.double()) < bound
+        assert layouts == [False, True, True, True, True]
+        last = model(x.contiguous(memory_format=torch.channels_last), STEPS).sample
+        assert not last.is_contiguous() and error(last, expected.double()) < bound
+    del layouts[:]
+    model(x, STEPS).sample.sum().backward()  # by the library's convolutions
+    fastgen.accelerate(fastgen.restore(model), exact=True)
+    with torch.no_grad():
+        model(x, STEPS)
+        fastgen.restore(model)
+        assert torch.equal(model(x, STEPS).sample, expected) and layouts == [False] * 3
+
+
+@torch.no_grad()
+@pytest.mark.skipif(_library.ISA is None, reason="no kernels")
+def test_a_u_net_is_not_turned_where_nothing_is_won(monkeypatch):
+    model, layouts = unet_and_layouts(monkeypatch, [torch.bfloat16])
+    fastgen.accelerate(model)(randn(2, 3, 16, 16), STEPS)
+    (row,) = [row for row in fastgen.report(model).rows if row.name == ""]
+    assert layouts == [False] and row.accelerated and row.kind == "UNet2DModel"
 
 
 @torch.no_grad()
