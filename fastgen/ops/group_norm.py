@@ -64,7 +64,7 @@ def group_norm(
     code = _ACTIVATION_CODE.get(activation)
     if code is None:
         raise ValueError(f"group_norm: activation must be one of {ACTIVATIONS}, got {activation!r}")
-    shape = input.shape if isinstance(input, Tensor) else ()
+    shape: Sequence[int] = input.shape if isinstance(input, Tensor) else ()
     if skip is not None:
         input, skip = check_skip("group_norm", input, skip)
         shape = (shape[0], shape[1] + skip.shape[1], *shape[2:])

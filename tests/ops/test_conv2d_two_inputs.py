@@ -103,6 +103,7 @@ def test_inputs_of_two_layouts_and_dtypes():
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_kernels_make_no_copy(layout):
     x, packed, *rest, _ = packed_arguments((2, 40, 8, 6), 24)
+    rest[6] = laid_out(rest[6], layout)
     for first, second in (two(x, 17, layout), laid_out(x, layout).split([17, 23], 1)):
         assert (
             copies(lambda *parts: torch.ops.fastgen.conv2d_packed(parts[0], packed, *rest, parts[1]), first, second)
