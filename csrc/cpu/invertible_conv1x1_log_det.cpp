@@ -37,7 +37,7 @@ struct Square {
   }
 };
 
-// log |det|; the matrix is its inverse afterwards where `invert`, and nothing of use where it is singular.
+// log |det|; the matrix is its inverse afterwards where `invert`, NaN where it is singular.
 double eliminate(const Square& a, bool invert) {
   if (a.has_nan()) return std::numeric_limits<double>::quiet_NaN();  // infinities of both signs, too
   std::vector<std::int64_t> swapped(a.size);
@@ -50,7 +50,10 @@ double eliminate(const Square& a, bool invert) {
     swapped[k] = largest;
     const double pivot = a.at(k)[k];
     log_det += std::log(std::abs(pivot));
-    if (pivot == 0) return log_det;
+    if (pivot == 0) {
+      std::fill_n(a.values.get(), a.size * a.row, std::numeric_limits<double>::quiet_NaN());  // there is no inverse
+      return log_det;
+    }
     if (invert) a.at(k)[k] = 1;
     for (std::int64_t i = invert ? 0 : k + 1; i < a.size; ++i) {
       if (i == k) continue;
