@@ -78,7 +78,7 @@ class _Network(torch.autograd.Function):
         x, added, w1, _, w2, _, w3, _ = inputs
         below = any(wanted[:6])
         grad, d_w3, d_b3 = _conv_backward(grad_output, _image(rows, x), w3, (below, *wanted[6:]))
-        if not below:
+        if grad is None:
             return None, None, None, None, None, None, d_w3, d_b3
         grad_rows = _through_relu(_rows(grad), rows)
         d_w2 = (grad_rows.T @ hidden).view_as(w2) if wanted[4] else None
