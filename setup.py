@@ -46,7 +46,8 @@ TILED = ("attention", "attention_bwd", "conv2d", "geglu", "upsample_conv2d")
 # avx512. The compiler refuses one that does (csrc/common/shared.h).
 SHARED = (
     "_masked_network", "_product", "actnorm_statistics", "categorical_sample", "causal_transformer_inverse", "group_norm_affine",
-    "incremental", "incremental_program", "logistic_mixture_sample", "masked_conv2d_bwd", "philox_normal", "squeeze",
+    "incremental", "incremental_program", "invertible_conv1x1_log_det", "logistic_mixture_sample", "masked_conv2d_bwd",
+    "philox_normal", "squeeze",
 )  # fmt: skip
 # KiB of memory that gcc fills before it looks for garbage, a tenth of its time; most sources need less.
 COMPILER_HEAP = 2**19

@@ -279,6 +279,9 @@ SCHEMAS: dict[str, dict[str, str]] = {
         "invertible_conv1x1_fwd": "(Tensor input, Tensor weight, Tensor? scale, Tensor? shift, Tensor? bias, bool shift_first) -> Tensor",
         # returns the gradients of (input, weight, scale, shift, bias), whichever were given
         "invertible_conv1x1_bwd": "(Tensor grad_output, Tensor input, Tensor weight, Tensor? scale, Tensor? shift, bool shift_first) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+        # positions (log |det weight| + sum log |scale|) as [n], in fp64 where `wide`; and where `gradient` that of log |det weight|,
+        # positions weight^-T, else [0, 0]
+        "invertible_conv1x1_log_det": "(Tensor weight, Tensor? scale, bool log_scale, SymInt n, SymInt positions, bool wide, bool gradient) -> (Tensor, Tensor)",
     },
     "squeeze": {
         # [N, C, H, W] as [N, C f^2, H / f, W / f], or the way back, which is its backward

@@ -9,7 +9,7 @@ namespace {
 Tensor invertible_conv1x1_fwd(const Tensor& input, const Tensor& weight, OptionalTensor scale, OptionalTensor shift, OptionalTensor bias,
                               bool shift_first) {
   const char* const op = "invertible_conv1x1";
-  const Problem p(input);
+  Problem p(input);
   check_weight(p, weight);
   const Parameter slopes(op, "scale", scale, false, 0, p.channels), shifts(op, "shift", shift, false, 0, p.channels),
       biases(op, "bias", bias, false, 0, p.channels);
@@ -25,17 +25,16 @@ Tensor invertible_conv1x1_fwd(const Tensor& input, const Tensor& weight, Optiona
     biases.read(0, 0, p.channels, A(0), added.data());
     const Affine<A> affine = slopes.given() || shifts.given() ? Affine<A>{before.data(), slope.data(), after.data()} : Affine<A>();
     Tensor x = input;
-    const SliceStrides from = p.strides(x), to = p.strides(output);
+    SliceStrides from = p.strides(x), to = p.strides(output);
+    p.merge({&from, &to});
     const T* const in = static_cast<const T*>(x.data_ptr());
     T* const out = static_cast<T*>(output.mutable_data_ptr());
-    const std::int64_t of_sample = p.tiles_of_sample();
-    parallel(p.n * of_sample, p.elements() * p.channels, [&](std::int64_t begin, std::int64_t end) {
+    parallel(p.tiles(), p.elements() * p.channels, [&](std::int64_t begin, std::int64_t end) {
       const Scratch<A> z(p.channels * kTile);
-      for (std::int64_t item = begin; item < end; ++item) {
-        const std::int64_t n = item / of_sample, first = item % of_sample * kTile, count = std::min(kTile, p.positions - first);
-        read_tile<A>(p, at_tile(in, from, n, first), from, count, affine, z.get());
-        write_product<A>(p, matrix, biases.given() ? added.data() : nullptr, z.get(), count,
-                         const_cast<T*>(at_tile(out, to, n, first)), to);
+      for (std::int64_t tile = begin; tile < end; ++tile) {
+        const Piece part(p, tile);
+        read_tile<A>(p, part, in, from, affine, z.get());
+        write_product<A>(p, part, matrix, biases.given() ? added.data() : nullptr, z.get(), out, to);
       }
     });
   });

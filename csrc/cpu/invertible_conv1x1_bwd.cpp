@@ -53,7 +53,7 @@ std::vector<double> add_up(const Problem& p, std::int64_t blocks, const A* parts
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> invertible_conv1x1_bwd(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
                                                                           OptionalTensor scale, OptionalTensor shift, bool shift_first) {
   const char* const op = "invertible_conv1x1";
-  const Problem p(input);
+  Problem p(input);
   check_weight(p, weight);
   const ScalarType dtype = input.scalar_type(), opmath = opmath_type(dtype);
   FASTGEN_CHECK(sizes_of(grad_output) == sizes_of(input) && grad_output.scalar_type() == dtype,
@@ -68,34 +68,36 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> invertible_conv1x1_bwd(const 
     std::vector<A> slope(c), moved(c);
     slopes.read(0, 0, c, A(1), slope.data());
     shifts.read(0, 0, c, A(0), moved.data());
-    const std::int64_t of_sample = (p.tiles_of_sample() + kTiles - 1) / kTiles, blocks = p.elements() > 0 ? p.n * of_sample : 0;
+    Tensor x = input, dy = grad_output;
+    SliceStrides from = p.strides(x), of_grad = p.strides(dy), to = p.strides(d_input);
+    p.merge({&from, &of_grad, &to});
+    const std::int64_t count = p.tiles(), of_block = std::clamp<std::int64_t>(count / kBlocks, 1, kTiles);
+    const std::int64_t blocks = (count + of_block - 1) / of_block;
     const std::unique_ptr<A[]> parts(new A[blocks * (c + 1) * c]);
     if (blocks > 0) {
       const Matrix<A> matrix(p, [&](std::int64_t o, std::int64_t k) { return w[k * c + o] * slope[o]; });
-      Tensor x = input, dy = grad_output;
-      const SliceStrides from = p.strides(x), of_grad = p.strides(dy), to = p.strides(d_input);
       const T *const in = static_cast<const T*>(x.data_ptr()), *const grad = static_cast<const T*>(dy.data_ptr());
       T* const out = static_cast<T*>(d_input.mutable_data_ptr());
       parallel(blocks, 2 * p.elements() * c, [&](std::int64_t begin, std::int64_t end) {
         const Scratch<A> dy_tile(p.padded * kTile), x_tile(p.padded * kTile), acc(p.padded * p.padded), sums(p.padded);
         std::fill_n(dy_tile.get(), p.padded * kTile, A(0));
         std::fill_n(x_tile.get(), p.padded * kTile, A(0));
-        for (std::int64_t item = begin; item < end; ++item) {
-          const std::int64_t n = item / of_sample, block = item % of_sample * kTiles * kTile;
+        for (std::int64_t block = begin; block < end; ++block) {
           std::fill_n(acc.get(), p.padded * p.padded, A(0));
           std::fill_n(sums.get(), p.padded, A(0));
-          for (std::int64_t first = block; first < std::min(block + kTiles * kTile, p.positions); first += kTile) {
-            const std::int64_t count = std::min(kTile, p.positions - first);
-            const T* const x_at = at_tile(in, from, n, first);
-            read_tile<A, T>(p, at_tile(grad, of_grad, n, first), of_grad, count, {}, dy_tile.get());
-            write_product<A>(p, matrix, nullptr, dy_tile.get(), count, const_cast<T*>(at_tile(out, to, n, first)), to);
-            tiles::read_panel<A>(x_at, p.rows ? from.apart : 1, from.along, count, c, x_tile.get(), p.padded);
-            add_outer<A>(p, dy_tile.get(), x_tile.get(), count, acc.get());
-            add_sums<A>(p, dy_tile.get(), count, sums.get());
+          for (std::int64_t tile = block * of_block; tile < std::min((block + 1) * of_block, count); ++tile) {
+            const Piece part(p, tile);
+            read_tile<A, T>(p, part, grad, of_grad, {}, dy_tile.get());
+            write_product<A>(p, part, matrix, nullptr, dy_tile.get(), out, to);
+            for (std::int64_t sample = 0; sample < part.samples; ++sample)
+              tiles::read_panel<A>(part.in(in, from) + sample * from.sample, p.rows ? from.apart : 1, from.along, part.count, c,
+                                   x_tile.get() + sample * p.pitch * p.padded, p.padded);
+            add_outer<A>(p, dy_tile.get(), x_tile.get(), part.columns, acc.get());
+            add_sums<A>(p, dy_tile.get(), part.columns, sums.get());
           }
-          A* const part = parts.get() + item * (c + 1) * c;
-          for (std::int64_t o = 0; o < c; ++o) std::copy_n(acc.get() + o * p.padded, c, part + o * c);
-          std::copy_n(sums.get(), c, part + c * c);
+          A* const to_parts = parts.get() + block * (c + 1) * c;
+          for (std::int64_t o = 0; o < c; ++o) std::copy_n(acc.get() + o * p.padded, c, to_parts + o * c);
+          std::copy_n(sums.get(), c, to_parts + c * c);
         }
       });
     }

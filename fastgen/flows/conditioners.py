@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import _conv_network
 from .transform import Context
 
 Conditioner = nn.Module
@@ -126,6 +127,9 @@ class ConvNet(nn.Module):
         self.labels = None if num_classes is None else zero(nn.Embedding(num_classes, hidden_channels))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        convs = (self.first, self.middle, self.last)
+        if _conv_network.applies(convs, x):
+            return _conv_network.network(*_beside_and_labels(self, x, context), convs)
         h = _first(self, x, context)
         return self.last(_conv1x1(self.middle, F.relu_(h), relu=True))
 
@@ -179,12 +183,19 @@ class _ConvBlock(nn.Module):
 
 def _first(network: ConvNet | ConvResNet, x: Tensor, context: Tensor | None) -> Tensor:
     """The first convolution, of the input and its context; channels-last on a CPU, whose convolutions are faster so."""
-    name = type(network).__name__
-    beside = x if network.labels is not None else _beside(name, x, context, network.context_channels)
+    beside, added = _beside_and_labels(network, x, context)
     h = network.first(beside.contiguous(memory_format=torch.channels_last) if x.is_cpu else beside)
-    if network.labels is not None:
-        h = h + network.labels(_labels(name, context, len(x)))[:, :, None, None]
-    return h
+    return h if added is None else h + added[:, :, None, None]
+
+
+def _beside_and_labels(
+    network: ConvNet | ConvResNet, x: Tensor, context: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """What the first convolution sees, and what labels add to what it gives, [N, hidden]."""
+    name = type(network).__name__
+    if network.labels is None:
+        return _beside(name, x, context, network.context_channels), None
+    return x, network.labels(_labels(name, context, len(x)))
 
 
 def _conv1x1(conv: nn.Conv2d, h: Tensor, *, relu: bool = False) -> Tensor:

@@ -14,6 +14,7 @@ from ._watchers import transforms_active
 
 _OP = "invertible_conv1x1"
 _ORDERS = ("scale_shift", "shift_scale")
+_OWN_CHANNELS = 128  # up to which one thread's elimination stays in the cache
 
 
 def invertible_conv1x1(
@@ -89,20 +90,33 @@ def invertible_conv1x1_log_det(
         inverse: of the inverse, the negative.
 
     Returns:
-        [N] in float32 (float64 for float64 input), -inf of a singular matrix; computed in float64. Differentiable in ``weight``
-        and ``scale``.
+        [N] in float32 (float64 for float64 input), -inf of a singular matrix; computed in float64. Differentiable once in
+        ``weight`` and ``scale``.
 
     Raises:
         TypeError: an argument is no tensor, or not of a floating-point dtype.
         ValueError: a shape or a device does not fit.
     """
     _check(input, weight, scale=scale)
+    if _has_own_log_det(weight, scale):
+        positions = math.prod(input.shape[2:]) * (-1 if inverse else 1)
+        arguments = (weight, scale, log_scale, input.shape[0], positions, input.dtype == torch.float64)
+        if _dispatch.needs_grad(weight, scale):
+            return apply(_LogDet, *arguments)[0]  # type: ignore[no-any-return]
+        return _log_det(*arguments, False)[0]  # type: ignore[no-any-return]
     total = torch.linalg.slogdet(weight.double()).logabsdet
     if scale is not None:
         total = total + (scale.double() if log_scale else scale.double().abs().log()).sum()
     total = total * (math.prod(input.shape[2:]) * (-1 if inverse else 1))
     dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
     return total.to(dtype).expand(input.shape[0])
+
+
+def _has_own_log_det(weight: Tensor, scale: Tensor | None) -> bool:
+    """Whether the op has it: of a matrix as a Glow has them, which the library's many calls take longer over. The compiler and
+    transforms look at plain torch."""
+    small = weight.is_cpu and weight.shape[0] <= _OWN_CHANNELS and not foreign(weight, scale)
+    return small and not torch.compiler.is_compiling() and not transforms_active()
 
 
 def inverse_of(weight: Tensor) -> Tensor:
@@ -138,6 +152,7 @@ def _check(input: Tensor, weight: Tensor, **params: Tensor | None) -> None:
 
 
 _forward: Any = torch.ops.fastgen.invertible_conv1x1_fwd.default
+_log_det: Any = torch.ops.fastgen.invertible_conv1x1_log_det.default
 
 
 def _differentiable(*args: Any) -> Any:
@@ -166,3 +181,29 @@ class _InvertibleConv1x1(torch.autograd.Function):
         )
         grads = [None if p is None else g.to(p.dtype) for p, g in zip(small, in_small, strict=True)]
         return in_input, *grads, None
+
+
+class _LogDet(torch.autograd.Function):
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, Tensor]:
+        result: tuple[Tensor, Tensor] = _log_det(*args, True)
+        return result
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        weight, scale, ctx.log_scale, _, ctx.positions, _ = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(output[1], scale)
+        ctx.dtype = weight.dtype
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_log_det: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        inverse, scale = ctx.saved_tensors
+        grad = grad_log_det.sum()
+        in_weight = (inverse * grad).to(ctx.dtype)
+        in_scale = None
+        if scale is not None:
+            of_log = grad * ctx.positions
+            in_scale = (of_log.expand_as(scale) if ctx.log_scale else of_log / scale).to(scale.dtype)
+        return in_weight, in_scale, None, None, None, None

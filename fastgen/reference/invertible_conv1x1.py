@@ -56,6 +56,20 @@ def invertible_conv1x1_bwd(
     return in_input, d_weight, (w * p).sum(0), d_shift, g
 
 
+def invertible_conv1x1_log_det(
+    weight: Tensor, scale: Tensor | None, log_scale: bool, n: int, positions: int, wide: bool, gradient: bool
+) -> tuple[Tensor, Tensor]:
+    """positions (log |det W| + sum log |s|), -inf of a singular matrix, as [n] in fp32 or fp64, and positions W^-T, or [0, 0], in
+    fp32 (fp64 for an fp64 weight); found in fp64."""
+    matrix = weight.double()
+    total = torch.linalg.slogdet(matrix).logabsdet
+    if scale is not None:
+        total = total + (scale.double() if log_scale else scale.double().abs().log()).sum()
+    log_det = (positions * total).to(torch.float64 if wide else torch.float32).repeat(n)
+    inverse = torch.linalg.inv_ex(matrix).inverse.T * positions if gradient else matrix.new_empty(0, 0)
+    return log_det, inverse.to(opmath_dtype(weight.dtype)).contiguous()
+
+
 def invertible_conv1x1_fwd_check(
     input: Tensor, weight: Tensor, scale: Tensor | None, shift: Tensor | None, bias: Tensor | None, shift_first: bool
 ) -> None:
@@ -75,6 +89,16 @@ def invertible_conv1x1_bwd_check(
     require(op, grad_output.dtype == input.dtype, f"grad_output must be {input.dtype}, got {grad_output.dtype}")
 
 
+def invertible_conv1x1_log_det_check(
+    weight: Tensor, scale: Tensor | None, log_scale: bool, n: int, positions: int, wide: bool, gradient: bool
+) -> None:
+    op = "invertible_conv1x1"
+    check_main(op, "weight", weight, dims=2)
+    require(op, weight.dim() == 2 and weight.shape[0] == weight.shape[1], "weight must be [C, C]")
+    check_floats(op, weight, (weight.shape[0],), scale=scale)
+    require(op, n >= 0, f"n must not be negative, got {n}")
+
+
 def invertible_conv1x1_fwd_fake(
     input: Tensor, weight: Tensor, scale: Tensor | None, shift: Tensor | None, bias: Tensor | None, shift_first: bool
 ) -> Tensor:
@@ -87,3 +111,11 @@ def invertible_conv1x1_bwd_fake(
     c, dtype = input.shape[1], opmath_dtype(input.dtype)
     small = [input.new_empty(shape, dtype=dtype) for shape in ((c, c), (c,), (c,), (c,))]
     return empty_like_layout(input), small[0], small[1], small[2], small[3]
+
+
+def invertible_conv1x1_log_det_fake(
+    weight: Tensor, scale: Tensor | None, log_scale: bool, n: int, positions: int, wide: bool, gradient: bool
+) -> tuple[Tensor, Tensor]:
+    side = weight.shape[0] if gradient else 0
+    log_det = weight.new_empty((n,), dtype=torch.float64 if wide else torch.float32)
+    return log_det, weight.new_empty((side, side), dtype=opmath_dtype(weight.dtype))

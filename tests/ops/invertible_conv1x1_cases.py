@@ -84,7 +84,13 @@ def examples() -> list[dict[str, Any]]:
     return [example(torch.float32) | {"order": "shift_scale"}]
 
 
-REFUSED = [("invertible_conv1x1_bwd", {"grad_output": torch.zeros(2, 6, 5, 7).double()}, "grad_output must")]
+UNSEEN = {
+    "invertible_conv1x1_log_det": lambda: (*list(parameters(6, torch.float32).values())[:2], True, 3, 12, False, True)
+}
+REFUSED = [
+    ("invertible_conv1x1_bwd", {"grad_output": torch.zeros(2, 6, 5, 7).double()}, "grad_output must"),
+    ("invertible_conv1x1_log_det", {"n": -1}, "n must not be negative"),
+]
 
 
 def harmless(op: str, name: str, how: str, arguments: dict[str, Any]) -> bool:

@@ -236,3 +236,79 @@ def test_the_log_det_of_a_singular_matrix():
     assert (
         invertible_conv1x1_log_det(forward((2, 6, 3), torch.float32)[0], torch.ones(6, 6)).tolist() == [-math.inf] * 2
     )
+
+
+@pytest.mark.isa
+@pytest.mark.parametrize("log_scale", [True, False, None])
+@pytest.mark.parametrize("c", [1, 2, 12, 33, 96, 128, 130])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_log_det_and_its_gradients(dtype, c, log_scale):
+    """Beside torch's in float64; above 128 channels it is torch's."""
+    x, params = torch.zeros(3, c, 2, 5, dtype=dtype), parameters(c, dtype)
+    leaves = [params["weight"], *([] if log_scale is None else [params["scale"]])]
+    leaves = [t.detach().clone().requires_grad_() for t in leaves]
+    wide = [t.detach().double().requires_grad_() for t in leaves]
+    log_det = invertible_conv1x1_log_det(x, *leaves, log_scale=bool(log_scale), inverse=True)
+    logs = 0 if log_scale is None else (wide[1] if log_scale else wide[1].log()).sum()
+    exact = -10 * (torch.linalg.slogdet(wide[0]).logabsdet + logs).expand(3)
+    assert log_det.dtype == (torch.float64 if dtype == torch.float64 else torch.float32) and log_det.shape == (3,)
+    bound = {torch.float64: 1e-11, torch.float32: 1e-6}.get(dtype, 1e-6)
+    torch.testing.assert_close(log_det.detach().double(), exact.detach(), rtol=bound, atol=10 * bound)
+    with torch.no_grad():
+        assert torch.equal(invertible_conv1x1_log_det(x, *leaves, log_scale=bool(log_scale), inverse=True), log_det)
+    grad = randn(3, seed=8)
+    actual = torch.autograd.grad(log_det, leaves, grad.to(log_det.dtype))
+    rounding = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}[dtype]
+    for a, e, leaf in zip(actual, torch.autograd.grad(exact, wide, grad), leaves, strict=True):
+        assert a.dtype == leaf.dtype
+        assert (a.double() - e).abs().max() <= rounding * e.abs().max()
+
+
+@pytest.mark.isa
+@pytest.mark.parametrize("gradient", [True, False])
+def test_the_log_det_of_what_has_none(gradient):
+    op = ops.invertible_conv1x1_log_det
+    log_det, inverse = op(torch.ones(5, 5), None, False, 2, 3, False, gradient)
+    assert log_det.tolist() == [-math.inf] * 2 and inverse.shape == ((5, 5) if gradient else (0, 0))
+    for bad in (math.nan, math.inf):
+        weight = torch.eye(5)
+        weight[1, 3] = bad
+        assert op(weight, None, False, 2, 3, True, gradient)[0].isnan().all() or bad == math.inf
+    empty, _ = op(torch.zeros(0, 0), None, False, 2, 3, False, gradient)
+    assert empty.tolist() == [0.0, 0.0] and op(torch.eye(3), None, False, 0, 3, False, gradient)[0].shape == (0,)
+    negative, inverse = op(-2 * torch.eye(3), torch.full((3,), -0.5), False, 1, 4, False, True)
+    assert abs(negative.item()) <= 1e-14 and torch.equal(inverse, -2 * torch.eye(3))
+    assert_fake(op.default, (randn(4, 4).T, randn(4).exp(), False, 2, 7, False, gradient))
+
+
+@pytest.mark.isa
+def test_a_matrix_whose_largest_elements_are_not_on_its_diagonal():
+    for seed in range(20):
+        order = torch.randperm(9, generator=torch.Generator().manual_seed(seed))
+        weight = torch.eye(9, dtype=torch.float64)[order] + 0.1 * randn(9, 9, seed=seed)
+        log_det, inverse = ops.invertible_conv1x1_log_det(weight, None, False, 1, 1, True, True)
+        torch.testing.assert_close(inverse.T @ weight, torch.eye(9, dtype=torch.float64), rtol=0, atol=1e-12)
+        torch.testing.assert_close(log_det[0], torch.linalg.slogdet(weight).logabsdet, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.isa
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", [(30, 5, 4, 4), (13, 18, 7, 7), (7, 50, 9, 9), (40, 6, 1, 3), (25, 96, 4, 4)])
+def test_samples_smaller_than_a_tile(shape, layout):
+    """Several lie in one tile, and in another order where a dimension of samples is expanded or cut."""
+    params = parameters(shape[1], torch.float32)
+    whole = laid_out(randn(*shape, dtype=torch.float32), layout)
+    for x in (
+        whole,
+        whole[1::2],
+        whole[:1].expand(shape),
+        laid_out(torch.cat([whole, whole], 1), layout)[:, : shape[1]],
+    ):
+        grad = laid_out(randn(*x.shape, seed=4, dtype=torch.float32), layout)
+        poison_allocator(x.numel() * x.element_size())
+        actual, beside = (gradients(f, x, params, grad) for f in (invertible_conv1x1, plain))
+        wide = {name: p.double() for name, p in params.items()}
+        exact = gradients(plain, x.double(), wide, grad.double())
+        for i, (a, b, e) in enumerate(zip(actual, beside, exact, strict=True)):
+            assert_bar(a, b, e, 1e-6, terms=1.0 if i < 2 else math.sqrt(x.numel()))
+    assert_any_threads(lambda: gradients(invertible_conv1x1, whole, params, whole))
