@@ -4,7 +4,7 @@ Their U-Net's residual blocks are those of guided-diffusion.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -67,7 +67,8 @@ class Upsample(StandIn):
 
 class AttnBlock(StandIn):
     of, project, does = "AttnBlock", PROJECT, "attention without the matrix of weights"
-    takes, has = ("x",), ("norm", "q", "k", "v", "proj_out")
+    takes = ("x",)
+    has: ClassVar[tuple[str, ...]] = ("norm", "q", "k", "v", "proj_out")
 
     def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if args or kwargs:
