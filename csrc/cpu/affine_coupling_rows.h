@@ -100,8 +100,8 @@ class Rows {
     if (copied != 1 || rest->count != count) rest = nullptr;
   }
 
-  // Whether two rows make four whole vectors, and what is copied as many.
-  bool in_pairs() const { return count == 2 * kWidth<float> && (alternate || rest); }
+  // Whether two rows make four whole vectors, and what is copied as many. A weight of each feature would be read once for both.
+  bool in_pairs() const { return count == 2 * kWidth<float> && (alternate || rest) && !walk.weight; }
 
   // Where one row lies: its features from the first that is transformed on, or from the first where those alternate.
   struct Row {

@@ -103,6 +103,7 @@ def masked_linear_pack_check(weight: Tensor, gather: Tensor, tasks: Tensor, bloc
     fits = fits and gather.device == weight.device
     require(op, fits, f"gather must be a contiguous int32 vector, got {gather.dtype}, shape {tuple(gather.shape)}")
     fits = tasks.dtype == torch.int64 and tasks.dim() == 2 and tasks.shape[1] == 2 and tasks.is_contiguous()
+    fits = fits and (tasks.is_cpu or tasks.device == weight.device)
     require(op, fits, f"tasks must be contiguous int64 [T, 2], got {tasks.dtype}, shape {tuple(tasks.shape)}")
     require(op, block >= 1, f"block must be positive, got {block}")
     require(op, weight.numel() < 2**31 - 1, "weight must have fewer than 2^31 - 1 numbers")

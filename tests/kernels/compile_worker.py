@@ -31,7 +31,7 @@ from tests.ops import families
 
 POINTERS = {
     torch.float64: "*fp64", torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int64: "*i64",
-    torch.uint8: "*u8",
+    torch.int32: "*i32", torch.uint8: "*u8",
 }  # fmt: skip
 ALIGNED = [["tt.divisibility", 16]]
 OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")

@@ -76,8 +76,8 @@ REFUSED = [
     ("geglu_packed", {"features": 17}, "for"),
     ("geglu_packed", {"features": 0}, "for"),
     ("geglu_direct", {"input": torch.zeros(5, 6)}, "input must be bfloat16"),
-    ("geglu_direct", {"features": 17}, "for"),
-    ("geglu_direct", {"features": 0}, "for"),
+    ("geglu_direct", {"features": 17, "bias": None}, "packed must"),
+    ("geglu_direct", {"features": 0, "bias": None}, "packed must"),
 ]
 
 

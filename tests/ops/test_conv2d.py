@@ -418,7 +418,7 @@ def test_what_is_remembered_of_a_call_is_of_its_arguments(monkeypatch):
 def test_rows_that_threads_keep_and_those_that_they_share_have_the_same_bits(shape, k, outputs, layout):
     """Few threads have enough rows of tiles each to keep them to themselves, in several parts; of sixteen some would have none."""
     x, packed, *rest = packed_arguments(shape, k, outputs)
-    x, rest[-2] = laid_out(x, layout), laid_out(rest[-2], layout)
+    x, rest[6] = laid_out(x, layout), laid_out(rest[6], layout)
     before, found = torch.get_num_threads(), []
     try:
         for threads in (1, 2, 16):

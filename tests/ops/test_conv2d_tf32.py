@@ -28,7 +28,7 @@ def test_what_tf32_keeps():
 def test_at_most_a_twentieth_of_its_error(shape, outputs):
     x, weight = randn(*shape, dtype=torch.float32), 0.05 * randn(64, shape[1], 3, 3, seed=1, dtype=torch.float32)
     packed = torch.ops.fastgen.conv2d_pack(weight, outputs)
-    actual = torch.ops.fastgen.conv2d_packed(x, packed, len(weight), None, None, None, 0, None, None, 1.0)
+    actual = torch.ops.fastgen.conv2d_packed(x, packed, len(weight), None, None, None, 0, None, None, 1.0, None)
     exact = F.conv2d(x.double(), weight.double(), padding=1)
     tf32 = F.conv2d(in_tf32(x).double(), in_tf32(weight).double(), padding=1)
     assert (actual - exact).norm() <= (tf32 - exact).norm() / 20

@@ -90,9 +90,9 @@ def test_inputs_of_two_layouts_and_dtypes():
     x, weight = randn(2, 40, 8, 6, dtype=torch.float32), weight_of((2, 40), 24, 3, torch.float32)
     for layout, of_skip in itertools.permutations(LAYOUTS):
         first, second = two(x, 17, layout, of_skip)
-        assert torch.equal(
-            conv2d(first, weight, padding=1, skip=second), conv2d(laid_out(x, layout), weight, padding=1)
-        )
+        actual = conv2d(first, weight, padding=1, skip=second)
+        # the library's own convolution rounds by the layout of what is concatenated
+        assert relative(actual, conv2d(laid_out(x, layout), weight, padding=1)) <= 1e-6
     first, second = two(x, 17, LAYOUTS[0])
     mixed = conv2d(first.bfloat16(), weight, padding=1, skip=second)
     whole = torch.cat([first.bfloat16(), second], 1)
