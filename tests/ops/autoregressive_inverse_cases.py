@@ -91,7 +91,7 @@ def spline_net(name: str, samples: int = 0, **options: Any) -> Network:
 def spline_arguments(
     samples: int, dtype: torch.dtype, name: str = "linear", context: bool = True, size: float = 1.0, **options: Any
 ) -> tuple[Any, ...]:
-    """Of the raw op; in a bounded box all of the input lies inside. Near an end rounding is amplified: ``size`` scales the input."""
+    """Of the raw op; in a bounded box all of the input lies inside. Rounding is amplified near an end: ``size`` scales inputs."""
     net = spline_net(name, samples if context else 0, **options)
     y = size * randn(samples, net.features, seed=7)
     y = (y.clamp(-1.49, 1.49) if name == "bounded" else y).to(dtype)
