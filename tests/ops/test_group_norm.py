@@ -338,7 +338,7 @@ def test_every_combination_of_parameters_runs():
     params = parameters((2, 6, 4), torch.float32)
     for chosen in itertools.product([False, True], repeat=5):
         given_ = {name: params[name] for name, use in zip(NAMES, chosen, strict=True) if use}
-        expected = reference.group_norm(x, 2, *(given_.get(name) for name in NAMES), 1e-5, 1)
+        expected = reference.group_norm(x, None, 2, *(given_.get(name) for name in NAMES), 1e-5, 1)
         torch.testing.assert_close(
             fastgen.ops.group_norm(x, 2, **given_, activation="silu"), expected, rtol=1e-5, atol=1e-5
         )
