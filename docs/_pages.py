@@ -34,6 +34,16 @@ def save_figure(figure: Any, name: str, dpi: int = 100) -> None:
     os.replace(partial, DOCS / name)
 
 
+def mark_ratio(axis: Any, x: float, low: float, high: float, *, to_the_right: bool = False) -> None:
+    """How many times as much as ``low`` is ``high`` at ``x``: an arrow between them, the number beside it."""
+    ends = {"arrowstyle": "<->", "color": "#777777", "shrinkA": 7, "shrinkB": 7}
+    axis.annotate("", (x, low), (x, high), arrowprops=ends)
+    axis.annotate(
+        f"{high / low:.0f} x", (x, (low * high) ** 0.5), ha="left" if to_the_right else "right", va="center",
+        xytext=(6 if to_the_right else -6, 0), textcoords="offset points", color="#333333",
+    )  # fmt: skip
+
+
 def table(header: list[str], rows: list[list[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

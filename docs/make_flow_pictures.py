@@ -24,7 +24,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
-from _pages import DOCS, save_figure, write
+from _pages import DOCS, mark_ratio, save_figure, write
 from matplotlib.ticker import NullLocator
 from torch import nn
 from tqdm import tqdm
@@ -139,12 +139,7 @@ def draw_memory(found: dict[str, list[float]], depths: Sequence[int], shape: Seq
         axis.plot(depths, values, style, color=colour, label=label)
     axis.set_yticks(MB, [str(size) for size in MB])
     axis.yaxis.set_minor_locator(NullLocator())
-    ratio = found["stored"][-1] / found["reversible"][-1]
-    axis.annotate(
-        f"{ratio:.0f} x", (depths[-1], (found["stored"][-1] * found["reversible"][-1]) ** 0.5), ha="right", va="center",
-        xytext=(-6, 0), textcoords="offset points", color="#333333",
-    )  # fmt: skip
-    axis.vlines(depths[-1], found["reversible"][-1], found["stored"][-1], color="#cccccc", linewidth=1, zorder=0)
+    mark_ratio(axis, depths[-1], found["reversible"][-1], found["stored"][-1])
     size = " x ".join(map(str, shape))
     axis.set_title(
         f"Peak memory of a training step, images {size}, {HIDDEN} hidden channels, fp32", loc="left", fontsize=11
@@ -228,12 +223,7 @@ def draw_sampling(found: dict[str, list[float]], features: Sequence[int], what: 
     for name, values in found.items():
         label, colour, style = WAYS.get(name, ("fastgen", COLOURS["peer"], "o-"))
         axis.plot(features, values, style, color=colour, label=label)
-    slowest = max(found["nflows"][-1], found["zuko"][-1])
-    axis.annotate(
-        f"{slowest / found['fastgen'][-1]:.0f} x", (features[-1], (slowest * found["fastgen"][-1]) ** 0.5), ha="right",
-        va="center", xytext=(-6, 0), textcoords="offset points", color="#333333",
-    )  # fmt: skip
-    axis.vlines(features[-1], found["fastgen"][-1], slowest, color="#cccccc", linewidth=1, zorder=0)
+    mark_ratio(axis, features[-1], found["fastgen"][-1], min(found["nflows"][-1], found["zuko"][-1]))
     axis.set_title(
         f"MAF, {what['layers']} layers of {what['width']} units, fp32; {what['machine']}",
         loc="left", fontsize=11,

@@ -18,7 +18,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
-from _pages import save_figure
+from _pages import mark_ratio, save_figure
 from matplotlib.ticker import NullLocator
 from tqdm import tqdm
 
@@ -75,12 +75,7 @@ def draw(found: dict[int, dict[str, float]], title: str) -> Any:
     for name, (label, colour, style) in lines.items():
         axis.plot(sizes, [found[size][name] for size in sizes], style, color=colour, label=label)
     for size in (sizes[0], sizes[-1]):
-        naive, cached = found[size]["naive"], found[size]["cached"]
-        axis.annotate(
-            f"{naive / cached:.0f} x", (size, (naive * cached) ** 0.5), ha="left" if size == sizes[0] else "right",
-            xytext=(6 if size == sizes[0] else -6, 0), textcoords="offset points", va="center", color="#333333",
-        )  # fmt: skip
-        axis.vlines(size, cached, naive, color="#cccccc", linewidth=1, zorder=0)
+        mark_ratio(axis, size, found[size]["cached"], found[size]["naive"], to_the_right=size == sizes[0])
     axis.set(xscale="log", yscale="log", xlabel="pixels along a side", ylabel="seconds of one image")
     axis.set_xticks(sizes, [str(size) for size in sizes])
     axis.xaxis.set_minor_locator(NullLocator())
