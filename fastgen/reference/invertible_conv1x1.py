@@ -59,14 +59,17 @@ def invertible_conv1x1_bwd(
 def invertible_conv1x1_log_det(
     weight: Tensor, scale: Tensor | None, log_scale: bool, n: int, positions: int, wide: bool, gradient: bool
 ) -> tuple[Tensor, Tensor]:
-    """positions (log |det W| + sum log |s|), -inf of a singular matrix, as [n] in fp32 or fp64, and positions W^-T, or [0, 0], in
-    fp32 (fp64 for an fp64 weight); found in fp64."""
+    """positions (log |det W| + sum log |s|), -inf of a singular matrix, as [n] in fp32 or fp64, and positions W^-T, NaN of a
+    singular matrix, or [0, 0], in fp32 (fp64 for an fp64 weight); found in fp64."""
     matrix = weight.double()
     total = torch.linalg.slogdet(matrix).logabsdet
     if scale is not None:
         total = total + (scale.double() if log_scale else scale.double().abs().log()).sum()
     log_det = (positions * total).to(torch.float64 if wide else torch.float32).repeat(n)
-    inverse = torch.linalg.inv_ex(matrix).inverse.T * positions if gradient else matrix.new_empty(0, 0)
+    if not gradient:
+        return log_det, matrix.new_empty(0, 0).to(opmath_dtype(weight.dtype))
+    found = torch.linalg.inv_ex(matrix)
+    inverse = torch.where(found.info == 0, found.inverse.T * positions, torch.nan)
     return log_det, inverse.to(opmath_dtype(weight.dtype)).contiguous()
 
 

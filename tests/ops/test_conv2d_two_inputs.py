@@ -145,6 +145,10 @@ def test_what_the_library_takes_is_two_products():
         with torch.no_grad():
             assert copies(lambda a, b: conv2d(a, leaf, skip=b), first, second) == 0
             assert copies(lambda a, b: conv2d(a, leaf, stride=2, skip=b), first, second) > 0
+            y, scale = conv2d(first, leaf, padding=1, skip=second), randn(2, 40, seed=5)
+            assert relative(y, F.conv2d(x, weight, padding=1)) <= 1e-6
+            y = conv2d(first, leaf, skip=second, input_scale=scale.float(), activation="silu")
+            assert relative(y, F.conv2d(F.silu(x * scale[:, :, None, None]), weight)) <= 1e-6
     finally:
         conv2d_memory_limit(before)
 

@@ -270,6 +270,7 @@ def test_the_log_det_of_what_has_none(gradient):
     op = ops.invertible_conv1x1_log_det
     log_det, inverse = op(torch.ones(5, 5), None, False, 2, 3, False, gradient)
     assert log_det.tolist() == [-math.inf] * 2 and inverse.shape == ((5, 5) if gradient else (0, 0))
+    assert inverse.isnan().all()
     for bad in (math.nan, math.inf):
         weight = torch.eye(5)
         weight[1, 3] = bad
