@@ -71,6 +71,27 @@ def test_frozen_layers(frozen):
     assert all(g is not None for g in torch.autograd.grad(net(x).sum(), only))
 
 
+def test_the_gradient_of_one_parameter_alone():
+    net, x = network(), torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    _, (_, *every) = gradients(net, x, None)
+    weights = torch.linspace(-1, 1, 2 * 4 * 4 * 4, dtype=x.dtype).view(2, 4, 4, 4)
+    net.requires_grad_(False)
+    for parameter, expected in zip(net.parameters(), every, strict=True):
+        parameter.requires_grad_()
+        torch.testing.assert_close(torch.autograd.grad(net(x), parameter, weights)[0], expected)
+        parameter.requires_grad_(False)
+
+
+@pytest.mark.parametrize("hook", ["forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook"])
+def test_it_steps_aside_for_every_hook(hook):
+    net, x = network(torch.float32), torch.randn(2, 3, 4, 4)
+    for conv in (net.first, net.middle, net.last):
+        handle = getattr(conv, f"register_{hook}")(lambda *_: None)
+        assert not _conv_network.applies((net.first, net.middle, net.last), x)
+        handle.remove()
+    assert _conv_network.applies((net.first, net.middle, net.last), x)
+
+
 def test_it_steps_aside():
     net, x = network(torch.float32), torch.randn(2, 3, 4, 4)
     convs = (net.first, net.middle, net.last)

@@ -180,6 +180,9 @@ def test_two_inputs_are_not_made_one_where_the_kernels_read_them():
     for where in ("up", "down"):
         other = randomize(ResBlock(40, 8, num_groups=4, resample=where))
         assert copies(lambda other=other: other(first, skip=second)) == 1
+    another = type("Another", (PlainGroupNorm,), {})  # a norm that takes one input
+    plain = randomize(ResBlock(40, 8, num_groups=4, norm=another))
+    assert copies(lambda: plain(first, skip=second)) == 1
     hook = block.skip.register_forward_hook(lambda module, args, output: seen.append(args[0].shape[1]))
     seen = []
     assert copies(lambda: block(first, embedding, skip=second)) == 1 and seen == [40]  # who looks at it sees one input

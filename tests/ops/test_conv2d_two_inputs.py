@@ -1,6 +1,7 @@
 """`conv2d` and `upsample_conv2d` of two inputs: what they give of one that is made of both, bit by bit, by the kernels without
 making it."""
 
+import importlib
 import itertools
 
 import pytest
@@ -164,6 +165,20 @@ def test_gradients():
     assert torch.autograd.gradcheck(lambda a, b, w: upsample_conv2d(a, w, skip=b), leaves)
     exact = plain(torch.cat(leaves[:2], 1), leaves[2], **given)
     torch.testing.assert_close(conv2d(leaves[0], leaves[2], padding=1, skip=leaves[1], **given), exact)
+
+
+@pytest.mark.parametrize("family", ["conv2d", "upsample_conv2d"])
+def test_the_references_of_two_inputs_are_those_of_one(family):
+    reference = importlib.import_module(f"fastgen.reference.{family}")
+    geometry = ([1, 1], [1, 1], [1, 1], 1) if family == "conv2d" else ()
+    weight = weight_of((2, 6), 4, 3, torch.float32)
+    x, _, _, *given, _ = packed_arguments(family=family)
+    of_image = (x, weight, *geometry, *given)
+    for name, args in (
+        ("fwd", of_image), ("packed", packed_arguments(family=family)[:-1]), ("direct", direct_arguments(family=family)[:-1]),
+    ):  # fmt: skip
+        function, (x, *rest) = getattr(reference, f"{family}_{name}"), args
+        assert torch.equal(function(x[:, :2], *rest, x[:, 2:]), function(x, *rest, None)), name
 
 
 @pytest.mark.isa
