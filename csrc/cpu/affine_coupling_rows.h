@@ -100,7 +100,8 @@ class Rows {
     if (copied != 1 || rest->count != count) rest = nullptr;
   }
 
-  // Whether two rows make four whole vectors, and what is copied as many. A weight of each feature would be read once for both.
+  // Whether two rows make four whole vectors, and what is copied beside them as many. Not where there is a weight a feature: it is one
+  // row's, and the second row would read past it.
   bool in_pairs() const { return count == 2 * kWidth<float> && (alternate || rest) && !walk.weight; }
 
   // Where one row lies: its features from the first that is transformed on, or from the first where those alternate.
