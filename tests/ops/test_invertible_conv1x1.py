@@ -282,6 +282,15 @@ def test_the_log_det_of_what_has_none(gradient):
     assert_fake(op.default, (randn(4, 4).T, randn(4).exp(), False, 2, 7, False, gradient))
 
 
+def test_the_log_det_of_many_matrices_and_of_float8():
+    x, weights = torch.zeros(2, 4, 3), randn(5, 4, 4)
+    log_dets = lambda w: invertible_conv1x1_log_det(x, w).sum()  # noqa: E731
+    actual = torch.func.vmap(torch.func.grad(log_dets))(weights)
+    torch.testing.assert_close(actual, 6 * torch.linalg.inv(weights).mT, rtol=1e-5, atol=1e-5)
+    eighth = weights[0].to(torch.float8_e4m3fn)
+    assert torch.equal(invertible_conv1x1_log_det(x, eighth), invertible_conv1x1_log_det(x, eighth.float()))
+
+
 @pytest.mark.isa
 def test_a_matrix_whose_largest_elements_are_not_on_its_diagonal():
     for seed in range(20):
