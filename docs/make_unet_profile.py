@@ -3,7 +3,8 @@
     python docs/make_unet_profile.py
 
 The U-Net of DDPM on CIFAR-10, batch 4, as in benchmarks/models. Times are those of the ops themselves by torch's profiler, of the
-fastest of several forwards; what is left of the forward is Python's and counts as the rest.
+fastest of several forwards; what is left of the forward is Python's and counts as the rest. A 1x1 convolution that goes as a matrix
+product counts as one.
 """
 
 import time
@@ -28,7 +29,7 @@ KINDS = {
     "convolution": ("conv",),
     "norm and activation": ("norm", "silu"),
     "attention": ("attention", "softmax"),
-    "linear": ("mm", "linear", "matmul"),
+    "matrix products": ("mm", "linear", "matmul"),
     "rest": ("",),
 }
 COLOURS = ("#0072B2", "#009E73", "#D55E00", "#CC79A7", "#999999")  # Okabe and Ito

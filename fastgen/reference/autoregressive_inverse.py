@@ -13,7 +13,7 @@ from torch import Tensor
 from .._schema import AUTOREGRESSIVE_SCALES, SPLINE_TAILS
 from ._check import check_main, require
 from ._layout import opmath_dtype
-from ._masked_network import Network, check_network, read_program, state_size
+from ._masked_network import Network, Program, check_network, read_program, state_size
 from ._spline import Numbers, Spline, check_spline, derivatives_of
 
 
@@ -136,6 +136,18 @@ def autoregressive_inverse_advance(
     return network.run(level).T.contiguous()
 
 
+def _check_input(
+    op: str, input: Tensor, program: Tensor, weights: Tensor, parameters: Tensor, constants: Tensor | None
+) -> Program | None:
+    """What a whole inverse asks of its input and its network; the plan, where its values are at hand."""
+    check_main(op, "input", input)
+    require(op, input.dim() == 2, f"input must be [N, D], got shape {tuple(input.shape)}")
+    plan = check_network(op, input, program, weights, parameters, constants)
+    if plan is not None:
+        require(op, input.shape[1] == plan.features, f"input must be [N, {plan.features}], got {tuple(input.shape)}")
+    return plan
+
+
 def autoregressive_inverse_check(
     input: Tensor,
     program: Tensor,
@@ -148,16 +160,13 @@ def autoregressive_inverse_check(
     multiply: bool,
 ) -> None:
     op = "autoregressive_inverse"
-    check_main(op, "input", input)
-    require(op, input.dim() == 2, f"input must be [N, D], got shape {tuple(input.shape)}")
-    plan = check_network(op, input, program, weights, parameters, constants)
+    plan = _check_input(op, input, program, weights, parameters, constants)
     known = 0 <= scale < len(AUTOREGRESSIVE_SCALES)
     require(op, known, f"scale must be an index of AUTOREGRESSIVE_SCALES, got {scale}")
     fits = len(numbers) == 4 and numbers[0] > 0
     require(op, fits, f"numbers must be bound > 0, offset, eps and gain, got {list(numbers)}")
     if plan is None:
         return
-    require(op, input.shape[1] == plan.features, f"input must be [N, {plan.features}], got {tuple(input.shape)}")
     each = 1 if AUTOREGRESSIVE_SCALES[scale] == "none" else 2
     for level in plan.levels:
         fits = level.outputs in (each * level.features, 2 * level.features)
@@ -178,9 +187,7 @@ def autoregressive_inverse_spline_check(
     turn: bool,
 ) -> None:
     op = "autoregressive_inverse_spline"
-    check_main(op, "input", input)
-    require(op, input.dim() == 2, f"input must be [N, D], got shape {tuple(input.shape)}")
-    plan = check_network(op, input, program, weights, parameters, constants)
+    plan = _check_input(op, input, program, weights, parameters, constants)
     check_spline(op, numbers, num_bins, tails, parametrization)
     counts = derivatives_of(SPLINE_TAILS[tails], num_bins)
     require(op, derivatives in counts, f"derivatives must be {counts[0]}, got {derivatives}")
@@ -188,7 +195,6 @@ def autoregressive_inverse_spline_check(
     require(op, not turn or n.left == -n.right, f"turn must have a box of -bound to bound, got {numbers[:2]}")
     if plan is None:
         return
-    require(op, input.shape[1] == plan.features, f"input must be [N, {plan.features}], got {tuple(input.shape)}")
     each = 2 * num_bins + derivatives
     for level in plan.levels:
         require(op, level.outputs == each * level.features, f"program must have {each} outputs a feature")

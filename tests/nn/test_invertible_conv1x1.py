@@ -134,3 +134,13 @@ def test_it_is_normflows(kind):
         torch.testing.assert_close(a, b.expand(a.shape), rtol=1e-5, atol=1e-5)
     for a, b in zip(ours.inverse(x), theirs(x), strict=True):
         torch.testing.assert_close(a, b.expand(a.shape), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("parametrization", ["direct", "plu"])
+def test_the_matrices_of_bfloat16_are_float32_or_as_they_are(parametrization):
+    torch.manual_seed(0)
+    layer = InvertibleConv1x1(6, parametrization=parametrization).bfloat16().requires_grad_(False)
+    matrix, inverse = layer.matrix(), layer.inverse_matrix()
+    assert matrix.dtype == (torch.bfloat16 if parametrization == "direct" else torch.float32)
+    assert inverse.dtype == torch.float32
+    torch.testing.assert_close(matrix.double() @ inverse.double(), torch.eye(6).double(), rtol=0, atol=1e-5)

@@ -279,14 +279,17 @@ def test_the_log_det_of_what_has_none(gradient):
     assert empty.tolist() == [0.0, 0.0] and op(torch.eye(3), None, False, 0, 3, False, gradient)[0].shape == (0,)
     negative, inverse = op(-2 * torch.eye(3), torch.full((3,), -0.5), False, 1, 4, False, True)
     assert abs(negative.item()) <= 1e-14 and torch.equal(inverse, -2 * torch.eye(3))
-    assert_fake(op.default, (randn(4, 4).T, randn(4).exp(), False, 2, 7, False, gradient))
+    for wide in (False, True):
+        assert_fake(op.default, (randn(4, 4).T, randn(4).exp(), False, 2, 7, wide, gradient))
 
 
-def test_the_log_det_of_many_matrices_and_of_float8():
+def test_the_log_det_of_many_matrices_of_a_large_one_and_of_float8():
     x, weights = torch.zeros(2, 4, 3), randn(5, 4, 4)
     log_dets = lambda w: invertible_conv1x1_log_det(x, w).sum()  # noqa: E731
     actual = torch.func.vmap(torch.func.grad(log_dets))(weights)
     torch.testing.assert_close(actual, 6 * torch.linalg.inv(weights).mT, rtol=1e-5, atol=1e-5)
+    large = invertible_conv1x1_log_det(torch.zeros(1, 130, 3), torch.eye(130), torch.full((130,), -2.0))
+    torch.testing.assert_close(large, torch.tensor([3 * 130 * math.log(2)]))
     eighth = weights[0].to(torch.float8_e4m3fn)
     assert torch.equal(invertible_conv1x1_log_det(x, eighth), invertible_conv1x1_log_det(x, eighth.float()))
 
