@@ -105,24 +105,26 @@ def geglu_pack_check(weight: Tensor) -> None:
 
 
 def geglu_packed_check(input: Tensor, packed: Tensor, features: int, bias: Tensor | None, approximate: int) -> None:
-    _check("geglu_packed", input, 2 * features, bias, approximate)
+    _check("geglu_packed", input, 2 * features, None, approximate)
     require("geglu_packed", input.dtype != torch.float64, "input must be float32, bfloat16 or float16")
     shape = (2 * -(-features // PANEL), input.shape[1], PANEL)
-    fits = features >= 1 and packed.dtype == torch.float32 and packed.is_contiguous()
+    fits = features >= 1 and packed.dtype == torch.float32 and packed.is_contiguous() and packed.shape == shape
     require("geglu_packed", fits, f"packed must be what geglu_pack returns, for features={features}")
     check_floats("geglu_packed", input, shape, packed=packed)
+    check_floats("geglu_packed", input, (2 * features,), bias=bias)
 
 
 geglu_direct_pack_check = geglu_pack_check
 
 
 def geglu_direct_check(input: Tensor, packed: Tensor, features: int, bias: Tensor | None, approximate: int) -> None:
-    _check("geglu_direct", input, 2 * features, bias, approximate)
+    _check("geglu_direct", input, 2 * features, None, approximate)
     require("geglu_direct", input.dtype == torch.bfloat16, "input must be bfloat16")
     shape = (2 * -(-features // PANEL), -(-input.shape[1] // BLOCK), BLOCK // 2, 2 * PANEL)
-    fits = features >= 1 and packed.dtype == torch.bfloat16 and packed.is_contiguous()
+    fits = features >= 1 and packed.dtype == torch.bfloat16 and packed.is_contiguous() and packed.shape == shape
     require("geglu_direct", fits, f"packed must be what geglu_direct_pack returns, for features={features}")
     check_floats("geglu_direct", input, shape, packed=packed)
+    check_floats("geglu_direct", input, (2 * features,), bias=bias)
 
 
 def geglu_gate_check(projected: Tensor, approximate: int) -> None:
