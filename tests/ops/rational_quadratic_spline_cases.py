@@ -120,7 +120,7 @@ REFUSED = [
     for op in OPS
     for change, message in (
         ({"num_bins": 0}, "num_bins must be at least 1"),
-        ({"num_bins": 5}, "must be"),
+        ({"num_bins": 5}, "must (be|have)"),
         ({"tails": 3}, "tails"),
         ({"tails": -1}, "tails"),
         ({"parametrization": 2}, "parametrization"),
