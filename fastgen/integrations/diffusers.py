@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..nn.conv2d import gathering
 from ..nn.transformer import image_of, tokens_of
 from ..ops import attention, geglu
 from .fusing import (
@@ -25,6 +26,7 @@ from .fusing import (
     upsample_conv,
     upsampling,
 )
+from .pair import Pair, cats, parted, take_pairs, whole, with_pairs
 from .stand_in import StandIn, arguments_of, bare
 
 
@@ -44,7 +46,7 @@ class ResnetBlock2D(StandIn):
         if not is_swish(module.nonlinearity):
             yield f"non_linearity {type(module.nonlinearity).__name__}"
 
-    def forward(self: Any, input_tensor: Tensor, temb: Tensor | None, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self: Any, input_tensor: Tensor | Pair, temb: Tensor | None, *args: Any, **kwargs: Any) -> Tensor:
         active = self.nonlinearity
         if (
             args
@@ -55,13 +57,13 @@ class ResnetBlock2D(StandIn):
             or (self.time_emb_proj is None and temb is not None)
             or (self.time_embedding_norm == "scale_shift" and temb is None)
         ):
-            return self.theirs(input_tensor, temb, *args, **kwargs)
-        x = input_tensor
+            return self.theirs(whole(input_tensor), temb, *args, **kwargs)
         resample = self.upsample or self.downsample
+        x, skip = parted(input_tensor, self.norm1, None if resample else self.conv_shortcut)
         if resample is None:
-            h = norm_silu_conv(self.norm1, self.conv1, x)
+            h = norm_silu_conv(self.norm1, self.conv1, x, skip=skip, gather_moments=True)
         else:
-            h, x = self.conv1(resample(norm_silu(self.norm1, x))), resample(x)
+            h, x = self.conv1(resample(norm_silu(self.norm1, x)), **gathering(self.conv1)), resample(x)
         of_norm2 = {}
         if self.time_emb_proj is not None:
             e = self.time_emb_proj(temb if self.skip_time_act else active(temb))
@@ -70,10 +72,55 @@ class ResnetBlock2D(StandIn):
             else:
                 scale, shift = e.chunk(2, dim=1)
                 of_norm2 = {"scale": scale, "shift": shift}
-        residual = x if self.conv_shortcut is None else self.conv_shortcut(x)
+        if skip is not None:
+            residual = self.conv_shortcut(x, skip=skip)
+        else:
+            residual = x if self.conv_shortcut is None else self.conv_shortcut(x)
         return norm_silu_conv(
-            self.norm2, self.conv2, h, residual=residual, output_scale=1 / self.output_scale_factor, **of_norm2
-        )
+            self.norm2, self.conv2, h, residual=residual, output_scale=1 / self.output_scale_factor, gather_moments=True,
+            **of_norm2,
+        )  # fmt: skip
+
+
+class UpBlock2D(StandIn):
+    """Its own forward, of which a residual block gets both images of `torch.cat` as they lie."""
+
+    of, project, does = "UpBlock2D", "diffusers", "skips read where they lie by the residual blocks"
+    takes, has = ("hidden_states", "res_hidden_states_tuple"), ("resnets",)
+
+    @classmethod
+    def reasons(cls, module: Any) -> Iterator[str]:
+        if not cats(type(module).forward):
+            yield "its forward makes one image of two by something other than torch.cat"
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not take_pairs(self.resnets, ResnetBlock2D):
+            return self.theirs(*args, **kwargs)
+        return with_pairs(self.parent_class.forward)(self, *args, **kwargs)
+
+
+class CrossAttnUpBlock2D(UpBlock2D):
+    of = "CrossAttnUpBlock2D"
+
+
+class AttnUpBlock2D(UpBlock2D):
+    of = "AttnUpBlock2D"
+
+
+class SimpleCrossAttnUpBlock2D(UpBlock2D):
+    of = "SimpleCrossAttnUpBlock2D"
+
+
+class ResnetUpsampleBlock2D(UpBlock2D):
+    of = "ResnetUpsampleBlock2D"
+
+
+class SkipUpBlock2D(UpBlock2D):
+    of = "SkipUpBlock2D"
+
+
+class AttnSkipUpBlock2D(UpBlock2D):
+    of = "AttnSkipUpBlock2D"
 
 
 class Upsample2D(StandIn):
@@ -95,7 +142,7 @@ class Upsample2D(StandIn):
         doubled = output_size is None or tuple(output_size) == tuple(2 * n for n in hidden_states.shape[2:])
         if args or kwargs or not doubled or hidden_states.shape[1] != self.channels or not upsampling(conv):
             return self.theirs(hidden_states, output_size, *args, **kwargs)
-        return upsample_conv(conv, hidden_states)
+        return upsample_conv(conv, hidden_states, gather_moments=True)
 
 
 class GEGLU(StandIn):
@@ -279,5 +326,6 @@ class UNet2DConditionModel(UNet2DModel):
 
 
 STAND_INS = (
-    ResnetBlock2D, Upsample2D, GEGLU, Attention, BasicTransformerBlock, Transformer2DModel, UNet2DModel, UNet2DConditionModel,
+    ResnetBlock2D, UpBlock2D, CrossAttnUpBlock2D, AttnUpBlock2D, SimpleCrossAttnUpBlock2D, ResnetUpsampleBlock2D, SkipUpBlock2D,
+    AttnSkipUpBlock2D, Upsample2D, GEGLU, Attention, BasicTransformerBlock, Transformer2DModel, UNet2DModel, UNet2DConditionModel,
 )  # fmt: skip

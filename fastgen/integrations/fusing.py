@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import _dispatch, _library
-from ..nn.conv2d import Conv2d, takes_norm
+from ..nn.conv2d import Conv2d, gathering, takes_norm
 from ..nn.group_norm import GroupNorm
 from ..ops import group_norm, layer_norm, upsample_conv2d
 from ..ops._watchers import autocast_active, watched
@@ -56,21 +56,34 @@ def is_silu(activation: Any) -> bool:
     return activation is F.silu or (isinstance(activation, nn.Module) and is_swish(activation) and bare((activation,)))
 
 
-def norm_silu(norm: Any, input: Tensor, **of_norm: Tensor) -> Tensor:
-    """silu(norm(input)) in one pass; ``of_norm``: channel_bias, scale, shift [N, C]."""
+def norm_silu(norm: Any, input: Tensor, **of_norm: Tensor | None) -> Tensor:
+    """silu(norm(input)) in one pass; ``of_norm``: channel_bias, scale, shift [N, C], and skip, a second image."""
     return group_norm(input, norm.num_groups, norm.weight, norm.bias, norm.eps, activation="silu", **of_norm)
 
 
 def norm_silu_conv(
-    norm: Any, conv: Any, input: Tensor, *, residual: Tensor | None = None, output_scale: float = 1.0, **of_norm: Tensor
+    norm: Any,
+    conv: Any,
+    input: Tensor,
+    *,
+    skip: Tensor | None = None,
+    residual: Tensor | None = None,
+    output_scale: float = 1.0,
+    gather_moments: bool = False,
+    **of_norm: Tensor,
 ) -> Tensor:
-    """(conv(silu(norm(input))) + residual) * output_scale: in the convolution where its kernels take it, else beside it."""
-    if isinstance(conv, Conv2d) and takes_norm(conv, norm, input):
-        a, c = norm.affine_map(input, **of_norm)
+    """(conv(silu(norm(input))) + residual) * output_scale: in the convolution where its kernels take it, else beside it.
+
+    ``skip``: a second image, whose channels come after those of ``input``; ``gather_moments``: another such norm may read what is
+    returned, which it then has less of to read.
+    """
+    if isinstance(conv, Conv2d) and takes_norm(conv, norm, input, skip):
+        a, c = norm.affine_map(input, skip=skip, **of_norm)
         return conv(
-            input, input_scale=a, input_shift=c, activation="silu", residual=residual, output_scale=output_scale
-        )
-    y = conv(norm_silu(norm, input, **of_norm))
+            input, skip=skip, input_scale=a, input_shift=c, activation="silu", residual=residual, output_scale=output_scale,
+            **gathering(conv, gather_moments),
+        )  # fmt: skip
+    y = conv(norm_silu(norm, input, skip=skip, **of_norm))
     y = y if residual is None else residual + y
     return y if output_scale == 1.0 else y * output_scale
 
@@ -87,9 +100,9 @@ def upsampling(conv: Any) -> bool:
     )
 
 
-def upsample_conv(conv: Any, input: Tensor) -> Tensor:
-    """conv(input upsampled by two), without the image between them."""
-    return upsample_conv2d(input, conv.weight, conv.bias)
+def upsample_conv(conv: Any, input: Tensor, *, gather_moments: bool = False) -> Tensor:
+    """conv(input upsampled by two), without the image between them; ``gather_moments`` as above."""
+    return upsample_conv2d(input, conv.weight, conv.bias, gather_moments=gather_moments)
 
 
 def is_nearest_by_two(module: Any) -> bool:
