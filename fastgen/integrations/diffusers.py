@@ -12,6 +12,7 @@ from torch import Tensor
 from ..nn.conv2d import gathering
 from ..nn.transformer import image_of, tokens_of
 from ..ops import attention, geglu
+from .forwards import rewritten
 from .fusing import (
     better_channels_last,
     fusible,
@@ -27,7 +28,7 @@ from .fusing import (
     upsampling,
 )
 from .pair import Pair, cats, parted, take_pairs, whole, with_pairs
-from .stand_in import StandIn, arguments_of, bare
+from .stand_in import StandIn, arguments_of, bare, mixin_of
 
 
 class ResnetBlock2D(StandIn):
@@ -311,8 +312,14 @@ class UNet2DModel(StandIn):
     )
     takes, has = ("sample", "timestep"), ("conv_in", "conv_out")
 
+    @classmethod
+    def members(cls, parent: Any) -> dict[str, Any]:
+        """Their forward, with its last norm, SiLU and convolution as one call where its source can be read."""
+        made = rewritten(parent.forward)
+        return {} if made is None else {"theirs": made.forward}
+
     def forward(self: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if not better_channels_last(self.conv_in, sample):
+        if not better_channels_last(kind_of(self), self.conv_in, sample):
             return self.theirs(sample, *args, **kwargs)
         output = self.theirs(sample.contiguous(memory_format=torch.channels_last), *args, **kwargs)
         if isinstance(output, tuple):
@@ -323,6 +330,11 @@ class UNet2DModel(StandIn):
 
 class UNet2DConditionModel(UNet2DModel):
     of = "UNet2DConditionModel"
+
+
+def kind_of(module: Any) -> str:
+    mixin = mixin_of(module)
+    return "" if mixin is None else mixin.of
 
 
 STAND_INS = (
