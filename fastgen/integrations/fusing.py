@@ -83,7 +83,7 @@ def norm_silu_conv(
             input, skip=skip, input_scale=a, input_shift=c, activation="silu", residual=residual, output_scale=output_scale,
             **gathering(conv, gather_moments),
         )  # fmt: skip
-    y = conv(norm_silu(norm, input, skip=skip, **of_norm))
+    y = conv(norm_silu(norm, input, **of_norm) if skip is None else norm_silu(norm, input, skip=skip, **of_norm))
     y = y if residual is None else residual + y
     return y if output_scale == 1.0 else y * output_scale
 
