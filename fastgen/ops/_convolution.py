@@ -20,7 +20,7 @@ from . import _convolution_plan
 from ._check import check_floating, check_skip, fail, shape_of
 from ._convolution_plan import DIRECT, ConvolutionPlan
 from ._dtypes import foreign, in_float32
-from ._moments import remember
+from ._moments import remember, worth
 from ._packed_weights import WEIGHTS
 from ._watchers import autocast_active, watched
 
@@ -244,7 +244,7 @@ class Convolution:
         if residual is not None and residual.dtype is not input.dtype:
             operands = operands._replace(residual=residual.to(input.dtype))
         name = "direct" if direct else "packed"
-        if not gather:
+        if not (gather and worth(name, input, weight.shape[0], self.scale)):
             return self._op(name)(input, packed, weight.shape[0], *operands)
         with _counted():
             y, moments = self._op(f"{name}_moments")(input, packed, weight.shape[0], *operands)

@@ -69,9 +69,9 @@ def conv2d(
         embedding: [N, K], the time embedding of a residual block.
         residual: of the shape of the output.
         output_scale: a number, multiplied last.
-        gather_moments: a hint that a norm of fastgen's reads the output next. Where the kernels take the call they gather the
-            moments of its channels as they store it and keep them beside it, for :func:`group_norm_affine`; elsewhere it does
-            nothing.
+        gather_moments: a hint that a norm of fastgen's reads the output next. Where Winograd's kernels or that of 1x1 take the
+            call, and the output is of 4 MiB or more, they gather the moments of its channels as they store it and keep them beside
+            it, for :func:`group_norm_affine`; elsewhere, where it was not faster, it does nothing.
 
     Returns:
         [N, K, H', W'] in the dtype of ``input``, channels-last if ``input`` is, else contiguous; of the library's convolution in

@@ -8,7 +8,7 @@ each at another place; of the others there is 0.
 import torch
 from torch import Tensor
 
-WATCHED = 64
+WATCHED = 16
 STRIDE = 40503  # from the place of one value to that of the next: by the golden ratio of 2^16, odd
 
 
