@@ -224,6 +224,9 @@ SCHEMAS: dict[str, dict[str, str]] = {
     "group_norm_affine": {
         # (a, c) [N, C] in fp32 (fp64 for fp64) with norm(input + channel_bias) * (1 + scale) + shift = input * a + c; `skip` as above
         "group_norm_affine": "(Tensor input, Tensor? skip, int num_groups, Tensor? weight, Tensor? bias, Tensor? channel_bias, Tensor? scale, Tensor? shift, float eps) -> (Tensor, Tensor)",
+        # the same from moments [N, C, 3] in float64 of each channel of input and of skip, as convolutions return them: neither is read, but for
+        # the values by which one that has changed is known, and then read
+        "group_norm_affine_known": "(Tensor input, Tensor? skip, Tensor moments, Tensor? skip_moments, int num_groups, Tensor? weight, Tensor? bias, Tensor? channel_bias, Tensor? scale, Tensor? shift, float eps) -> (Tensor, Tensor)",
     },
     "geglu": {
         # h * gelu(gate) of [M, C] with (h, gate) = input weight^T + bias, each [M, D], whichever way is fastest
@@ -378,6 +381,10 @@ SCHEMAS: dict[str, dict[str, str]] = {
         "conv2d_direct_pack": "(Tensor weight) -> Tensor",
         # conv2d_packed of a bfloat16 image by weights so packed
         "conv2d_direct": "(Tensor input, Tensor packed, int out_channels, Tensor? bias, Tensor? input_scale, Tensor? input_shift, int activation, Tensor? embedding, Tensor? residual, float output_scale, Tensor? skip) -> Tensor",
+        # conv2d_packed and conv2d_direct, and the moments of each channel of the output as it is stored, for the norm after them: [N, K, 3]
+        # in float64, mean, sum of squared deviations and, of some channels, one of the values by which a changed image is known
+        "conv2d_packed_moments": "(Tensor input, Tensor packed, int out_channels, Tensor? bias, Tensor? input_scale, Tensor? input_shift, int activation, Tensor? embedding, Tensor? residual, float output_scale, Tensor? skip) -> (Tensor, Tensor)",
+        "conv2d_direct_moments": "(Tensor input, Tensor packed, int out_channels, Tensor? bias, Tensor? input_scale, Tensor? input_shift, int activation, Tensor? embedding, Tensor? residual, float output_scale, Tensor? skip) -> (Tensor, Tensor)",
     },
     "masked_conv2d": {
         # conv(input, weight) + bias of stride 1, the size kept, by the taps of the mask alone, whichever way is fastest
@@ -401,6 +408,9 @@ SCHEMAS: dict[str, dict[str, str]] = {
         # the same of matrix tiles, [4, panels, C / 32, 4, 16, 32] in bfloat16: the 2x2 sums that each phase of the output sees
         "upsample_conv2d_direct_pack": "(Tensor weight) -> Tensor",
         "upsample_conv2d_direct": "(Tensor input, Tensor packed, int out_channels, Tensor? bias, Tensor? input_scale, Tensor? input_shift, int activation, Tensor? embedding, Tensor? residual, float output_scale, Tensor? skip) -> Tensor",
+        # these two with the moments of the output, as of conv2d
+        "upsample_conv2d_packed_moments": "(Tensor input, Tensor packed, int out_channels, Tensor? bias, Tensor? input_scale, Tensor? input_shift, int activation, Tensor? embedding, Tensor? residual, float output_scale, Tensor? skip) -> (Tensor, Tensor)",
+        "upsample_conv2d_direct_moments": "(Tensor input, Tensor packed, int out_channels, Tensor? bias, Tensor? input_scale, Tensor? input_shift, int activation, Tensor? embedding, Tensor? residual, float output_scale, Tensor? skip) -> (Tensor, Tensor)",
     },
     "incremental": {
         # images [N, C, H, W] drawn pixel by pixel by a program; pixels that are `known` are as given; `levels` are the values of a categorical

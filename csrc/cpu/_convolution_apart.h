@@ -64,7 +64,7 @@ struct Region {
 
 template <class G, class T, bool kSilu>
 void forward_apart(const Problem& p, const Image<const T>& x, const float* weights, const Image<T>& y, const Image<const T>* residual,
-                   std::int64_t rows_at_once) {
+                   const Gathered* gathered, std::int64_t rows_at_once) {
   constexpr int m = G::outputs, scale = G::scale;
   const std::int64_t panels = ceil_div(p.outputs, kPanel), block_size = panels * p.channels * kPanel, chunks = ceil_div(p.channels, kChunk);
   const std::int64_t sets = ceil_div(panels, kPanelsApart), all_rows = p.n * ceil_div(p.height, m);
@@ -73,7 +73,7 @@ void forward_apart(const Problem& p, const Image<const T>& x, const float* weigh
     const Groups<G> g(p, most, std::min(kPanelsApart, panels) * kPanel);
     const Scratch<float> memory(G::points * g.values_of_point + G::blocks * g.products_of_block);
     float *const values = memory.get(), *const products = values + G::points * g.values_of_point;
-    Outputs<G, T> outputs(p, g, y, residual);
+    Outputs<G, T> outputs(p, g, y, residual, gathered);
     const auto row_of = [&](std::int64_t part) { return begin + part * (end - begin) / parts; };
     for (std::int64_t part = 0; part < parts; ++part) {
       const std::int64_t first_row = row_of(part), rows = row_of(part + 1) - first_row;

@@ -344,9 +344,12 @@ void make_direct_outputs(const Problem& p, const Positions<K>& g, std::int64_t f
 }
 
 template <class K, bool kSilu>
-void forward_direct(Call& call, const Tensor& packed) {
+void forward_direct(Call& call, const Tensor& packed, Tensor* moments) {
   const Problem& p = call.problem;
   const Positions<K> g(p);
+  const std::int64_t rows_at_once = rows_of_piece(p.height, p.width * K::phases);
+  std::optional<Gathered> gathered;
+  if (moments) gathered.emplace(call.output, p.channels_last, rows_at_once * K::scale);
   const Image<const BFloat16> x = image_of<BFloat16>(call.input);
   const Image<BFloat16> y(call.output, static_cast<BFloat16*>(call.output.mutable_data_ptr()));
   const std::optional<Image<const BFloat16>> r = image_of<BFloat16>(call.residual);
@@ -358,13 +361,16 @@ void forward_direct(Call& call, const Tensor& packed) {
     const std::int64_t rows = std::min(g.rows_of_group, g.rows - first);
     make_pixels<K, kSilu>(p, g, x, first, rows, pixels);
     make_direct_outputs<K>(p, g, first, rows, pixels, weights, finish);
+    const auto above = [&](std::int64_t row) { return gathered->pieces_above(row, g.period, g.height, rows_at_once); };
+    if (gathered) gathered->take_all(y.data, above(first), above(first + rows), true);
   }
+  if (gathered) gathered->merge(y.data, static_cast<double*>(moments->mutable_data_ptr()));
 }
 
 template <int scale>
 Tensor forward_packed_direct(const char* op, const Tensor& input, const Tensor& packed, std::int64_t out_channels, OptionalTensor bias,
                              OptionalTensor input_scale, OptionalTensor input_shift, std::int64_t activation, OptionalTensor embedding,
-                             OptionalTensor residual, double output_scale, OptionalTensor skip) {
+                             OptionalTensor residual, double output_scale, OptionalTensor skip, Tensor* moments = nullptr) {
   check_input(op, input);
   FASTGEN_CHECK(input.scalar_type() == ScalarType::BFloat16, op, ": input must be bfloat16");
   const std::int64_t taps = packed.dim() == 6 ? packed.size(3) : 0;
@@ -375,8 +381,11 @@ Tensor forward_packed_direct(const char* op, const Tensor& input, const Tensor& 
   FASTGEN_CHECK(out_channels >= 1 && packed.size(1) == ceil_div(out_channels, kPanel) && packed.size(2) == ceil_div(channels, kChunk), op,
                 ": packed must be for ", channels, " channels and out_channels=", out_channels);
   Call call = make_call<scale>(op, input, skip, channels, out_channels, bias, input_scale, input_shift, activation, embedding, residual, output_scale);
+  if (moments) *moments = empty_moments(call.output);
   if (call.output.numel() == 0) return call.output;
-  dispatch_taps<scale>(taps, [&]<class K>() { call.problem.silu ? forward_direct<K, true>(call, packed) : forward_direct<K, false>(call, packed); });
+  dispatch_taps<scale>(taps, [&]<class K>() {
+    call.problem.silu ? forward_direct<K, true>(call, packed, moments) : forward_direct<K, false>(call, packed, moments);
+  });
   return call.output;
 }
 

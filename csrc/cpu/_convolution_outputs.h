@@ -3,6 +3,7 @@
 // A thread owns chunks of output channels of rows of tiles: transform, bias, embedding, residual and scale, one store.
 #pragma once
 
+#include "_convolution_moments.h"
 #include "_convolution_values.h"
 
 namespace fastgen::convolution {
@@ -42,8 +43,9 @@ class Outputs {
   static constexpr int m = G::outputs, scale = G::scale;
 
  public:
-  Outputs(const Problem& p, const Groups<G>& g, const Image<T>& output, const Image<const T>* residual)
-      : p_(p), g_(g), finish_{p, output, residual}, columns_(g.tiles_of_row * m * scale),
+  // `gathered`: nullptr where no moments are wanted.
+  Outputs(const Problem& p, const Groups<G>& g, const Image<T>& output, const Image<const T>* residual, const Gathered* gathered)
+      : p_(p), g_(g), finish_{p, output, residual}, gathered_(gathered), columns_(g.tiles_of_row * m * scale),
         staged_(p.channels_last ? 0 : m * scale * columns_ * kChunk) {}
 
   // The outputs from `first` on of a row of tiles of all samples; `tile`: their products, of its first tile.
@@ -77,6 +79,7 @@ class Outputs {
       });
     }
     if (!p_.channels_last) put_staged(sample, first, count, top, height);
+    if (gathered_) gathered_->take(finish_.output.data, sample, row % g_.rows_of_image, first, count);
   }
 
  private:
@@ -96,16 +99,17 @@ class Outputs {
   const Problem& p_;
   const Groups<G>& g_;
   Finish<T> finish_;
+  const Gathered* gathered_;
   std::int64_t columns_;
   Scratch<float> staged_;  // [rows][columns][kChunk]
 };
 
 template <class G, class T>
 void make_outputs(const Problem& p, const Groups<G>& g, std::int64_t first_row, std::int64_t rows, const float* products,
-                  const Image<T>& output, const Image<const T>* residual) {
+                  const Image<T>& output, const Image<const T>* residual, const Gathered* gathered) {
   const std::int64_t chunks = ceil_div(p.outputs, kChunk);
   parallel(rows * chunks, rows * g.tiles_of_row * p.outputs * G::blocks, [&](std::int64_t begin, std::int64_t end) {
-    Outputs<G, T> outputs(p, g, output, residual);
+    Outputs<G, T> outputs(p, g, output, residual, gathered);
     for (std::int64_t i = begin; i < end; ++i) {
       const std::int64_t row = i / chunks, first = i % chunks * kChunk;
       outputs.make(first_row + row, first, products + row * g.tiles_of_row * g.product_stride + first);

@@ -18,6 +18,15 @@ Tensor upsample_conv2d_packed(const Tensor& input, const Tensor& packed, std::in
                            output_scale, skip);
 }
 
+std::tuple<Tensor, Tensor> upsample_conv2d_packed_moments(const Tensor& input, const Tensor& packed, std::int64_t out_channels, OptionalTensor bias,
+                     OptionalTensor input_scale, OptionalTensor input_shift, std::int64_t activation, OptionalTensor embedding,
+                     OptionalTensor residual, double output_scale, OptionalTensor skip) {
+  return with_moments([&](Tensor* moments) {
+    return forward_packed<2>("upsample_conv2d_packed_moments", input, packed, out_channels, bias, input_scale, input_shift, activation, embedding,
+                     residual, output_scale, skip, moments);
+  });
+}
+
 #if FASTGEN_HAS_MATRIX_TILES
 Tensor upsample_conv2d_direct_pack(const Tensor& weight) { return pack_weight_direct<2>("upsample_conv2d_direct_pack", weight); }
 
@@ -27,6 +36,15 @@ Tensor upsample_conv2d_direct(const Tensor& input, const Tensor& packed, std::in
   return forward_packed_direct<2>("upsample_conv2d_direct", input, packed, out_channels, bias, input_scale, input_shift, activation, embedding,
                                   residual, output_scale, skip);
 }
+
+std::tuple<Tensor, Tensor> upsample_conv2d_direct_moments(const Tensor& input, const Tensor& packed, std::int64_t out_channels, OptionalTensor bias,
+                     OptionalTensor input_scale, OptionalTensor input_shift, std::int64_t activation, OptionalTensor embedding,
+                     OptionalTensor residual, double output_scale, OptionalTensor skip) {
+  return with_moments([&](Tensor* moments) {
+    return forward_packed_direct<2>("upsample_conv2d_direct_moments", input, packed, out_channels, bias, input_scale, input_shift, activation, embedding,
+                     residual, output_scale, skip, moments);
+  });
+}
 #endif
 
 }  // namespace
@@ -35,8 +53,10 @@ Tensor upsample_conv2d_direct(const Tensor& input, const Tensor& packed, std::in
 STABLE_TORCH_LIBRARY_IMPL(fastgen, CPU, m) {
   m.impl("upsample_conv2d_pack", TORCH_BOX(&fastgen::convolution::upsample_conv2d_pack));
   m.impl("upsample_conv2d_packed", TORCH_BOX(&fastgen::convolution::upsample_conv2d_packed));
+  m.impl("upsample_conv2d_packed_moments", TORCH_BOX(&fastgen::convolution::upsample_conv2d_packed_moments));
 #if FASTGEN_HAS_MATRIX_TILES
   m.impl("upsample_conv2d_direct_pack", TORCH_BOX(&fastgen::convolution::upsample_conv2d_direct_pack));
   m.impl("upsample_conv2d_direct", TORCH_BOX(&fastgen::convolution::upsample_conv2d_direct));
+  m.impl("upsample_conv2d_direct_moments", TORCH_BOX(&fastgen::convolution::upsample_conv2d_direct_moments));
 #endif
 }

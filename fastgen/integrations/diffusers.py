@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..nn.conv2d import gathering
 from ..nn.transformer import image_of, tokens_of
 from ..ops import attention, geglu
+from .forwards import rewritten
 from .fusing import (
     better_channels_last,
     fusible,
@@ -25,7 +27,8 @@ from .fusing import (
     upsample_conv,
     upsampling,
 )
-from .stand_in import StandIn, arguments_of, bare
+from .pair import Pair, cats, parted, take_pairs, whole, with_pairs
+from .stand_in import StandIn, arguments_of, bare, mixin_of
 
 
 class ResnetBlock2D(StandIn):
@@ -44,7 +47,7 @@ class ResnetBlock2D(StandIn):
         if not is_swish(module.nonlinearity):
             yield f"non_linearity {type(module.nonlinearity).__name__}"
 
-    def forward(self: Any, input_tensor: Tensor, temb: Tensor | None, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self: Any, input_tensor: Tensor | Pair, temb: Tensor | None, *args: Any, **kwargs: Any) -> Tensor:
         active = self.nonlinearity
         if (
             args
@@ -55,13 +58,13 @@ class ResnetBlock2D(StandIn):
             or (self.time_emb_proj is None and temb is not None)
             or (self.time_embedding_norm == "scale_shift" and temb is None)
         ):
-            return self.theirs(input_tensor, temb, *args, **kwargs)
-        x = input_tensor
+            return self.theirs(whole(input_tensor), temb, *args, **kwargs)
         resample = self.upsample or self.downsample
+        x, skip = parted(input_tensor, self.norm1, None if resample else self.conv_shortcut)
         if resample is None:
-            h = norm_silu_conv(self.norm1, self.conv1, x)
+            h = norm_silu_conv(self.norm1, self.conv1, x, skip=skip, gather_moments=True)
         else:
-            h, x = self.conv1(resample(norm_silu(self.norm1, x))), resample(x)
+            h, x = self.conv1(resample(norm_silu(self.norm1, x)), **gathering(self.conv1)), resample(x)
         of_norm2 = {}
         if self.time_emb_proj is not None:
             e = self.time_emb_proj(temb if self.skip_time_act else active(temb))
@@ -70,10 +73,55 @@ class ResnetBlock2D(StandIn):
             else:
                 scale, shift = e.chunk(2, dim=1)
                 of_norm2 = {"scale": scale, "shift": shift}
-        residual = x if self.conv_shortcut is None else self.conv_shortcut(x)
+        if skip is not None:
+            residual = self.conv_shortcut(x, skip=skip)
+        else:
+            residual = x if self.conv_shortcut is None else self.conv_shortcut(x)
         return norm_silu_conv(
-            self.norm2, self.conv2, h, residual=residual, output_scale=1 / self.output_scale_factor, **of_norm2
-        )
+            self.norm2, self.conv2, h, residual=residual, output_scale=1 / self.output_scale_factor, gather_moments=True,
+            **of_norm2,
+        )  # fmt: skip
+
+
+class UpBlock2D(StandIn):
+    """Its own forward, of which a residual block gets both images of `torch.cat` as they lie."""
+
+    of, project, does = "UpBlock2D", "diffusers", "skips read where they lie by the residual blocks"
+    takes, has = ("hidden_states", "res_hidden_states_tuple"), ("resnets",)
+
+    @classmethod
+    def reasons(cls, module: Any) -> Iterator[str]:
+        if not cats(type(module).forward):
+            yield "its forward makes one image of two by something other than torch.cat"
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not take_pairs(self.resnets, ResnetBlock2D):
+            return self.theirs(*args, **kwargs)
+        return with_pairs(self.parent_class.forward)(self, *args, **kwargs)
+
+
+class CrossAttnUpBlock2D(UpBlock2D):
+    of = "CrossAttnUpBlock2D"
+
+
+class AttnUpBlock2D(UpBlock2D):
+    of = "AttnUpBlock2D"
+
+
+class SimpleCrossAttnUpBlock2D(UpBlock2D):
+    of = "SimpleCrossAttnUpBlock2D"
+
+
+class ResnetUpsampleBlock2D(UpBlock2D):
+    of = "ResnetUpsampleBlock2D"
+
+
+class SkipUpBlock2D(UpBlock2D):
+    of = "SkipUpBlock2D"
+
+
+class AttnSkipUpBlock2D(UpBlock2D):
+    of = "AttnSkipUpBlock2D"
 
 
 class Upsample2D(StandIn):
@@ -95,7 +143,7 @@ class Upsample2D(StandIn):
         doubled = output_size is None or tuple(output_size) == tuple(2 * n for n in hidden_states.shape[2:])
         if args or kwargs or not doubled or hidden_states.shape[1] != self.channels or not upsampling(conv):
             return self.theirs(hidden_states, output_size, *args, **kwargs)
-        return upsample_conv(conv, hidden_states)
+        return upsample_conv(conv, hidden_states, gather_moments=True)
 
 
 class GEGLU(StandIn):
@@ -264,8 +312,14 @@ class UNet2DModel(StandIn):
     )
     takes, has = ("sample", "timestep"), ("conv_in", "conv_out")
 
+    @classmethod
+    def members(cls, parent: Any) -> dict[str, Any]:
+        """Their forward, with its last norm, SiLU and convolution as one call where its source can be read."""
+        made = rewritten(parent.forward)
+        return {} if made is None else {"theirs": made.forward}
+
     def forward(self: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if not better_channels_last(self.conv_in, sample):
+        if not better_channels_last(kind_of(self), self.conv_in, sample):
             return self.theirs(sample, *args, **kwargs)
         output = self.theirs(sample.contiguous(memory_format=torch.channels_last), *args, **kwargs)
         if isinstance(output, tuple):
@@ -278,6 +332,12 @@ class UNet2DConditionModel(UNet2DModel):
     of = "UNet2DConditionModel"
 
 
+def kind_of(module: Any) -> str:
+    mixin = mixin_of(module)
+    return "" if mixin is None else mixin.of
+
+
 STAND_INS = (
-    ResnetBlock2D, Upsample2D, GEGLU, Attention, BasicTransformerBlock, Transformer2DModel, UNet2DModel, UNet2DConditionModel,
+    ResnetBlock2D, UpBlock2D, CrossAttnUpBlock2D, AttnUpBlock2D, SimpleCrossAttnUpBlock2D, ResnetUpsampleBlock2D, SkipUpBlock2D,
+    AttnSkipUpBlock2D, Upsample2D, GEGLU, Attention, BasicTransformerBlock, Transformer2DModel, UNet2DModel, UNet2DConditionModel,
 )  # fmt: skip

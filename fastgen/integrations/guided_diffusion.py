@@ -7,9 +7,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from .. import nn as fused
+from ..nn.conv2d import gathering
 from ..ops import attention, group_norm
 from .fusing import fusible, idle, norm_silu, norm_silu_conv, upsample_conv, upsampling
-from .stand_in import StandIn
+from .pair import Pair, cats, parted, take_pairs, whole, with_pairs
+from .stand_in import StandIn, bare
 
 PROJECT = "guided-diffusion"
 
@@ -39,7 +41,7 @@ class ResBlock(StandIn):
         if getattr(module, "exchange_temb_dims", False) or getattr(module, "skip_t_emb", False):
             yield "an embedding for every frame, or none"
 
-    def _forward(self: Any, x: Tensor, emb: Tensor) -> Tensor:
+    def _forward(self: Any, x: Tensor | Pair, emb: Tensor) -> Tensor:
         norm1, active1, conv1 = self.in_layers
         norm2, active2, dropout, conv2 = self.out_layers
         if not (
@@ -47,18 +49,46 @@ class ResBlock(StandIn):
             and fusible(norm2, active2, conv2, dropout, self.out_layers)
             and idle(dropout)
         ):
-            return self.theirs(x, emb)
+            return self.theirs(whole(x), emb)
+        x, skip = parted(x, norm1, None if self.updown else self.skip_connection)
         if self.updown:
-            h, x = conv1(self.h_upd(norm_silu(norm1, x))), self.x_upd(x)
+            h, x = conv1(self.h_upd(norm_silu(norm1, x)), **gathering(conv1)), self.x_upd(x)
         else:
-            h = norm_silu_conv(norm1, conv1, x)
+            h = norm_silu_conv(norm1, conv1, x, skip=skip, gather_moments=True)
         e = self.emb_layers(emb).type(h.dtype)
         if self.use_scale_shift_norm:
             scale, shift = e.chunk(2, dim=1)
             of_norm2 = {"scale": scale, "shift": shift}
         else:
             of_norm2 = {"channel_bias": e}
-        return norm_silu_conv(norm2, conv2, h, residual=self.skip_connection(x), **of_norm2)
+        residual = self.skip_connection(x) if skip is None else self.skip_connection(x, skip=skip)
+        return norm_silu_conv(norm2, conv2, h, residual=residual, gather_moments=True, **of_norm2)
+
+
+class UNetModel(StandIn):
+    """Its own forward, of which the residual blocks on the way up get both images of `torch.cat` as they lie."""
+
+    of, project, does = "UNetModel", PROJECT, "skips read where they lie by the residual blocks on the way up"
+    takes, has = ("x", "timesteps"), ("input_blocks", "middle_block", "output_blocks")
+
+    @classmethod
+    def concerns(cls, module: Any) -> bool:
+        return getattr(module, "dims", 2) == 2
+
+    @classmethod
+    def reasons(cls, module: Any) -> Iterator[str]:
+        if not cats(type(module).forward):
+            yield "its forward makes one image of two by something other than torch.cat"
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        stages = tuple(self.output_blocks)
+        if not (
+            all(isinstance(stage, nn.Sequential) and len(stage) for stage in stages)
+            and bare(stages)
+            and take_pairs((stage[0] for stage in stages), ResBlock)
+        ):
+            return self.theirs(*args, **kwargs)
+        return with_pairs(self.parent_class.forward)(self, *args, **kwargs)
 
 
 class Upsample(StandIn):
@@ -79,7 +109,7 @@ class Upsample(StandIn):
     def forward(self: Any, x: Tensor) -> Tensor:
         if x.shape[1] != self.channels or not upsampling(self.conv):
             return self.theirs(x)
-        return upsample_conv(self.conv, x)
+        return upsample_conv(self.conv, x, gather_moments=True)
 
 
 class QKVAttentionLegacy(StandIn):
@@ -114,4 +144,4 @@ def _attended(*qkv: Tensor) -> Tensor:
     return attention(q, k, v, scale=1 / math.sqrt(q.shape[3])).transpose(2, 3).flatten(1, 2)
 
 
-STAND_INS = (GroupNorm32, ResBlock, Upsample, QKVAttentionLegacy, QKVAttention)
+STAND_INS = (GroupNorm32, ResBlock, UNetModel, Upsample, QKVAttentionLegacy, QKVAttention)

@@ -46,11 +46,11 @@ class ResnetBlock(StandIn):
             or not (bare(parts) and idle(self.dropout))
         ):
             return self.theirs(x, temb, *args, **kwargs)
-        h = norm_silu_conv(self.norm1, self.conv1, x)
+        h = norm_silu_conv(self.norm1, self.conv1, x, gather_moments=True)
         of_norm2 = {} if temb is None else {"channel_bias": self.temb_proj(F.silu(temb))}
         if self.in_channels != self.out_channels:
             x = self.conv_shortcut(x) if self.use_conv_shortcut else self.nin_shortcut(x)
-        return norm_silu_conv(self.norm2, self.conv2, h, residual=x, **of_norm2)
+        return norm_silu_conv(self.norm2, self.conv2, h, residual=x, gather_moments=True, **of_norm2)
 
 
 class Upsample(StandIn):
@@ -62,7 +62,7 @@ class Upsample(StandIn):
         return bool(getattr(module, "with_conv", False))
 
     def forward(self: Any, x: Tensor) -> Tensor:
-        return upsample_conv(self.conv, x) if upsampling(self.conv) else self.theirs(x)
+        return upsample_conv(self.conv, x, gather_moments=True) if upsampling(self.conv) else self.theirs(x)
 
 
 class AttnBlock(StandIn):

@@ -44,12 +44,13 @@ class Conv2d(nn.Conv2d):
         embedding: Tensor | None = None,
         residual: Tensor | None = None,
         output_scale: float = 1.0,
+        gather_moments: bool = False,
     ) -> Tensor:
         """``input`` [N, C, H, W] and what :func:`fastgen.ops.conv2d` takes beside it; raises what that raises."""
         return conv2d(
             input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups, skip=skip,
             input_scale=input_scale, input_shift=input_shift, activation=activation, embedding=embedding,
-            residual=residual, output_scale=output_scale,
+            residual=residual, output_scale=output_scale, gather_moments=gather_moments,
         )  # fmt: skip
 
     def plan(self, input: Tensor, skip: Tensor | None = None) -> ConvolutionPlan:
@@ -103,19 +104,29 @@ def normed_conv(
     *,
     skip: Tensor | None = None,
     residual: Tensor | None = None,
+    gather_moments: bool = False,
     **of_norm: Tensor,
 ) -> Tensor:
     """``residual + conv(norm(input, **of_norm))``, with the activation that the norm has; ``skip``: a second input of a norm of
-    ours, whose channels come after those of ``input``.
+    ours, whose channels come after those of ``input``; ``gather_moments``: such a norm reads what is returned.
 
     Where the kernels can take it the norm's scale and shift are applied as the convolution reads ``input``. Where they cannot
     (gradients, autocast, the compiler, another class of norm, a shape that the library does better), it is the calls it reads as.
     """
     if is_own(norm) and isinstance(conv, Conv2d) and takes_norm(conv, norm, input, skip):
         a, c = norm.affine_map(input, skip=skip, **of_norm)
-        return conv(input, skip=skip, input_scale=a, input_shift=c, activation=norm.activation, residual=residual)
+        return conv(
+            input, skip=skip, input_scale=a, input_shift=c, activation=norm.activation, residual=residual,
+            **gathering(conv, gather_moments),
+        )  # fmt: skip
     y = conv(norm(input, **of_norm) if skip is None else norm(input, skip=skip, **of_norm))
     return y if residual is None else residual + y
+
+
+def gathering(conv: nn.Module, wanted: bool = True) -> dict[str, bool]:
+    """The keyword by which ``conv`` gathers the moments of what it returns; none of a class that may not know it."""
+    known = isinstance(conv, Conv2d) and type(conv).forward in (Conv2d.forward, UpsampleConv2d.forward)
+    return {"gather_moments": True} if wanted and known else {}
 
 
 def is_own(norm: nn.Module) -> TypeGuard[GroupNorm]:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .conv2d import Conv2d, UpsampleConv2d, conv_of_upsampled
+from .conv2d import Conv2d, UpsampleConv2d, conv_of_upsampled, gathering
 
 
 class Upsample(nn.Module):
@@ -37,7 +37,7 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(self.conv, UpsampleConv2d):
-            return self.conv(x)
+            return self.conv(x, **gathering(self.conv))  # a norm reads it next, in every network here
         x = F.interpolate(x, scale_factor=2.0, mode="nearest")
         return x if self.conv is None else self.conv(x)
 

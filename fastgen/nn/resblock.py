@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .conv2d import UpsampleConv2d, conv_beside, conv_of_upsampled, is_own, normed_conv, reads_both
+from .conv2d import UpsampleConv2d, conv_beside, conv_of_upsampled, gathering, is_own, normed_conv, reads_both
 from .group_norm import GroupNorm
 from .resample import Downsample, Upsample
 
@@ -128,20 +128,22 @@ class ResBlock(nn.Module):
 
     def _first_half(self, x: Tensor, skip: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """What the first convolution gives, and what the skip does."""
+        gather = is_own(self.norm2)  # it reads what the first convolution gives
         if skip is not None:
-            return normed_conv(self.norm1, self.conv1, x, skip=skip), self.skip(x, skip=skip)
+            return normed_conv(self.norm1, self.conv1, x, skip=skip, gather_moments=gather), self.skip(x, skip=skip)
         if self.resample is None:
-            return normed_conv(self.norm1, self.conv1, x), self.skip(x)
+            return normed_conv(self.norm1, self.conv1, x, gather_moments=gather), self.skip(x)
         if isinstance(self.conv1, UpsampleConv2d):
-            return normed_conv(self.norm1, self.conv1, x), self.skip(self.resample(x))
-        return self.conv1(self.resample(self.norm1(x))), self.skip(self.resample(x))
+            return normed_conv(self.norm1, self.conv1, x, gather_moments=gather), self.skip(self.resample(x))
+        y = self.conv1(self.resample(self.norm1(x)), **gathering(self.conv1, gather))
+        return y, self.skip(self.resample(x))
 
     def _second_half(self, h: Tensor, of_norm2: dict[str, Tensor], residual: Tensor | None = None) -> Tensor:
         """From the second norm on."""
         if self.training and self.dropout.p > 0:
             h = self.conv2(self.dropout(self.norm2(h, **of_norm2)))
             return h if residual is None else residual + h
-        return normed_conv(self.norm2, self.conv2, h, residual=residual, **of_norm2)
+        return normed_conv(self.norm2, self.conv2, h, residual=residual, gather_moments=True, **of_norm2)
 
     def extra_repr(self) -> str:
         return f"{self.channels}, {self.out_channels}, use_scale_shift_norm={self.use_scale_shift_norm}"

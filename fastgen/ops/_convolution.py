@@ -5,6 +5,7 @@ its checks do.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from . import _convolution_plan
 from ._check import check_floating, check_skip, fail, shape_of
 from ._convolution_plan import DIRECT, ConvolutionPlan
 from ._dtypes import foreign, in_float32
+from ._moments import remember, worth
 from ._packed_weights import WEIGHTS
 from ._watchers import autocast_active, watched
 
@@ -87,6 +89,7 @@ class Convolution:
         residual: Tensor | None,
         output_scale: float,
         skip: Tensor | None = None,
+        gather: bool = False,
     ) -> Tensor:
         code = _ACTIVATION_CODE.get(activation)
         if code is None:
@@ -97,7 +100,7 @@ class Convolution:
         direct = not watched()
         checked = (self._remembered if direct else self._checked)(input, weight, geometry, operands)
         if not checked.foreign:
-            return self._taken(direct, checked, input, weight, operands)
+            return self._taken(direct, checked, input, weight, operands, gather)
 
         def of_copies(input: Tensor, weight: Tensor, *args: Any) -> Tensor:
             copies = Operands(*args)
@@ -132,12 +135,14 @@ class Convolution:
         if _library.ISA is not None:
             _library.implement(f"{self.op}_fwd", fwd)
 
-    def _taken(self, direct: bool, checked: Checked, input: Tensor, weight: Tensor, operands: Operands) -> Tensor:
+    def _taken(
+        self, direct: bool, checked: Checked, input: Tensor, weight: Tensor, operands: Operands, gather: bool = False
+    ) -> Tensor:
         """By plain torch, or by the kernels where they can take the call and nobody must see what it is made of."""
         if checked.refusals or plainly(input.device, input, weight, *operands.tensors()):
             return self._plain(input, weight, checked.geometry, operands)
         if direct:
-            return self._compute(input, weight, checked.geometry, operands)
+            return self._compute(input, weight, checked.geometry, operands, gather)
         return self._op("fwd")(input, weight, *checked.geometry, *operands)
 
     def _remembered(self, input: Tensor, weight: Tensor, geometry: tuple[Any, ...], operands: Operands) -> Checked:
@@ -217,8 +222,13 @@ class Convolution:
         y = self._plain(input, *args)
         return y if list(y.stride()) == reference.output_strides(y.shape, input) else reference.in_layout(y, input)
 
-    def _compute(self, input: Tensor, weight: Tensor, geometry: tuple[Any, ...], operands: Operands) -> Tensor:
-        """A call that the kernels can take. The plan is made at each: a compiled graph follows the weight and the switches."""
+    def _compute(
+        self, input: Tensor, weight: Tensor, geometry: tuple[Any, ...], operands: Operands, gather: bool = False
+    ) -> Tensor:
+        """A call that the kernels can take. The plan is made at each: a compiled graph follows the weight and the switches.
+
+        ``gather``: the moments of the output are kept beside it.
+        """
         kept = WEIGHTS.find(weight)
         shape = input.shape if operands.skip is None else together_shape(input, operands.skip)
         passes = operands.passes(input.dtype)
@@ -233,11 +243,38 @@ class Convolution:
         residual = operands.residual
         if residual is not None and residual.dtype is not input.dtype:
             operands = operands._replace(residual=residual.to(input.dtype))
-        return self._op("direct" if direct else "packed")(input, packed, weight.shape[0], *operands)
+        name = "direct" if direct else "packed"
+        if not (gather and worth(name, input, weight.shape[0], self.scale)):
+            return self._op(name)(input, packed, weight.shape[0], *operands)
+        with _counted():
+            y, moments = self._op(f"{name}_moments")(input, packed, weight.shape[0], *operands)
+        remember(y, moments)
+        return y
 
 
 _NONE = Operands(None, None, None, 0, None, None, 1.0)
 _REMEMBERED: dict[Any, Checked] = {}
+
+
+def _counted() -> AbstractContextManager[Any]:
+    """In which a new tensor is one whose operations in place are counted: in inference mode too, which makes others."""
+    return _Counted() if torch.is_inference_mode_enabled() else _NOTHING
+
+
+class _Counted:
+    """Out of inference mode, and still without gradients."""
+
+    def __enter__(self) -> None:
+        self._mode, self._gradients = torch.inference_mode(False), torch.no_grad()
+        self._mode.__enter__()
+        self._gradients.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._gradients.__exit__(*error)
+        self._mode.__exit__(*error)
+
+
+_NOTHING = nullcontext()
 
 
 def together_shape(input: Tensor, skip: Tensor) -> torch.Size:

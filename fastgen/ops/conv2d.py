@@ -35,6 +35,7 @@ def conv2d(
     embedding: Tensor | None = None,
     residual: Tensor | None = None,
     output_scale: float = 1.0,
+    gather_moments: bool = False,
 ) -> Tensor:
     r"""`torch.nn.functional.conv2d`, fused with what a U-Net puts before and after it.
 
@@ -68,6 +69,9 @@ def conv2d(
         embedding: [N, K], the time embedding of a residual block.
         residual: of the shape of the output.
         output_scale: a number, multiplied last.
+        gather_moments: a hint that a norm of fastgen's reads the output next. Where Winograd's kernels or that of 1x1 take the
+            call, and the output is of 4 MiB or more, they gather the moments of its channels as they store it and keep them beside
+            it, for :func:`group_norm_affine`; elsewhere, where it was not faster, it does nothing.
 
     Returns:
         [N, K, H', W'] in the dtype of ``input``, channels-last if ``input`` is, else contiguous; of the library's convolution in
@@ -81,8 +85,9 @@ def conv2d(
     """
     geometry = stride, padding, dilation, groups
     return _CONV2D(
-        input, weight, geometry, bias, input_scale, input_shift, activation, embedding, residual, output_scale, skip
-    )
+        input, weight, geometry, bias, input_scale, input_shift, activation, embedding, residual, output_scale, skip,
+        gather_moments,
+    )  # fmt: skip
 
 
 def conv2d_plan(

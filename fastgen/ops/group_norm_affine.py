@@ -9,6 +9,8 @@ from .. import _dispatch
 from ..reference import group_norm_affine as reference
 from ._check import check_floating, check_skip, fail, shape_of
 from ._dtypes import foreign, in_float32
+from ._moments import recall
+from ._watchers import watched
 
 
 def group_norm_affine(
@@ -31,6 +33,9 @@ def group_norm_affine(
 
         a, c = group_norm_affine(x, 32, norm.weight, norm.bias)
         y = conv2d(x, weight, bias, padding=1, input_scale=a, input_shift=c, activation="silu")
+
+    Where the convolution that made ``input`` has gathered its moments (``gather_moments`` of :func:`conv2d`), and that of ``skip``,
+    and nothing has changed them since, they are not read.
 
     Its error is that of torch's own GroupNorm on the CPU, which multiplies and adds too: where the mean of a group is large
     beside its deviation, the digits that they share are lost, which :func:`group_norm` keeps.
@@ -78,7 +83,13 @@ def group_norm_affine(
     function: Any = reference.group_norm_affine if _dispatch.needs_grad(input, skip, *params) else _forward
     if foreign(input, skip, *params):
         function = in_float32("group_norm_affine", function)
+    elif function is _forward and not watched():
+        moments = recall(input)
+        skip_moments = recall(skip) if skip is not None and moments is not None else None
+        if moments is not None and (skip is None) == (skip_moments is None):
+            return _known(input, skip, moments, skip_moments, num_groups, *params, eps)
     return function(input, skip, num_groups, *params, eps)
 
 
 _forward: Any = torch.ops.fastgen.group_norm_affine.default
+_known: Any = torch.ops.fastgen.group_norm_affine_known.default

@@ -23,6 +23,7 @@ def upsample_conv2d(
     embedding: Tensor | None = None,
     residual: Tensor | None = None,
     output_scale: float = 1.0,
+    gather_moments: bool = False,
 ) -> Tensor:
     r"""``conv2d(interpolate(input, scale_factor=2, mode="nearest"), weight, bias, padding=1)``, without the image between them.
 
@@ -50,6 +51,9 @@ def upsample_conv2d(
         embedding: [N, K].
         residual: of the shape of the output.
         output_scale: a number, multiplied last.
+        gather_moments: a hint that a norm of fastgen's reads the output next. Where Winograd's kernels or that of 1x1 take the
+            call, and the output is of 4 MiB or more, they gather the moments of its channels as they store it and keep them beside
+            it, for :func:`group_norm_affine`; elsewhere, where it was not faster, it does nothing.
 
     Returns:
         [N, K, 2H, 2W] in the dtype of ``input``, channels-last if ``input`` is, else contiguous; of the library's convolution in
@@ -60,8 +64,9 @@ def upsample_conv2d(
         ValueError: a shape, a device or the activation does not fit; the message names the argument.
     """
     return _UPSAMPLE_CONV2D(
-        input, weight, (), bias, input_scale, input_shift, activation, embedding, residual, output_scale, skip
-    )
+        input, weight, (), bias, input_scale, input_shift, activation, embedding, residual, output_scale, skip,
+        gather_moments,
+    )  # fmt: skip
 
 
 def upsample_conv2d_plan(input: Tensor, weight: Tensor, *, skip: Tensor | None = None) -> ConvolutionPlan:

@@ -4,6 +4,7 @@ What its packed weights are is in `_convolution.py`.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,6 +13,7 @@ from . import _convolution, _convolution_direct
 from ._check import check_floats, check_skip, require
 from ._convolution import check_image, check_operands, empty, epilogue, in_layout, prologue
 from ._layout import opmath_dtype, together
+from ._moments import empty_moments, moments
 
 
 def conv2d_fwd(
@@ -254,3 +256,27 @@ def conv2d_direct_fake(
     skip: Tensor | None,
 ) -> Tensor:
     return empty(input, out_channels, input.shape[2:])
+
+
+def conv2d_packed_moments(*args: Any) -> tuple[Tensor, Tensor]:
+    y = conv2d_packed(*args)
+    return y, moments(y)
+
+
+def conv2d_direct_moments(*args: Any) -> tuple[Tensor, Tensor]:
+    y = conv2d_direct(*args)
+    return y, moments(y)
+
+
+conv2d_packed_moments_check = conv2d_packed_check
+conv2d_direct_moments_check = conv2d_direct_check
+
+
+def conv2d_packed_moments_fake(*args: Any) -> tuple[Tensor, Tensor]:
+    y = conv2d_packed_fake(*args)
+    return y, empty_moments(y)
+
+
+def conv2d_direct_moments_fake(*args: Any) -> tuple[Tensor, Tensor]:
+    y = conv2d_direct_fake(*args)
+    return y, empty_moments(y)

@@ -2,6 +2,8 @@
 affine map and an activation before them, sums and a scale after them. What its packed weights are is in `_convolution.py`.
 """
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -9,6 +11,7 @@ from . import _convolution, _convolution_direct
 from ._check import check_floats, check_skip, require
 from ._convolution import check_image, check_operands, empty, epilogue, in_layout, prologue
 from ._layout import opmath_dtype, together
+from ._moments import empty_moments, moments
 
 
 def upsample_conv2d_fwd(
@@ -248,3 +251,27 @@ def upsample_conv2d_direct_fake(
     skip: Tensor | None,
 ) -> Tensor:
     return empty(input, out_channels, output_size(input))
+
+
+def upsample_conv2d_packed_moments(*args: Any) -> tuple[Tensor, Tensor]:
+    y = upsample_conv2d_packed(*args)
+    return y, moments(y)
+
+
+def upsample_conv2d_direct_moments(*args: Any) -> tuple[Tensor, Tensor]:
+    y = upsample_conv2d_direct(*args)
+    return y, moments(y)
+
+
+upsample_conv2d_packed_moments_check = upsample_conv2d_packed_check
+upsample_conv2d_direct_moments_check = upsample_conv2d_direct_check
+
+
+def upsample_conv2d_packed_moments_fake(*args: Any) -> tuple[Tensor, Tensor]:
+    y = upsample_conv2d_packed_fake(*args)
+    return y, empty_moments(y)
+
+
+def upsample_conv2d_direct_moments_fake(*args: Any) -> tuple[Tensor, Tensor]:
+    y = upsample_conv2d_direct_fake(*args)
+    return y, empty_moments(y)

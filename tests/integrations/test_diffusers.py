@@ -79,7 +79,7 @@ def test_unet_2d_condition(masked, linear, channels_last):
 
 def unet_and_layouts(monkeypatch, dtypes):
     """One that is accelerated, where ``dtypes`` are faster channels-last, and the layouts that its first convolution is given."""
-    monkeypatch.setattr(fusing, "CHANNELS_LAST", {_library.ISA: frozenset(dtypes)})
+    monkeypatch.setattr(fusing, "CHANNELS_LAST", {_library.ISA: {"UNet2DModel": frozenset(dtypes)}})
     model = randomize(diffusers.UNet2DModel(**SMALL | UNETS["attention"])).eval()
     layouts: list[bool] = []
     model.conv_in.register_forward_pre_hook(
@@ -119,6 +119,25 @@ def test_a_u_net_is_not_turned_where_nothing_is_won(monkeypatch):
     fastgen.accelerate(model)(randn(2, 3, 16, 16), STEPS)
     (row,) = [row for row in fastgen.report(model).rows if row.name == ""]
     assert layouts == [False] and row.accelerated and row.kind == "UNet2DModel"
+
+
+@torch.no_grad()
+def test_the_last_norm_of_a_u_net_is_in_its_last_convolution():
+    """Which nobody calls, then, unless somebody looks."""
+    model = randomize(diffusers.UNet2DModel(**SMALL | UNETS["attention"])).eval()
+    x, seen = randn(2, 3, 16, 16), []
+    expected = model(x, STEPS).sample
+    forward = type(model.conv_act).forward
+    silu = lambda self, x: seen.append(x) or forward(self, x)  # noqa: E731
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(model.conv_act), "forward", silu)
+        fastgen.accelerate(model)
+        calls = []
+        for _ in range(2):
+            assert error(model(x, STEPS).sample, expected.double()) < WINOGRAD
+            calls.append(len(seen))
+            model.conv_act.register_forward_hook(lambda module, args, output: None)
+    assert calls[1] - 2 * calls[0] == 1  # of the embedding in either
 
 
 @torch.no_grad()

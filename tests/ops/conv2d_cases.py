@@ -108,9 +108,11 @@ def direct_arguments(
 UNSEEN = {
     "conv2d_direct_pack": lambda: (weight_of((1, 6), 4, 3, torch.float32),),
     "conv2d_direct": partial(direct_arguments, seam=4),
+    "conv2d_direct_moments": partial(direct_arguments, seam=4),
     "conv2d_fwd": forward_arguments,
     "conv2d_pack": lambda: (weight_of((1, 6), 4, 3, torch.float32), 4),
     "conv2d_packed": partial(packed_arguments, seam=4),
+    "conv2d_packed_moments": partial(packed_arguments, seam=4),
 }
 REFUSED = [
     ("conv2d_fwd", {"groups": 4}, "groups must divide channels"),
