@@ -174,7 +174,8 @@ def every_size(monkeypatch):
 
 def made(mode=torch.no_grad, family=conv2d):
     """An output whose moments are known, and the mode it was made in."""
-    weight = weight_of((2, 64), 64, 3, torch.float32)
+    with torch.inference_mode(False):  # of another weight nothing is kept
+        weight = weight_of((2, 64), 64, 3, torch.float32)
     with mode():
         x = randn(2, 64, 16, 16, dtype=torch.float32)
         return family(x, weight, gather_moments=True, **({"padding": 1} if family is conv2d else {}))
