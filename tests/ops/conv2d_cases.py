@@ -139,7 +139,7 @@ def harmless(op: str, name: str, how: str, arguments: dict[str, Any]) -> bool:
     """A weight may have any number of channels and be packed on any device; that of one point or tap is a 1x1 kernel's."""
     if op in ("conv2d_pack", "conv2d_direct_pack"):
         return how == "the meta device" or (how.startswith(("dimension 0", "dimension 1")) and "empty" not in how)
-    return name == "packed" and (op, how) in (
+    return name == "packed" and (op.removesuffix("_moments"), how) in (
         ("conv2d_packed", "dimension 0 of one"),
         ("conv2d_direct", "dimension 3 of one"),
     )

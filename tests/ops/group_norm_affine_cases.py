@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fastgen.ops import group_norm_affine
+from fastgen.reference import _moments
 
 from .families import OfTensors
 from .numerics import guarded, randn
@@ -32,10 +33,21 @@ def examples() -> list[dict[str, Any]]:
     return [{**example(torch.float32), "input": guarded(x[:, :4].clone()), "skip": guarded(x[:, 4:].clone())}]
 
 
+def known_arguments() -> tuple:
+    """Arguments of `group_norm_affine_known`, all of them given."""
+    given = examples()[0]
+    parts = given["input"], given["skip"]
+    return *parts, *map(_moments.moments, parts), 3, *(given[name] for name in NAMES), 1e-5
+
+
+UNSEEN = {"group_norm_affine_known": known_arguments}
 OWN_DTYPE = (0, 1)
 REFUSED = [
     ("group_norm_affine", {"num_groups": 0}, "num_groups"),
     ("group_norm_affine", {"num_groups": 4}, "num_groups must divide channels"),
+    ("group_norm_affine_known", {"num_groups": 4}, "num_groups must divide channels"),
+    ("group_norm_affine_known", {"skip_moments": None}, "skip_moments must be given where skip is"),
+    ("group_norm_affine_known", {"moments": torch.zeros(2, 4, 3)}, "moments must be what a convolution returns"),
 ]
 
 

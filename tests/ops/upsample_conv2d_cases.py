@@ -42,9 +42,11 @@ def forward_arguments() -> tuple:
 UNSEEN = {
     "upsample_conv2d_direct_pack": lambda: (weight_of((1, 6), 4, 3, torch.float32),),
     "upsample_conv2d_direct": functools.partial(direct_arguments, seam=4),
+    "upsample_conv2d_direct_moments": functools.partial(direct_arguments, seam=4),
     "upsample_conv2d_fwd": forward_arguments,
     "upsample_conv2d_pack": lambda: (weight_of((1, 6), 4, 3, torch.float32), 4),
     "upsample_conv2d_packed": functools.partial(packed_arguments, seam=4),
+    "upsample_conv2d_packed_moments": functools.partial(packed_arguments, seam=4),
 }
 REFUSED = [
     ("upsample_conv2d_fwd", {"activation": 2}, "activation"),
