@@ -5,9 +5,10 @@
 // query rows of one head: panels of F::lanes rows, transposed once. The panels go by for a span of keys that stays in the second-level
 // cache; a panel goes through it block by block, and its scores of one block stay in the first-level cache: maximum, exponentials, product
 // with the values. A length that fits one block, such as 77, is never rescaled. Blocks depend on the shape alone, so the bits do not
-// depend on the number of threads.
+// depend on the number of threads. Heads of up to 8 elements have a way of their own with AVX-512 (attention_narrow.h).
 #include "_matrix_products.h"
 #include "attention.h"
+#include "attention_narrow.h"
 
 namespace fastgen::attention {
 namespace {
@@ -24,15 +25,6 @@ constexpr std::int64_t kPackBytes = 1 << 25;   // of the keys and values that ar
 // longer than it stays awake, unless values are so wide that bringing their sums back takes more.
 constexpr std::int64_t kTiledKeys = 64, kTiledKeysOfWide = 192, kWideValues = 96;
 constexpr std::int64_t kSpanBytes = 1 << 20;   // of the keys and values of a span
-
-// Only where the maximum of a row grows by more than this, in powers of two, are the sums so far scaled again.
-constexpr int kSlack = 8;
-
-// The lengths of [0, length) cut into equal blocks of at most `most`, each a multiple of `unit`.
-std::int64_t block_length(std::int64_t length, std::int64_t most, std::int64_t unit) {
-  const std::int64_t blocks = (length + most - 1) / most;
-  return blocks == 0 ? unit : round_up((length + blocks - 1) / blocks, unit);
-}
 
 struct Blocks {
   std::int64_t rows, row_blocks, keys, span;  // span: keys that the panels of a block of rows go through one after the other
@@ -340,6 +332,9 @@ std::tuple<Tensor, Tensor> run(const char* op, const Tensor& query, const Tensor
       if (wants_logsumexp) std::fill_n(statistics, logsumexp.numel(), -std::numeric_limits<A>::infinity());
       return;
     }
+    if constexpr (kHasNarrow && std::is_same_v<A, float> && !(matrix_tiles::kAvailable && std::is_same_v<T, BFloat16>))
+      if (is_narrow(p) && !(std::is_same_v<T, BFloat16> && pairs_are_fast()))
+        return forward_narrow<T>(p, View(query), View(key), View(value), View(output), statistics);
     const auto run_by = [&]<class F>() { forward<T, F>(p, View(query), View(key), View(value), View(output), statistics); };
     if constexpr (matrix_tiles::kAvailable && std::is_same_v<T, BFloat16>) return run_by.template operator()<TiledPairs>();
     if constexpr (kHasPairs && !matrix_tiles::kAvailable && std::is_same_v<T, BFloat16>)

@@ -20,6 +20,9 @@ inline constexpr bool kHasPairs = false;
 inline bool pairs_are_fast() { return false; }
 #endif
 
+// Only where the maximum of a row grows by more than this, in powers of two, are the sums so far scaled again.
+inline constexpr int kSlack = 8;
+
 struct Problem {
   std::int64_t n, heads, kv_heads, rows, keys, depth, width;  // depth: of queries and keys; width: of values
   bool causal;
@@ -54,6 +57,12 @@ inline Problem make_problem(const char* op, const Tensor& query, const Tensor& k
     p.mask = View(*mask);
   }
   return p;
+}
+
+// The lengths of [0, length) cut into equal blocks of at most `most`, each a multiple of `unit`.
+inline std::int64_t block_length(std::int64_t length, std::int64_t most, std::int64_t unit) {
+  const std::int64_t blocks = (length + most - 1) / most;
+  return blocks == 0 ? unit : round_up((length + blocks - 1) / blocks, unit);
 }
 
 // What is added to the scores of keys [first, first + count) and rows [row, row + rows), as bias[key][row]: the mask, and -Inf where

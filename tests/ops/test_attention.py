@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastgen
+from fastgen import _library
 from fastgen.ops import attention
 from fastgen.reference import attention as reference
 from fastgen.reference._layout import strides_in_order_of
@@ -57,6 +58,37 @@ def test_values_and_gradients(dtype, shape, kind):
     assert list(output.stride()) == strides_in_order_of(inputs[0], output.shape)
     for t, g in zip(inputs, grads, strict=True):
         assert list(g.stride()) == strides_in_order_of(t, t.shape)
+
+
+@pytest.mark.isa
+@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("shape", [(2, 4, 2, 37, 203, 8, 8), (1, 2, 1, 300, 1601, 5, 7), (1, 1, 1, 3, 2, 8, 1)])
+@pytest.mark.parametrize("dtype", DTYPES[1:])
+def test_narrow_heads(dtype, shape, kind):
+    """Up to 8 elements: whole groups of keys and not, several spans of them, rows whose keys end before a span begins."""
+    if dtype == torch.bfloat16 and _library.ISA == "amx":
+        pytest.skip("matrix tiles take these")
+    inputs = [guarded(t) for t in tensors(shape, dtype, list(PLACES)[len(kind) % 3])]
+    n, heads, _, rows, _, _, width = shape
+    poison_allocator(1 << 20)
+    check(
+        inputs,
+        mask_of(kind, shape, dtype),
+        randn(n, heads, rows, width, seed=4, dtype=dtype),
+        is_causal=kind == "causal",
+    )
+
+
+@pytest.mark.isa
+@pytest.mark.parametrize("first", [0.0, -60.0, -float("inf")])
+def test_narrow_heads_whose_maximum_grows(first):
+    """Later keys have ever larger scores, and the first ones far smaller ones than those, or none at all."""
+    query, key, value = tensors((1, 2, 2, 40, 300, 8, 8), torch.float32)
+    key = key * torch.linspace(0, 20, 300)[:, None]
+    mask = torch.zeros(40, 300)
+    mask[:, :6] = first
+    check([query, key, value], mask, randn(1, 2, 40, 8, seed=4, dtype=torch.float32))
+    check([query, key, value], None, randn(1, 2, 40, 8, seed=4, dtype=torch.float32))
 
 
 @pytest.mark.isa
