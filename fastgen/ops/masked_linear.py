@@ -23,6 +23,10 @@ from ._watchers import autocast_active, in_autocast_dtype, watched
 PACKED: frozenset[str] = frozenset({"avx2", "avx512", "avx512_bf16", "amx"})
 LEAST_HIDDEN, LEAST_WEIGHTS = 0.25, 2**15
 PACKED_LINES = 16  # rows of a weight that are transposed at a time
+# Of a weight's gradient over fewer samples the library's product is the faster one, all of it and then a mask: on a Xeon 2.5 ms beside
+# 2.6 for 256 x 1024 x 1024, 0.51 beside 0.56 for 256 x 512 x 512, and 8.6 beside 8.4 for 4096 x 512 x 512.
+MANY_SAMPLES = 1024
+_WORDS = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 
 def masked_linear(
@@ -254,6 +258,7 @@ class _Plan(NamedTuple):
     columns: Tensor
     known: Tensor
     hidden: float  # share of the weights that is not stored
+    bits: dict[torch.dtype, Tensor]  # the mask as words, all bits of what is shown, by the dtype they are laid over
 
 
 _PLANS: dict[int, tuple[Seen, _Plan]] = {}  # id of the mask
@@ -286,7 +291,7 @@ def _plan(mask: Tensor) -> _Plan:
     rows, columns = forward.units[0], torch.tensor(forward.levels[0], dtype=torch.int64)
     reads = mask[rows][:, columns] * torch.arange(1, mask.shape[1] + 1)
     known = reads.amax(1) if mask.shape[1] else reads.sum(1)
-    plan = _Plan(next(_SERIALS), forward, backward, rows, columns, known, 1 - stored / max(mask.numel(), 1))
+    plan = _Plan(next(_SERIALS), forward, backward, rows, columns, known, 1 - stored / max(mask.numel(), 1), {})
     _PLANS[key] = (seen, plan)
     return plan
 
@@ -343,7 +348,13 @@ def _masked_linear_bwd(
         )
         program = plan.backward.program
         by_input = ops.masked_linear_network.default(grad, program, packed, nothing, None, input.shape[1])
-    if wants_weight:
+    if wants_weight and input.shape[0] < MANY_SAMPLES:
+        by_weight = torch.mm(grad.to(wide).t(), input.to(wide))
+        bits = plan.bits.get(wide)
+        if bits is None:
+            bits = plan.bits[wide] = -mask.to(_WORDS[wide])
+        by_weight.view(_WORDS[wide]).bitwise_and_(bits)
+    elif wants_weight:
         by_weight = ops.masked_linear_weight_bwd.default(grad, input, mask, plan.rows, plan.columns, plan.known)
     return by_input, by_weight.to(weight.dtype)
 
