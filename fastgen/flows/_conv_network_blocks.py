@@ -6,6 +6,7 @@ are products of patches, which the library's GEMM does faster than its convoluti
 computed again in the backward pass, which costs less than to keep it.
 """
 
+import threading
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 NUMBERS = 2**20  # of a hidden layer that are worked on at a time, of whole images
+_KEPT = threading.local()
 WIDER, WIDE = 8, 256  # hidden layers must be so many times as wide as the input and the output, and so wide
 
 
@@ -30,7 +32,7 @@ def forward(x: Tensor, added: Tensor | None, w1: Tensor, b1: Any, w2: Tensor, b2
     rows = x.new_empty(n * pixels, w2.shape[0])
     patches, first, middle = _patches(x, ones=True), _first_weight(w1, b1), w2.flatten(1).t()
     blocks = _blocks(x, w1.shape[0])
-    room = _room(x, blocks, w1.shape[0])
+    room = _room(x, blocks, w1.shape[0], 0)
     for images in blocks:
         part = slice(images.start * pixels, images.stop * pixels)
         h, out = _hidden(patches[part], first, added, images, room), rows[part]
@@ -62,7 +64,7 @@ def backward(
     d_added = x.new_empty(n, source) if added is not None and wanted[1] else None
     to_x = x.new_empty(n * pixels, 9 * channels) if wanted[0] else None
     blocks = _blocks(x, source)
-    rooms = [_room(x, blocks, size) for size in (units, source, source)]
+    rooms = [_room(x, blocks, size, which) for which, size in enumerate((units, source, source))]
     ones = x.new_ones(len(rooms[0]))
     for images in blocks:
         part = slice(images.start * pixels, images.stop * pixels)
@@ -107,9 +109,17 @@ def _blocks(x: Tensor, hidden: int) -> list[slice]:
     return [slice(i * n // parts, (i + 1) * n // parts) for i in range(parts)]
 
 
-def _room(x: Tensor, blocks: list[slice], width: int) -> Tensor:
-    """Memory for one block."""
-    return x.new_empty(max(b.stop - b.start for b in blocks) * x.shape[2] * x.shape[3], width)
+def _room(x: Tensor, blocks: list[slice], width: int, which: int) -> Tensor:
+    """Memory for one block, which a thread keeps for its next step."""
+    lines = max(b.stop - b.start for b in blocks) * x.shape[2] * x.shape[3]
+    kept: dict[Any, Tensor] = _KEPT.__dict__
+    key = f"{which} {x.dtype}"
+    room = kept.get(key)
+    if room is None or room.numel() < lines * width:
+        room = x.new_empty(lines * width)
+        if room.numel() <= NUMBERS:
+            kept[key] = room
+    return room[: lines * width].view(lines, width)
 
 
 def _first_weight(weight: Tensor, bias: Tensor | None) -> Tensor:
