@@ -9,6 +9,7 @@
 #include <atomic>
 
 #include "common/scratch.h"
+#include "common/simd/gather.h"
 
 namespace fastgen::masked_network {
 namespace {
@@ -195,7 +196,16 @@ Tensor masked_linear_pack(const Tensor& weight, const Tensor& gather, const Tens
       for (std::int64_t item = begin; item < end; ++item) {
         const std::int64_t task = item % tasks.size(0), line = item / tasks.size(0) * block, units = sizes[2 * task + 1];
         const std::int64_t last = begins[static_cast<std::size_t>(task)] + std::min(line + block, sizes[2 * task]) * units;
-        for (std::int64_t i = begins[static_cast<std::size_t>(task)] + line * units; i < last; ++i) {
+        std::int64_t i = begins[static_cast<std::size_t>(task)] + line * units;
+        if constexpr (kGathers && std::is_same_v<S, float>)
+          for (; i + kWidth<float> <= last; i += kWidth<float>) {
+            VecI at(from + i, stdx::element_aligned);
+            const auto past = at >= static_cast<std::int32_t>(most);
+            fits = fits && stdx::all_of(at >= -1) && stdx::none_of(past);
+            stdx::where(past, at) = -1;
+            store(out + i, fastgen::gather(w, at));
+          }
+        for (; i < last; ++i) {
           const std::int32_t at = from[i];
           const bool there = at >= 0 && at < most;
           fits = fits && at >= -1 && at < most;

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops._watchers import autocast_active, watched
+from . import _conv_network_blocks as blocks
 
 
 def applies(convs: tuple[nn.Module, ...], x: Tensor) -> bool:
@@ -59,6 +60,10 @@ class _Network(torch.autograd.Function):
     def forward(  # type: ignore[override]
         ctx: Any, x: Tensor, added: Tensor | None, w1: Tensor, b1: Any, w2: Tensor, b2: Any, w3: Tensor, b3: Any
     ) -> Tensor:
+        if blocks.applies(x, w3):
+            output, rows = blocks.forward(x, added, w1, b1, w2, b2, w3, b3)
+            ctx.save_for_backward(x, added, w1, b1, w2, b2, w3, b3, None, rows)
+            return output
         h = F.conv2d(x, w1, b1, padding=1)
         if added is not None:
             h.add_(added[:, :, None, None])
@@ -75,6 +80,8 @@ class _Network(torch.autograd.Function):
             leaves = [t for t, needed in zip(inputs, wanted, strict=True) if needed]
             found = iter(torch.autograd.grad(_plain(*inputs), leaves, grad_output, create_graph=True))
             return tuple(next(found) if needed else None for needed in wanted)
+        if hidden is None:
+            return blocks.backward(grad_output, rows, inputs, wanted)
         x, added, w1, _, w2, _, w3, _ = inputs
         below = any(wanted[:6])
         grad, d_w3, d_b3 = _conv_backward(grad_output, _image(rows, x), w3, (below, *wanted[6:]))

@@ -4,9 +4,18 @@ import pytest
 import torch
 from torch import nn
 
-from fastgen.flows import ConvNet, _conv_network
+from fastgen.flows import ConvNet, _conv_network, _conv_network_blocks
 
 from .layers import shown
+
+
+@pytest.fixture(params=[False, True], autouse=True)
+def in_blocks(request, monkeypatch):
+    """Both ways: all images at once, and a few at a time, of which these networks would be too narrow."""
+    if request.param:
+        for name, value in (("WIDER", 1), ("WIDE", 1), ("NUMBERS", 300)):
+            monkeypatch.setattr(_conv_network_blocks, name, value)
+    return request.param
 
 
 def network(dtype=torch.float64, **options):
@@ -21,6 +30,24 @@ def gradients(net, x, context, frozen=(), **options):
     return y, torch.autograd.grad(y, leaves, weights, **options)
 
 
+def test_blocks_are_for_wide_networks_of_few_channels():
+    small = torch.randn(2, 6, 4, 4)
+    weight = torch.randn(12, 512, 3, 3)
+    assert _conv_network_blocks.applies(small, weight) and not _conv_network_blocks.applies(small.bfloat16(), weight)
+    assert not _conv_network_blocks.applies(small[:0], weight)
+
+
+def test_blocks_hold_whole_images(in_blocks):
+    if not in_blocks:
+        x = torch.randn(5, 6, 16, 16)
+        assert _conv_network_blocks._blocks(x, 2**12) == [slice(i, i + 1) for i in range(5)]
+        assert not _conv_network_blocks.applies(torch.randn(2, 96, 4, 4), torch.randn(12, 512, 3, 3))
+    else:
+        x = torch.randn(7, 3, 5, 6)
+        found = _conv_network_blocks._blocks(x, 5)
+        assert [b.stop - b.start for b in found] == [1, 2, 2, 2] and found[-1].stop == 7
+
+
 class Looked(nn.Conv2d):
     """A layer of another class: the network is run layer by layer."""
 
@@ -29,12 +56,12 @@ class Looked(nn.Conv2d):
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-11), (torch.float32, 1e-4)])
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_gradients_are_those_of_the_layers(options, dtype, bound, channels_last):
-    net, x = network(dtype, **options), torch.randn(2, 3, 5, 6, dtype=dtype)
+    net, x = network(dtype, **options), torch.randn(5, 3, 5, 6, dtype=dtype)
     if channels_last:
         x = x.contiguous(memory_format=torch.channels_last)
-    context = torch.tensor([3, 1]) if "num_classes" in options else None
+    context = torch.tensor([3, 1, 0, 4, 1]) if "num_classes" in options else None
     if "context_channels" in options:
-        context = torch.randn(2, 2, 5, 6, dtype=dtype)
+        context = torch.randn(5, 2, 5, 6, dtype=dtype)
     y, found = gradients(net, x, context)
     assert "Network" in type(y.grad_fn).__name__
     net.first.register_forward_hook(lambda *_: None)

@@ -92,6 +92,7 @@ UNSEEN = {
 }
 REFUSED = [
     ("masked_linear_pack", {"gather": torch.arange(1, 43, dtype=torch.int32)}, "gather must be"),
+    ("masked_linear_pack", {"gather": torch.arange(1, 43, dtype=torch.int32).flip(0)}, "gather must be"),
     ("masked_linear_pack", {"gather": torch.arange(-2, 40, dtype=torch.int32)}, "gather must be"),
     ("masked_linear_pack", {"tasks": torch.tensor([[6, 8]])}, "tasks must be"),
     ("masked_linear_pack", {"tasks": torch.tensor([[-6, -7]])}, "tasks must"),
