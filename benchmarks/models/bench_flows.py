@@ -28,11 +28,12 @@ HIDDEN = {"RealNVP": 256, "Glow": 128}  # features or channels of the networks
 def cases(device: torch.device, full: bool) -> list[Case]:
     steps = [
         Case(
-            "glow_step", f"{hidden} hidden channels", shape, "fp32",
-            functools.partial(build_step, hidden, shape, device), "a step of Glow, forward and backward",
+            "glow_step", f"{hidden} hidden channels{', P L U' if parametrization == 'plu' else ''}", shape, "fp32",
+            functools.partial(build_step, hidden, parametrization, shape, device), "a step of Glow, forward and backward",
         )
         for hidden, shape in STEPS.items()
-        if full or hidden != 64
+        for parametrization in ("direct", "plu")
+        if full or hidden == 256 or (hidden, parametrization) == (512, "direct")
     ]  # fmt: skip
     stacks = [
         Case(
@@ -44,7 +45,9 @@ def cases(device: torch.device, full: bool) -> list[Case]:
     return steps + stacks
 
 
-def build_step(hidden: int, shape: tuple[int, ...], device: torch.device, allow_compile: bool) -> Workload:
+def build_step(
+    hidden: int, parametrization: str, shape: tuple[int, ...], device: torch.device, allow_compile: bool
+) -> Workload:
     torch.manual_seed(0)  # weights that do not depend on what ran before
     channels, notes = shape[1], []
     steps: dict[str, Any] = {}
@@ -54,7 +57,8 @@ def build_step(hidden: int, shape: tuple[int, ...], device: torch.device, allow_
         except ImportError as error:
             notes.append(f"{name} is left out: {error}")
     network = ConvNet(channels // 2, channels, hidden_channels=hidden)
-    steps["fastgen"] = GlowStep(channels, AffineCoupling(network, scale_fn="sigmoid"))
+    coupling = AffineCoupling(network, scale_fn="sigmoid")
+    steps["fastgen"] = GlowStep(channels, coupling, parametrization=parametrization)
     x = random_tensor(shape, device, "fp32", seed=3).requires_grad_()
     y_grad = random_tensor(shape, device, "fp32", seed=4)
     providers = []

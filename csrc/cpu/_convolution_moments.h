@@ -1,7 +1,8 @@
 // Moments of the channels of an output, gathered as it is stored, for the norm that reads it next.
 //
 // An image is taken in pieces of whole rows of pixels. The thread that has stored some channels of a piece reads them back, from its
-// caches, as they are stored: sums of deviations from a number that is near their mean, and of the squares of these, in fp32. Pieces depend on the shape alone and are merged in order in fp64, so the bits depend on no number of threads.
+// caches, as they are stored: sums of deviations from a number that is near their mean, and of the squares of these, in fp32. Pieces
+// depend on the shape alone and are merged in order in fp64, so the bits depend on no number of threads.
 #pragma once
 
 #include <limits>

@@ -85,9 +85,8 @@ class ActNormConv1x1(ActNorm, SquareMatrix):
 
     def inverse(self, input: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         log_det = -self._log_det(input)
-        inverse = (
-            self.inverse_matrix() if input.is_cpu else self._inverted()
-        )  # a GPU's would not see a change of `.data`
+        # On a GPU the inverse is not kept: a change of `.data` would not be seen.
+        inverse = self.inverse_matrix() if input.is_cpu else self._inverted()
         slope = torch.exp(-self.log_scale.to(inverse.dtype))
         return ops.invertible_conv1x1(input, inverse * slope[:, None], bias=-self.shift * slope), log_det
 

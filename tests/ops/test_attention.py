@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastgen
-from fastgen import _library
 from fastgen.ops import attention
 from fastgen.reference import attention as reference
 from fastgen.reference._layout import strides_in_order_of
@@ -66,8 +65,6 @@ def test_values_and_gradients(dtype, shape, kind):
 @pytest.mark.parametrize("dtype", DTYPES[1:])
 def test_narrow_heads(dtype, shape, kind):
     """Up to 8 elements: whole groups of keys and not, several spans of them, rows whose keys end before a span begins."""
-    if dtype == torch.bfloat16 and _library.ISA == "amx":
-        pytest.skip("matrix tiles take these")
     inputs = [guarded(t) for t in tensors(shape, dtype, list(PLACES)[len(kind) % 3])]
     n, heads, _, rows, _, _, width = shape
     poison_allocator(1 << 20)
