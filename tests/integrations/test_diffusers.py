@@ -6,6 +6,7 @@ import itertools
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastgen
 from fastgen import _library
@@ -119,6 +120,25 @@ def test_a_u_net_is_not_turned_where_nothing_is_won(monkeypatch):
     fastgen.accelerate(model)(randn(2, 3, 16, 16), STEPS)
     (row,) = [row for row in fastgen.report(model).rows if row.name == ""]
     assert layouts == [False] and row.accelerated and row.kind == "UNet2DModel"
+
+
+@torch.no_grad()
+@pytest.mark.skipif(_library.ISA is None, reason="no kernels")
+def test_a_u_net_is_not_turned_before_those_who_look(monkeypatch):
+    model, layouts = unet_and_layouts(monkeypatch, [torch.float32])
+    fastgen.accelerate(model)
+    x = randn(2, 3, 16, 16)
+    with torch.autocast("cpu"):
+        model(x, STEPS)
+    with Looking():
+        model(x, STEPS)
+    model(x, STEPS)
+    assert layouts == [False, False, True]
+
+
+class Looking(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
 
 
 @torch.no_grad()
