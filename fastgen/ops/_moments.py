@@ -28,8 +28,8 @@ class _Known(NamedTuple):
 
 # Kind of packed weights -> bytes of an output from which on its moments are worth gathering. Smaller ones lie in a cache when the
 # norm reads them. Time of convolution and norm with moments over that without, Xeon with AMX, two threads: of fp32, 1.00 for 1 to
-# 2 MiB, 0.98 for 5 MiB, 0.94 to 0.99 for 16 to 32 MiB; by matrix tiles of bfloat16, whose products leave less time to hide it in, 0.98 to
-# 1.04 for 1 to 16 MiB.
+# 2 MiB, 0.98 for 5 MiB, 0.94 to 0.99 for 16 to 32 MiB; by matrix tiles of bfloat16, whose products leave less time to hide it in,
+# 0.98 to 1.04 for 1 to 16 MiB.
 LEAST_BYTES = {"packed": 4 << 20, "direct": math.inf}
 
 _KNOWN: dict[int, _Known] = {}  # id of the tensor
